@@ -1,0 +1,111 @@
+"""A checkpoint, loaded whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
+from transformers.utils import cached_file
+
+from config.settings import QwenSettings
+from engine.errors import CheckpointError
+
+MODEL_TYPE = "qwen3_omni_moe"
+LISTED = 5  # names of missing weights that an error lists
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The model, in evaluation mode, and its tokenizer."""
+
+    model: Any  # Qwen3OmniMoeForConditionalGeneration
+    tokenizer: Any
+
+
+def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
+    """Loads `source`, a folder or a hub name, as `settings` says. Raises `CheckpointError`."""
+    check_model_type(source)
+    logging.getLogger("transformers.modeling_rope_utils").setLevel(logging.ERROR)  # warns about Qwen's own keys
+    device = resolve_device(settings.device_map)
+    try:
+        model, report = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+            source,
+            dtype=resolve_dtype(settings.torch_dtype, device),
+            device_map=device,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint {source} cannot be loaded: {error}") from error
+    _expect_whole(source, report)
+    if not model.has_talker:
+        raise CheckpointError(f"the checkpoint {source} has enable_audio_output = false: it has no voice to serve")
+    if settings.lora:
+        model = merge_lora(model, settings.lora)
+    _expect_rotary_buffers(source, model)
+    return Checkpoint(model.eval().requires_grad_(False), tokenizer)
+
+
+def check_model_type(source: str | Path) -> None:
+    """Raises `CheckpointError` unless `source` has a config.json of Qwen3-Omni."""
+    try:
+        file = cached_file(str(source), "config.json")
+        found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"no checkpoint at {source!s}, expected a folder with config.json or a hub name: {error}"
+        ) from error
+    if found != MODEL_TYPE:
+        raise CheckpointError(f"the checkpoint {source} is of model type {found!r}, expected {MODEL_TYPE!r}")
+
+
+def resolve_device(device_map: str) -> str:
+    """`auto` is cuda where there is one, else cpu. Raises `CheckpointError` for a cuda that is not there."""
+    if device_map == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device_map.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(f"qwen.device_map is {device_map!r}, but this machine has no CUDA device")
+    return device_map
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 on cuda, float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.startswith("cuda") else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def merge_lora(model: Any, folder: str) -> Any:
+    """`model` with the adapter in `folder` merged into its weights. Raises `CheckpointError`."""
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise CheckpointError(f"qwen.lora is {folder!r}, expected a folder with adapter_config.json")
+    try:
+        return PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"the LoRA adapter {folder} does not fit the checkpoint: {error}") from error
+
+
+def _expect_whole(source: str | Path, report: dict[str, Any]) -> None:
+    """Every parameter came from the checkpoint: transformers would leave a missing one random."""
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        names = sorted(str(name) for name in report.get(problem, ()))
+        if names:
+            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            raise CheckpointError(
+                f"the checkpoint {source} is not whole: {problem.replace('_', ' ')}: {', '.join(names[:LISTED])}{more}"
+            )
+
+
+def _expect_rotary_buffers(source: str | Path, model: Any) -> None:
+    """Rotary frequencies are not saved but computed: zero or NaN ones have been seen, and give quiet nonsense."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and not (torch.isfinite(buffer).all() and (buffer > 0).all()):
+            raise CheckpointError(f"after loading {source}, the rotary frequencies {name} are not positive numbers")

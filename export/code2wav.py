@@ -1,0 +1,186 @@
+"""Codec frames to waveform, a tick at a time: the streaming form of transformers' `Qwen3OmniMoeCode2Wav`.
+
+All of code2wav is causal but its four transposed convolutions, each of which needs one input frame more than it
+gives: 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms) by which the stream runs behind. The samples before the clip
+(pre-roll) are zeroed wherever they arise, as the clip's own zero padding would have been; so the stream, shifted by
+555 samples, is the one-shot waveform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.stage import Stage, TensorSpec
+
+DELAY_SAMPLES = 555
+PCM_PEAK = 32767.0
+
+
+class Tails:
+    """The carried ends of convolution inputs: takes them from one packed tensor in order, packs the new ones."""
+
+    def __init__(self, packed: Tensor):
+        self._packed = packed
+        self._offset = 0
+        self._new: list[Tensor] = []
+
+    def extend(self, signal: Tensor, length: int) -> Tensor:
+        """[B, C, T] with its carried tail in front: [B, C, length + T]; the new tail is kept."""
+        channels = signal.shape[1]
+        size = channels * length
+        tail = self._packed[:, self._offset : self._offset + size].unflatten(1, (channels, length))
+        self._offset += size
+        extended = torch.cat([tail, signal], dim=2)
+        self._new.append(extended[:, :, -length:].flatten(1))
+        return extended
+
+    def pack(self) -> Tensor:
+        """All new tails as one tensor [B, N]."""
+        return torch.cat(self._new, dim=1)
+
+
+class Code2Wav(Stage):
+    """`forward(CODES, conv, frames, kv) -> (AUDIO_OUT, WAVEFORM, new_conv, new_frames, new_kv)`.
+
+    `conv` packs the ends of all convolutions' inputs, `frames` counts the codec frames up to the attention window,
+    `kv` holds the keys (not yet rotated) and values of the last 71 frames of each layer. Rotation is by place in the
+    window: attention knows only differences of positions, so positions need not grow.
+
+    Raises ValueError when the checkpoint's delay is not 555 samples.
+    """
+
+    def __init__(self, code2wav: Any, frames: int):
+        super().__init__()
+        config = code2wav.config
+        self.model = code2wav
+        self.past = config.sliding_window - 1  # 71 frames that a frame sees beside itself
+        self.rates = tuple(config.upsample_rates)
+        upsampled = frames * int(torch.tensor(config.upsampling_ratios).prod())
+        delay, length, gates = 0, upsampled, []
+        for rate in self.rates:
+            delay, length = (delay + 1) * rate, length * rate
+            gates.append(torch.arange(length) >= delay)
+        if delay != DELAY_SAMPLES:
+            raise ValueError(f"code2wav with upsample_rates {self.rates} delays {delay} samples, expected 555")
+        for level, gate in enumerate(gates):
+            self.register_buffer(f"gate{level}", gate)
+
+        positions = torch.arange(self.past + frames)
+        cos, sin = code2wav.pre_transformer.rotary_emb(torch.ones(1), positions[None])
+        self.register_buffer("cos", cos[0])  # [past + frames, head_dim]
+        self.register_buffer("sin", sin[0])
+        query, key = self.past + torch.arange(frames)[:, None], positions[None]
+        self.register_buffer("in_window", (key <= query) & (key > query - config.sliding_window))
+
+        dtype = code2wav.code_embedding.weight.dtype
+        attention = code2wav.pre_transformer.layers[0].self_attn
+        kv_dims = (config.num_hidden_layers, 2, config.num_key_value_heads, self.past, attention.head_dim)
+        samples = length
+        self.inputs = (TensorSpec("CODES", torch.int64, (config.num_quantizers, frames)),)
+        self.states = (
+            TensorSpec("conv", dtype, (sum(self._tail_sizes()),)),
+            TensorSpec("frames", torch.float32, (1,)),
+            TensorSpec("kv", dtype, kv_dims),
+        )
+        self.outputs = (
+            TensorSpec("AUDIO_OUT", torch.int16, (samples,)),
+            TensorSpec("WAVEFORM", torch.float32, (samples,)),
+        )
+
+    def forward(
+        self, codes: Tensor, conv: Tensor, frames: Tensor, kv: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """codes: [B, 16, T] -> PCM16 [B, 1920 T], the same in float32 within [-1, 1], new states."""
+        tails = Tails(conv)
+        begun = frames[:, :, None] > 0  # [B, 1, 1]
+
+        hidden = self.model.code_embedding(codes + self.model.code_offset).mean(1)  # [B, T, H]
+        hidden, new_kv = self._transformer(hidden, frames, kv)
+        signal = hidden.transpose(1, 2)
+        for transposed, convnext in self.model.upsample:
+            signal = transposed.conv(signal)  # its kernel is its stride: no frame sees another
+            signal = self._convnext(convnext, signal, tails)
+        signal = self._causal(self.model.decoder[0], signal, tails)
+        for level, rate in enumerate(self.rates):
+            gate = getattr(self, f"gate{level}") | begun  # [B, 1, T]
+            snake, transposed, *residual_units = self.model.decoder[level + 1].block
+            signal = self._upsample(transposed, snake(signal), rate, tails) * gate
+            for unit in residual_units:
+                branch = self._causal(unit.conv1, unit.act1(signal), tails)
+                signal = (signal + unit.conv2.conv(unit.act2(branch))) * gate
+        signal = self._causal(self.model.decoder[-1], self.model.decoder[-2](signal), tails)
+
+        waveform = signal[:, 0].float().clamp(-1.0, 1.0) * gate[:, 0]
+        pcm = (waveform * PCM_PEAK).round().to(torch.int16)
+        new_frames = (frames + codes.shape[2]).clamp(max=float(self.past))
+        return pcm, waveform, tails.pack(), new_frames, new_kv
+
+    def _transformer(self, hidden: Tensor, frames: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden: [B, T, H], kv: [B, L, 2, heads, past, D] -> [B, T, H], new kv."""
+        transformer = self.model.pre_transformer
+        length = hidden.shape[1]
+        place = torch.arange(self.past + length, device=hidden.device)
+        exists = place[None] >= self.past - frames  # [B, past + T]
+        visible = self.in_window & exists[:, None, None]  # [B, 1, T, past + T]
+
+        new_kv = []
+        for index, layer in enumerate(transformer.layers):
+            attention = layer.self_attn
+            normed = layer.input_layernorm(hidden)
+
+            def heads(projection: nn.Module, x: Tensor = normed, size: int = attention.head_dim) -> Tensor:
+                return projection(x).unflatten(2, (-1, size)).transpose(1, 2)  # [B, heads, T, D]
+
+            keys = torch.cat([kv[:, index, 0], heads(attention.k_proj)], dim=2)
+            values = torch.cat([kv[:, index, 1], heads(attention.v_proj)], dim=2)
+            new_kv.append(torch.stack([keys[:, :, -self.past :], values[:, :, -self.past :]], dim=1))
+
+            query = _rotate(heads(attention.q_proj), self.cos[self.past :], self.sin[self.past :])
+            scores = query @ _rotate(keys, self.cos, self.sin).transpose(2, 3) * attention.scaling
+            scores = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
+            heard = scores.softmax(dim=-1).to(values.dtype) @ values  # [B, heads, T, D]
+            attended = attention.o_proj(heard.transpose(1, 2).flatten(2))
+            hidden = hidden + layer.self_attn_layer_scale(attended)
+            hidden = hidden + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(hidden)))
+        return transformer.norm(hidden), torch.stack(new_kv, dim=1)
+
+    @staticmethod
+    def _causal(layer: Any, signal: Tensor, tails: Tails) -> Tensor:
+        return layer.conv(tails.extend(signal, layer.padding))
+
+    @staticmethod
+    def _convnext(block: Any, signal: Tensor, tails: Tails) -> Tensor:
+        branch = block.dwconv.conv(tails.extend(signal, block.dwconv.padding)).transpose(1, 2)
+        branch = block.gamma * block.pwconv2(block.act(block.pwconv1(block.norm(branch))))
+        return signal + branch.transpose(1, 2)
+
+    @staticmethod
+    def _upsample(transposed: Any, signal: Tensor, rate: int, tails: Tails) -> Tensor:
+        """[B, C, T] -> [B, C', rate * T], one input frame behind: that which the last frame lacks comes next tick."""
+        return transposed.conv(tails.extend(signal, 1))[:, :, rate:-rate]
+
+    def _tail_sizes(self) -> Iterator[int]:
+        """Sizes of the tails in the order in which `forward` takes them."""
+        for _, convnext in self.model.upsample:
+            yield _tail_size(convnext.dwconv)
+        yield _tail_size(self.model.decoder[0])
+        for block in self.model.decoder[1:-2]:
+            _, transposed, *residual_units = block.block
+            yield transposed.conv.in_channels
+            for unit in residual_units:
+                yield _tail_size(unit.conv1)
+        yield _tail_size(self.model.decoder[-1])
+
+
+def _tail_size(layer: Any) -> int:
+    return int(layer.conv.in_channels * layer.padding)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in transformers' half-split layout. x: [B, heads, T, D]; cos, sin: [T, D]."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin

@@ -1,0 +1,56 @@
+"""A stage declared in optimum's terms: its inputs and outputs with their dynamic axes, and dummy inputs for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from optimum.exporters.base import ExporterConfig
+from optimum.utils import DummyInputGenerator, NormalizedConfig
+
+from export.stage import Stage, TensorSpec
+
+BATCH = {0: "batch"}
+DUMMY_BATCH = 2
+
+
+class DummyTick(DummyInputGenerator):
+    """Random inputs and states of one tick, the same for the same seed."""
+
+    def __init__(self, task: str, stage: NormalizedConfig, seed: int = 0, **_: Any):
+        self._specs = {spec.name: spec for spec in (*stage.config.inputs, *stage.config.states)}
+        self._random = torch.Generator().manual_seed(seed)
+
+    def supports_input(self, input_name: str) -> bool:
+        """Whether the stage has an input or a state of this name."""
+        return input_name in self._specs
+
+    def generate(
+        self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
+    ) -> torch.Tensor:
+        """[2, *dims]: whole numbers below 500 for codes and PCM, normal draws for states of a stream under way."""
+        spec: TensorSpec = self._specs[input_name]
+        shape = (DUMMY_BATCH, *spec.dims)
+        if spec.dtype.is_floating_point:
+            return torch.randn(shape, generator=self._random).abs().to(spec.dtype)
+        return torch.randint(0, 500, shape, generator=self._random).to(spec.dtype)
+
+
+class StageExport(ExporterConfig):
+    """Any `Stage`, declared."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    DUMMY_INPUT_GENERATOR_CLASSES = (DummyTick,)
+
+    def __init__(self, stage: Stage):
+        super().__init__(stage, task="feature-extraction")
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        """Inputs and states; only the batch is dynamic."""
+        return dict.fromkeys(self._config.input_names, BATCH)
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        """Outputs and new states; only the batch is dynamic."""
+        return dict.fromkeys(self._config.output_names, BATCH)

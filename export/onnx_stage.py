@@ -1,0 +1,96 @@
+"""A stage -> model.onnx, checked against torch before anyone may serve it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from export.declaration import StageExport
+from export.stage import Stage
+
+OPSET = 18  # the newest that torch 2.13 translates to without a conversion step
+CHECK_TICKS = 3
+
+
+class ExportError(RuntimeError):
+    """An exported graph does not compute what its torch module computes."""
+
+
+def export_onnx(stage: Stage, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
+    """Writes `stage` to `path`, then runs both on the same ticks.
+
+    `tolerances` holds the greatest absolute difference allowed for each output; returns the differences found.
+    Raises `ExportError` when one is exceeded.
+    """
+    declaration = StageExport(stage)
+    example = tuple(declaration.generate_dummy_inputs().values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad(), _quiet():
+        torch.onnx.export(
+            stage,
+            example,
+            path,
+            input_names=list(declaration.inputs),
+            output_names=list(declaration.outputs),
+            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in declaration.inputs),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=_is_large(stage),
+            verbose=False,
+        )
+    onnx.checker.check_model(str(path), full_check=not _is_large(stage))
+    return compare(stage, path, tolerances)
+
+
+def compare(stage: Stage, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
+    """Greatest absolute difference of each output over a few ticks of a new stream, states carried on both sides."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    states = stage.zero_states(batch=2)
+    onnx_states = [state.numpy() for state in states]
+    differences = dict.fromkeys(tolerances, 0.0)
+    for tick in range(CHECK_TICKS):
+        dummies = StageExport(stage).generate_dummy_inputs(seed=tick)
+        inputs = [dummies[spec.name] for spec in stage.inputs]
+        with torch.no_grad():
+            expected = stage(*inputs, *states)
+        feed = dict(zip(stage.input_names, [*(i.numpy() for i in inputs), *onnx_states], strict=True))
+        found = session.run(stage.output_names, feed)
+        states, onnx_states = expected[len(stage.outputs) :], found[len(stage.outputs) :]
+        for name, ours, theirs in zip(stage.output_names, found, expected, strict=True):
+            if name in differences:
+                difference = np.abs(ours.astype(np.float64) - theirs.numpy().astype(np.float64)).max()
+                differences[name] = max(differences[name], float(difference))
+    for name, difference in differences.items():
+        if not difference <= tolerances[name]:
+            raise ExportError(
+                f"{path}: {name} differs from torch by {difference:.2e}, expected at most {tolerances[name]:.0e}"
+            )
+    return differences
+
+
+def _is_large(stage: Stage) -> bool:
+    """Whether the weights need a file beside the graph: a protobuf holds 2 GB at most."""
+    return sum(p.numel() * p.element_size() for p in stage.parameters()) > 1_500_000_000
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 - a context manager, used as a verb
+    """Silences the exporter's narration: it is about torch's own code, not about the model."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        self._loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
+        super().__exit__(*exc_info)
