@@ -1,0 +1,97 @@
+"""Triton's model configs: the ones in model_repository/, completed with what follows from checkpoint and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from config import Settings
+from export.stage import Stage, TensorSpec
+
+TRITON_TYPES = {
+    torch.int16: model_config_pb2.TYPE_INT16,
+    torch.int64: model_config_pb2.TYPE_INT64,
+    torch.float16: model_config_pb2.TYPE_FP16,
+    torch.float32: model_config_pb2.TYPE_FP32,
+}
+GREATEST_BATCH = 128
+
+
+def read_config(folder: Path) -> Any:
+    """The ModelConfig message in `folder`/config.pbtxt."""
+    return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """Writes the ModelConfig message to `folder`/config.pbtxt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+def complete_batching(config: Any, settings: Settings) -> None:
+    """The same limits for every stateful stage: each one times out on its own."""
+    config.max_batch_size = min(settings.engine.slots, GREATEST_BATCH)
+    config.sequence_batching.max_sequence_idle_microseconds = int(settings.engine.idle_timeout_s * 1e6)
+
+
+def complete_stage(config: Any, stage: Stage, settings: Settings) -> None:
+    """Writes a stage's tensors, states, device and warm-up into its config."""
+    complete_batching(config, settings)
+    config.input.extend(model_config_pb2.ModelInput(**_tensor(spec)) for spec in stage.inputs)
+    config.output.extend(model_config_pb2.ModelOutput(**_tensor(spec)) for spec in stage.outputs)
+    for spec in stage.states:
+        state = config.sequence_batching.state.add(
+            input_name=spec.name, output_name="new_" + spec.name, data_type=TRITON_TYPES[spec.dtype], dims=spec.dims
+        )
+        state.initial_state.add(name=spec.name, data_type=TRITON_TYPES[spec.dtype], dims=spec.dims, zero_data=True)
+    kind = "KIND_GPU" if runs_on_gpu(settings) else "KIND_CPU"
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.Kind.Value(kind), count=1)
+    _add_warm_up(config, stage.inputs)
+
+
+def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) -> None:
+    """Writes the tick's dims, the settings and the checkpoint's place into the config."""
+    complete_batching(config, settings)
+    config.sequence_batching.oldest.max_queue_delay_microseconds = settings.triton.queue_delay_us
+    set_dims(config.input, "LOG_MEL", [128, settings.audio.mel_frames])
+    set_dims(config.output, "CODES", [16, settings.audio.codec_frames])
+    config.parameters["settings"].string_value = settings.to_json()
+    config.parameters["checkpoint"].string_value = checkpoint
+
+
+def complete_ensemble(config: Any, settings: Settings) -> None:
+    """Writes the tick's dims into the config."""
+    config.max_batch_size = min(settings.engine.slots, GREATEST_BATCH)
+    set_dims(config.input, "AUDIO_IN", [settings.audio.input_samples])
+    set_dims(config.output, "AUDIO_OUT", [settings.audio.output_samples])
+
+
+def runs_on_gpu(settings: Settings) -> bool:
+    """Where `triton.instance` puts the two ONNX models."""
+    return settings.triton.instance == "gpu" or (settings.triton.instance == "auto" and torch.cuda.is_available())
+
+
+def set_dims(tensors: Iterable[Any], name: str, dims: list[int]) -> None:
+    """Replaces the dims of the tensor called `name`."""
+    for tensor in tensors:
+        if tensor.name == name:
+            tensor.dims[:] = dims
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": TRITON_TYPES[spec.dtype], "dims": spec.dims}
+
+
+def _add_warm_up(config: Any, inputs: Iterable[TensorSpec]) -> None:
+    """Triton runs the model on zeros at loading, alone and in a full batch, outside any sequence."""
+    for batch in sorted({1, config.max_batch_size}):
+        sample = config.model_warmup.add(name=f"batch of {batch}", batch_size=batch)
+        for spec in inputs:
+            warm = sample.inputs[spec.name]
+            warm.data_type, warm.zero_data = TRITON_TYPES[spec.dtype], True
+            warm.dims[:] = spec.dims

@@ -1,0 +1,1 @@
+"""Brings up the pip-installed Triton on a machine without containers."""

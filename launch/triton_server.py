@@ -1,0 +1,131 @@
+"""The Triton server as a child process that never outlives us."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from config.settings import TritonSettings
+from launch.triton_install import TritonInstall
+
+PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+EXIT_TIMEOUT_S = 3  # how long Triton waits at its end for conversations that nobody closed
+STOP_TIMEOUT_S = 15
+LOG_TAIL = 25  # lines of the log that an error shows
+
+
+class TritonError(RuntimeError):
+    """Triton did not start, or died; the message ends with what it last said."""
+
+
+class TritonServer:
+    """`with TritonServer(...) as server:` is a server that answers; leaving the block ends it and all its children."""
+
+    def __init__(
+        self, repository: Path, runtime: Path, settings: TritonSettings, log: Path, verbose: bool = False
+    ) -> None:
+        """`repository` is what to serve; `runtime` is a folder that is filled with what the server runs on."""
+        self._settings = settings
+        self._log = log
+        self._install = TritonInstall.find()
+        self._runtime = self._install.lay_out(runtime)
+        self._command = [
+            str(self._install.server),
+            f"--model-repository={repository}",
+            f"--backend-directory={self._runtime / 'backends'}",
+            f"--http-address={settings.host}",
+            f"--grpc-address={settings.host}",
+            f"--metrics-address={settings.host}",
+            f"--http-port={settings.http_port}",
+            f"--grpc-port={settings.grpc_port}",
+            f"--metrics-port={settings.metrics_port}",
+            "--model-control-mode=none",
+            "--strict-readiness=true",
+            "--exit-on-error=true",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            "--disable-auto-complete-config",
+            f"--backend-config=python,shm-region-prefix-name=sca{os.getpid()}",
+            f"--log-verbose={int(verbose)}",
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> TritonServer:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._install.environment(),
+                cwd=self._runtime / "python",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to handle: the bridge closes its conversations first
+                preexec_fn=_die_with_parent,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait_until_ready(self, tick: Callable[[float], None] = lambda _: None) -> None:
+        """Returns when every model is loaded; `tick` is called with the seconds so far. Raises `TritonError`."""
+        url = f"http://{self._settings.host}:{self._settings.http_port}/v2/health/ready"
+        begun = time.monotonic()
+        while (elapsed := time.monotonic() - begun) < self._settings.start_timeout_s:
+            tick(elapsed)
+            if not self.is_running():
+                raise TritonError(f"Triton ended while loading:\n{self.last_words()}")
+            if _answers(url):
+                return
+            time.sleep(0.2)
+        raise TritonError(
+            f"Triton was not ready after {self._settings.start_timeout_s:g} s (triton.start_timeout_s):\n"
+            f"{self.last_words()}"
+        )
+
+    def is_running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def last_words(self) -> str:
+        """The end of the log."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-LOG_TAIL:] + [f"(all of it is in {self._log})"])
+
+    def stop(self) -> None:
+        """Ends the server and whatever of its process group is left."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all of the group ended by themselves
+        self._process.wait()
+        self._process = None
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
