@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -58,6 +59,12 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> TritonServer:
+        if self._process is None:
+            self.start()
+        return self
+
+    def start(self) -> None:
+        """Starts the process; it is not ready yet."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -70,7 +77,6 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C is ours to handle: the bridge closes its conversations first
                 preexec_fn=_die_with_parent,
             )
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -107,14 +113,10 @@ class TritonServer:
         if self._process is None:
             return
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with contextlib.suppress(ProcessLookupError):  # when all of the group have ended by themselves
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # all of the group ended by themselves
         self._process.wait()
         self._process = None
 

@@ -1,0 +1,1 @@
+"""Small clients, one a language and protocol; each stands alone."""

@@ -1,0 +1,89 @@
+"""A conversation with the bridge over WebSocket: `python client/python_websocket.py IN.wav OUT.wav`.
+
+IN.wav is 16-bit mono 16 kHz; OUT.wav becomes 16-bit mono 24 kHz. Needs only the package `websockets`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import wave
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+URL = "ws://127.0.0.1:8000/ws/pcm16"
+FRAME_BYTES = 3200  # 100 ms; any size will do, the bridge cuts the ticks
+FRAME_S = 0.1
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    pcm: bytearray = field(default_factory=bytearray)  # 24 kHz mono
+    text: str = ""
+    events: list[dict[str, object]] = field(default_factory=list)
+
+
+async def talk(url: str, pcm: bytes, realtime: bool = False, heard: Callable[[int], None] = lambda _: None) -> Answer:
+    """Says `pcm` (16 kHz) and returns the answer; `heard` is told of new samples. Raises RuntimeError on an error."""
+    async with connect(url, max_size=None) as socket:
+        _, answer = await asyncio.gather(_say(socket, pcm, realtime), _hear(socket, heard))
+    return answer
+
+
+async def _say(socket: ClientConnection, pcm: bytes, realtime: bool) -> None:
+    try:
+        for start in range(0, len(pcm), FRAME_BYTES):
+            await socket.send(pcm[start : start + FRAME_BYTES])
+            if realtime:
+                await asyncio.sleep(FRAME_S)
+        await socket.send(json.dumps({"type": "end"}))
+    except ConnectionClosed:
+        return  # the bridge has said why in an event, which _hear raises
+
+
+async def _messages(socket: ClientConnection) -> AsyncIterator[str | bytes]:
+    with contextlib.suppress(ConnectionClosed):  # the close code tells
+        while True:
+            yield await socket.recv()
+
+
+async def _hear(socket: ClientConnection, heard: Callable[[int], None]) -> Answer:
+    answer = Answer()
+    async for message in _messages(socket):
+        if isinstance(message, bytes):
+            answer.pcm += message
+            heard(len(message) // 2)
+            continue
+        event = json.loads(message)
+        answer.events.append(event)
+        if event["type"] == "text":
+            answer.text += event["text"]
+        elif event["type"] == "error":
+            raise RuntimeError(event["message"])
+    if socket.close_code != 1000:
+        raise RuntimeError(f"the bridge closed the conversation with code {socket.close_code}")
+    return answer
+
+
+def main() -> None:
+    """Reads IN.wav, talks, writes OUT.wav, prints the text."""
+    with wave.open(sys.argv[1], "rb") as said:
+        if (said.getframerate(), said.getnchannels(), said.getsampwidth()) != (16000, 1, 2):
+            sys.exit(f"{sys.argv[1]} is {said.getparams()}, expected 16-bit mono 16 kHz")
+        pcm = said.readframes(said.getnframes())
+    answer = asyncio.run(talk(URL, pcm))
+    with wave.open(sys.argv[2], "wb") as kept:
+        kept.setparams((1, 2, 24000, 0, "NONE", ""))
+        kept.writeframes(answer.pcm)
+    print(answer.text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `./sca` can do, a module a command."""

@@ -1,0 +1,46 @@
+"""Reads the command line and runs the command; what a user can mend ends in one line, not in a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "serve": "bring up Triton and the bridge, and print the address",
+    "talk": "play a WAV to the running bridge and keep its answer as a WAV",
+    "doctor": "say what is in order here and what to do about the rest",
+    "export": "build the model repository from a checkpoint, without serving it",
+    "test": "run every check: lint, types, tests",
+}
+
+
+def main() -> int:
+    """Exit status of the command."""
+    parser = argparse.ArgumentParser(prog="./sca", description="Full-duplex Qwen3-Omni on NVIDIA Triton.")
+    parser.add_argument("--config", metavar="TOML", help="a file with settings that differ from config/default.toml")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        command = importlib.import_module(f"commands.{name}")
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    arguments = parser.parse_args()
+    if arguments.config:
+        os.environ["SCA_CONFIG"] = os.path.abspath(arguments.config)
+
+    from commands.console import UserError
+
+    try:
+        status: int = arguments.run(arguments)
+    except UserError as error:
+        print(f"sca: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

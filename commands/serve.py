@@ -1,0 +1,127 @@
+"""./sca serve: Triton and the bridge, up together and down together."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import threading
+from pathlib import Path
+
+import uvicorn
+
+from commands.console import UserError, add_build_argument, console, load_settings, steps
+from commands.export import export
+from config import Settings
+from frontend.app import create_app
+from launch.triton_install import TritonMissingError
+from launch.triton_server import TritonError, TritonServer
+
+WATCH_S = 0.5  # how often the bridge looks whether Triton still runs
+GRACE_S = 5  # how long open conversations may take to end
+WEBSOCKET_LIMIT = 4  # messages up to so many times bridge.max_frame_bytes are answered; larger ones are cut off
+LEAST_WEBSOCKET_LIMIT = 16 * 1024 * 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    add_build_argument(parser)
+    parser.add_argument("--verbose", action="store_true", help="let Triton log every request")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until Ctrl-C, SIGTERM, or the end of Triton."""
+    settings = load_settings()
+    check_ports(settings)
+    try:
+        with steps() as shown:
+            repository = export(settings, arguments.build, shown)
+            shown.begin("Triton")
+            build: Path = arguments.build.resolve()
+            server = TritonServer(
+                repository, build / "triton", settings.triton, build / "triton.log", verbose=arguments.verbose
+            )
+            server.start()
+            try:
+                server.wait_until_ready()
+            except BaseException:
+                server.stop()
+                raise
+        with server:
+            return _serve_bridge(settings, server)
+    except (TritonError, TritonMissingError) as error:
+        raise UserError(str(error)) from error
+
+
+def check_ports(settings: Settings) -> None:
+    """Raises `UserError` naming the setting whose port is in use."""
+    triton, bridge = settings.triton, settings.bridge
+    for name, host, port in (
+        ("bridge.port", bridge.host, bridge.port),
+        ("triton.http_port", triton.host, triton.http_port),
+        ("triton.grpc_port", triton.host, triton.grpc_port),
+        ("triton.metrics_port", triton.host, triton.metrics_port),
+    ):
+        if not is_port_free(host, port):
+            variable = "SCA_" + name.replace(".", "_").upper()
+            raise UserError(f"port {port} on {host} is in use; choose another {name}, for example {variable}={port + 100}")
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Whether a server could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _serve_bridge(settings: Settings, server: TritonServer) -> int:
+    """Runs the bridge in this thread; returns the exit status."""
+    bridge = settings.bridge
+    largest = max(LEAST_WEBSOCKET_LIMIT, WEBSOCKET_LIMIT * bridge.max_frame_bytes)
+    uvicorn_server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=bridge.host,
+            port=bridge.port,
+            ws="websockets-sansio",
+            ws_max_size=largest,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+    lost: list[str] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        told = False
+        while not over.wait(WATCH_S):
+            if uvicorn_server.started and not told:
+                told = True
+                console.print(f"\n  Open [bold]http://{_shown(bridge.host)}:{bridge.port}[/bold] and speak."
+                              "  Ctrl-C ends it.\n")
+            if not server.is_running():
+                lost.append(server.last_words())
+                uvicorn_server.should_exit = True
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        asyncio.run(uvicorn_server.serve())
+    except KeyboardInterrupt:
+        pass  # uvicorn has already ended in good order and says so once more
+    finally:
+        over.set()
+        watcher.join()
+    if lost:
+        raise UserError(f"Triton ended, and so the bridge did:\n{lost[0]}")
+    return 0
+
+
+def _shown(host: str) -> str:
+    return "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host

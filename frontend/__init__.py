@@ -1,0 +1,1 @@
+"""The bridge between a browser's WebSocket and Triton, and its page."""

@@ -1,0 +1,114 @@
+"""The bridge: FastAPI on one port, a WebSocket a conversation, the page, and two probes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, WebSocket
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+from config import Settings
+from frontend.conversation import Conversation
+from frontend.protocol import SAMPLE_BYTES, CloseCode, error_event
+from frontend.triton import TickError, TickIn, TritonLink
+
+PAGE = Path(__file__).parent / "static"
+WARM_UP_TICKS = 3
+RETRY_S = 1.0
+
+
+class Door:
+    """Counts the conversations, and refuses one too many: Triton would let it wait in silence."""
+
+    def __init__(self, places: int):
+        self.places = places
+        self.taken = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every place is taken."""
+        return self.taken >= self.places
+
+
+class Bridge:
+    """What the routes share."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.door = Door(settings.engine.slots)
+        self.not_ready: str | None = "Triton has not answered yet"
+
+    async def connect(self) -> None:
+        """Makes the connection, on the event loop that will use it."""
+        self.link = TritonLink(self.settings)
+
+    async def warm_up(self) -> None:
+        """Waits for Triton, then talks to it once, so that the first tick of the first client is as fast as any."""
+        while self.not_ready:
+            if await self.link.is_ready():
+                try:
+                    async for answer in self.link.converse(2**63 + 1, self._silence()):
+                        if isinstance(answer, TickError):
+                            raise answer
+                    self.not_ready = None
+                except TickError as error:
+                    self.not_ready = f"the warm-up failed: {error}"
+            if self.not_ready:
+                await asyncio.sleep(RETRY_S)
+
+    async def _silence(self) -> AsyncIterator[TickIn]:
+        pcm = bytes(self.settings.audio.input_samples * SAMPLE_BYTES)
+        for tick in range(WARM_UP_TICKS):
+            yield TickIn(pcm, start=tick == 0, end=tick == WARM_UP_TICKS - 1)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The bridge's application; it comes up without Triton and is ready once Triton is."""
+    bridge = Bridge(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await bridge.connect()
+        warming = asyncio.create_task(bridge.warm_up())
+        yield
+        warming.cancel()
+        await bridge.link.close()
+
+    app = FastAPI(title="sca bridge", lifespan=lifespan)
+
+    @app.get("/healthz")
+    async def healthz() -> JSONResponse:
+        """The bridge itself runs."""
+        return JSONResponse({"status": "ok", "conversations": bridge.door.taken})
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """A conversation could begin now."""
+        reason = bridge.not_ready
+        if reason is None and not await bridge.link.is_ready():
+            reason = f"Triton at {bridge.link.url} is not ready"
+        if reason is not None:
+            return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    @app.websocket("/ws/pcm16")
+    async def pcm16(socket: WebSocket) -> None:
+        """A conversation; its options are the query's parameters."""
+        await socket.accept()
+        if bridge.door.is_full:
+            message = f"all {bridge.door.places} places are taken (engine.slots), try again later"
+            await socket.send_json(error_event("full", message))
+            await socket.close(CloseCode.TRY_AGAIN_LATER)
+            return
+        bridge.door.taken += 1
+        try:
+            await Conversation(socket, bridge.link, settings, socket.query_params).run()
+        finally:
+            bridge.door.taken -= 1
+
+    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    return app

@@ -1,0 +1,141 @@
+"""One WebSocket, one conversation: the client's sound to Triton in ticks, sound and events back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from config import Settings
+from frontend.protocol import (
+    SAMPLE_BYTES,
+    CloseCode,
+    Control,
+    Event,
+    ProtocolError,
+    check_sound,
+    error_event,
+    opened_event,
+    parse_control,
+)
+from frontend.ticker import Ticker
+from frontend.triton import TickError, TickIn, TickOut, TritonLink
+
+
+class Conversation:
+    """Runs from the opened event to the close. Whatever becomes of the client, Triton gets an END."""
+
+    def __init__(self, socket: WebSocket, link: TritonLink, settings: Settings, options: Mapping[str, Any]):
+        self.sequence_id = secrets.randbelow(2**63 - 1) + 1
+        self._socket = socket
+        self._link = link
+        self._settings = settings
+        self._options = dict(options)
+        self._ticker = Ticker(settings.audio.input_samples * SAMPLE_BYTES)
+        self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
+        self._started = False
+        self._stop = asyncio.Event()  # no more sound is taken: the client is gone, or a tick failed
+        self._close_code = CloseCode.NORMAL
+
+    async def run(self) -> None:
+        """Returns when the conversation is over and the WebSocket is closed."""
+        await self._send_event(opened_event(self.sequence_id, self._settings))
+        answers = self._link.converse(self.sequence_id, self._ticks())
+        try:
+            async for answer in answers:
+                self._room.release()
+                await self._deliver(answer)
+        except TickError as error:
+            await self._deliver(error)
+        await self._close()
+
+    async def _deliver(self, answer: TickOut | TickError) -> None:
+        if self._close_code is not CloseCode.NORMAL:
+            return  # it has failed; what was still on its way is nobody's
+        if isinstance(answer, TickError):
+            self._close_code = CloseCode.INTERNAL_ERROR
+            await self._send_event(error_event("tick_failed", str(answer)))
+            self._stop.set()
+            return
+        for event in answer.events:
+            await self._send_event(event)
+        if answer.text:
+            await self._send_event({"type": "text", "text": answer.text})
+        await self._send(self._socket.send_bytes, answer.pcm)
+
+    async def _ticks(self) -> AsyncIterator[TickIn]:
+        """The client's sound in ticks; the last one carries END."""
+        reset = False
+        async for message in self._messages():
+            try:
+                if isinstance(message, bytes):
+                    for pcm in self._ticker.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
+                        yield await self._tick(pcm, reset=reset)
+                        reset = False
+                elif parse_control(message) is Control.END:
+                    yield await self._tick(self._ticker.flush(), reset=reset, end=True)
+                    return
+                else:
+                    reset = True
+            except ProtocolError as error:
+                await self._send_event(error_event(error.code, error.message))
+        if self._started:
+            yield await self._tick(self._ticker.flush(), end=True)
+
+    async def _tick(self, pcm: bytes, reset: bool = False, end: bool = False) -> TickIn:
+        """A tick, when there is room for one more on its way."""
+        await self._room.acquire()
+        start, self._started = not self._started, True
+        parameters = dict(self._options) if start else {}
+        if reset and not start:
+            parameters["reset"] = True
+        return TickIn(pcm, start=start, end=end, parameters=parameters)
+
+    async def _messages(self) -> AsyncIterator[bytes | str]:
+        """What the client sends, until it goes, falls silent for too long, or a tick fails."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        idle_s = self._settings.engine.idle_timeout_s
+        try:
+            while True:
+                received = asyncio.ensure_future(self._socket.receive())
+                done, _ = await asyncio.wait(
+                    {received, stopped}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if received not in done:
+                    received.cancel()
+                    if not done:
+                        await self._fail_idle(idle_s)
+                    return
+                message = received.result()
+                if message["type"] == "websocket.disconnect":
+                    self._stop.set()
+                    return
+                yield message["bytes"] if message.get("bytes") is not None else message["text"]
+        finally:
+            stopped.cancel()
+
+    async def _fail_idle(self, idle_s: float) -> None:
+        self._close_code = CloseCode.INTERNAL_ERROR
+        await self._send_event(
+            error_event("idle", f"no sound came for {idle_s:g} s (engine.idle_timeout_s), the conversation is closed")
+        )
+
+    async def _send_event(self, event: Event) -> None:
+        await self._send(self._socket.send_text, json.dumps(event, ensure_ascii=False))
+
+    async def _send(self, send: Any, data: bytes | str) -> None:
+        """Sends, or learns that the client is gone: then its conversation ends, and nothing else."""
+        try:
+            await send(data)
+        except (WebSocketDisconnect, RuntimeError):  # RuntimeError: starlette's word for a socket already closed
+            self._stop.set()
+
+    async def _close(self) -> None:
+        try:
+            await self._socket.close(self._close_code)
+        except (WebSocketDisconnect, RuntimeError):
+            self._stop.set()

@@ -1,0 +1,95 @@
+"""What travels over the WebSocket: binary frames of PCM16 and text frames of JSON, both ways.
+
+In:  binary, any even number of bytes: PCM16 mono 16 kHz; text: {"type": "reset"} or {"type": "end"}.
+Out: binary, one a tick: PCM16 mono 24 kHz; text: events, each with a "type".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from config import Settings
+from config.settings import INPUT_HZ, OUTPUT_HZ
+
+Event = dict[str, Any]
+SAMPLE_BYTES = 2
+SHOWN = 40  # characters of a bad message that its error repeats
+
+
+class Control(Enum):
+    """What a client may ask in mid-conversation."""
+
+    RESET = "reset"  # the next tick begins the conversation anew
+    END = "end"  # the sound so far is answered, then the bridge closes
+
+
+class CloseCode(int, Enum):
+    """Why the bridge closes (RFC 6455, section 7.4.1, and its registry)."""
+
+    NORMAL = 1000
+    INTERNAL_ERROR = 1011
+    TRY_AGAIN_LATER = 1013
+
+
+@dataclass(frozen=True)
+class ProtocolError(Exception):
+    """A frame that the protocol has no place for. It is left out; the conversation goes on."""
+
+    code: str
+    message: str
+
+
+def check_sound(frame: bytes, limit: int) -> bytes:
+    """A binary frame, or `ProtocolError`."""
+    if not frame:
+        raise ProtocolError("empty_frame", "a binary frame of 0 bytes came, expected PCM16 samples")
+    if len(frame) > limit:
+        raise ProtocolError(
+            "frame_too_large",
+            f"a binary frame of {len(frame)} bytes came, expected at most {limit} (bridge.max_frame_bytes)",
+        )
+    if len(frame) % SAMPLE_BYTES:
+        raise ProtocolError(
+            "odd_frame", f"a binary frame of {len(frame)} bytes came, expected an even number: PCM16 has 2 a sample"
+        )
+    return frame
+
+
+def parse_control(text: str) -> Control:
+    """A text frame, or `ProtocolError`."""
+    controls = " or ".join(json.dumps({"type": control.value}) for control in Control)
+    shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
+    try:
+        message = json.loads(text)
+    except json.JSONDecodeError:
+        raise ProtocolError(
+            "not_json", f"the text frame {shown!r} came, expected {controls}; sound belongs in binary frames"
+        ) from None
+    try:
+        return Control(message["type"])
+    except (TypeError, KeyError, ValueError):
+        raise ProtocolError("unknown_control", f"the text frame {shown!r} came, expected {controls}") from None
+
+
+def opened_event(sequence_id: int, settings: Settings) -> Event:
+    """The first event: the conversation's id and the formats of both directions."""
+
+    def sound(rate: int, samples: int) -> Event:
+        return {"encoding": "pcm_s16le", "channels": 1, "sample_rate": rate, "tick_bytes": samples * SAMPLE_BYTES}
+
+    audio = settings.audio
+    return {
+        "type": "session.opened",
+        "id": str(sequence_id),
+        "tick_ms": audio.tick_ms,
+        "input": sound(INPUT_HZ, audio.input_samples),
+        "output": sound(OUTPUT_HZ, audio.output_samples),
+    }
+
+
+def error_event(code: str, message: str) -> Event:
+    """An error, in words."""
+    return {"type": "error", "code": code, "message": message}

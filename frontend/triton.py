@@ -1,0 +1,123 @@
+"""Ticks of a conversation over one gRPC stream to Triton."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from config import Settings
+
+MODEL = "duplex"
+WATCH_S = 0.5  # how often an overdue answer is looked for
+
+
+class TickError(RuntimeError):
+    """Triton refused a tick, is late with one, or is not there; the message says why."""
+
+
+@dataclass(frozen=True)
+class TickIn:
+    """One tick of the microphone."""
+
+    pcm: bytes
+    start: bool = False
+    end: bool = False
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TickOut:
+    """One tick of the loudspeaker."""
+
+    pcm: bytes
+    text: str
+    events: list[dict[str, Any]]
+
+
+class TritonLink:
+    """The bridge's one connection to Triton."""
+
+    def __init__(self, settings: Settings):
+        self.url = f"{settings.triton.host}:{settings.triton.grpc_port}"
+        self._samples = settings.audio.input_samples
+        self._timeout_s = settings.bridge.response_timeout_s
+        self._client = triton.InferenceServerClient(self.url)
+
+    async def is_ready(self) -> bool:
+        """Whether Triton is up and every stage of the ensemble is loaded."""
+        try:
+            return bool(await self._client.is_model_ready(MODEL))
+        except (InferenceServerException, grpc.RpcError):
+            return False
+
+    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
+        """Answers of one conversation, one a tick and in order, until `ticks` ends.
+
+        A tick that Triton refuses is answered with its `TickError`; the stream goes on. Raises `TickError` when
+        there is no Triton any more, or when an answer is overdue.
+        """
+        sent: deque[float] = deque()  # when each tick on its way was sent
+        responses = self._client.stream_infer(self._requests(sequence_id, ticks, sent))
+        try:
+            while True:
+                try:
+                    result, error = await self._next(responses, sent)
+                except StopAsyncIteration:
+                    return
+                sent.popleft()
+                yield TickError(error.message()) if error else _tick_out(result)
+        except grpc.aio.AioRpcError as error:
+            raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error
+        finally:
+            responses.cancel()
+
+    async def close(self) -> None:
+        """Hangs up."""
+        await self._client.close()
+
+    async def _next(self, responses: Any, sent: deque[float]) -> Any:
+        """The next response, unless the oldest tick on its way has waited for too long."""
+        waiting = asyncio.ensure_future(anext(responses))
+        try:
+            while not (await asyncio.wait({waiting}, timeout=WATCH_S))[0]:
+                if sent and time.monotonic() - sent[0] > self._timeout_s:
+                    raise TickError(
+                        f"a tick has waited {self._timeout_s:g} s for its answer (bridge.response_timeout_s)"
+                    )
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    async def _requests(
+        self, sequence_id: int, ticks: AsyncIterator[TickIn], sent: deque[float]
+    ) -> AsyncIterator[dict[str, Any]]:
+        async for tick in ticks:
+            audio = triton.InferInput("AUDIO_IN", [1, self._samples], "INT16")
+            audio.set_data_from_numpy(np.frombuffer(tick.pcm, np.int16)[None])
+            sent.append(time.monotonic())
+            yield {
+                "model_name": MODEL,
+                "inputs": [audio],
+                "sequence_id": sequence_id,
+                "sequence_start": tick.start,
+                "sequence_end": tick.end,
+                "parameters": tick.parameters or None,
+            }
+
+
+def _tick_out(result: Any) -> TickOut:
+    return TickOut(
+        pcm=result.as_numpy("AUDIO_OUT").tobytes(),
+        text=result.as_numpy("TEXT").item().decode(),
+        events=json.loads(result.as_numpy("EVENTS").item()),
+    )
