@@ -1,0 +1,130 @@
+// The page: one conversation from the button pressed to the button pressed again.
+
+import { Latency } from "./latency.js";
+import { Level, rootMeanSquare } from "./level.js";
+
+const INPUT_RATE = 16000;
+const LEVEL_FRAMES = 5; // microphone frames of 20 ms in a bar of its level
+
+const element = (id) => document.getElementById(id);
+const microphoneLevel = new Level(element("microphone"));
+const loudspeakerLevel = new Level(element("loudspeaker"));
+let conversation = null;
+
+element("talk").onclick = () => (conversation ? conversation.stop() : start());
+element("reset").onclick = () => conversation?.reset();
+
+function show(state, status) {
+  document.body.dataset.state = state;
+  element("status").textContent = status;
+  element("talk").textContent = state === "talking" ? "Stop" : "Talk";
+  element("talk").disabled = state === "connecting";
+  element("reset").disabled = state !== "talking";
+}
+
+async function start() {
+  element("text").textContent = "";
+  show("connecting", "Asking for the microphone …");
+  conversation = new Conversation();
+  try {
+    await conversation.start();
+  } catch (error) {
+    conversation.fail(error.message);
+  }
+}
+
+class Conversation {
+  async start() {
+    this.audio = new AudioContext({ latencyHint: "interactive" });
+    this.stream = await navigator.mediaDevices.getUserMedia({
+      audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: false },
+    });
+    await Promise.all(
+      ["capture", "playback"].map((name) => this.audio.audioWorklet.addModule(`${name}-worklet.js`)),
+    );
+    this.playback = new AudioWorkletNode(this.audio, "playback", { numberOfInputs: 0, outputChannelCount: [2] });
+    this.playback.port.onmessage = ({ data }) => this.showPlayback(data);
+    this.playback.connect(this.audio.destination);
+
+    show("connecting", "Calling …");
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    this.socket = new WebSocket(`${scheme}://${location.host}/ws/pcm16${location.search}`);
+    this.socket.binaryType = "arraybuffer";
+    this.socket.onmessage = ({ data }) => (typeof data === "string" ? this.event(JSON.parse(data)) : this.hear(data));
+    this.socket.onclose = ({ code }) => this.closed(code);
+  }
+
+  event(event) {
+    if (event.type === "session.opened") this.opened(event);
+    else if (event.type === "text") this.write(event.text);
+    else if (event.type === "reset") element("text").textContent = "";
+    else if (event.type === "error") this.fail(event.message);
+  }
+
+  opened(session) {
+    this.latency = new Latency(session.input.tick_bytes);
+    this.saidSamples = 0;
+    this.squares = [];
+    this.capture = new AudioWorkletNode(this.audio, "capture", { numberOfOutputs: 0 });
+    this.capture.port.onmessage = ({ data }) => this.say(data);
+    this.audio.createMediaStreamSource(this.stream).connect(this.capture);
+    show("talking", "It listens while it speaks. Interrupt it.");
+  }
+
+  say(frame) {
+    if (this.socket.readyState !== WebSocket.OPEN) return;
+    this.socket.send(frame);
+    this.latency.sent(frame.byteLength, performance.now());
+    const pcm = new Int16Array(frame);
+    this.saidSamples += pcm.length;
+    this.squares.push(rootMeanSquare(pcm) ** 2);
+    if (this.squares.length === LEVEL_FRAMES) {
+      microphoneLevel.push(Math.sqrt(this.squares.reduce((sum, square) => sum + square, 0) / LEVEL_FRAMES));
+      element("said").textContent = `${(this.saidSamples / INPUT_RATE).toFixed(1)} s`;
+      this.squares = [];
+    }
+  }
+
+  hear(frame) {
+    const milliseconds = this.latency.answered(performance.now());
+    if (milliseconds !== null) element("latency").textContent = `${milliseconds.toFixed(0)} ms`;
+    this.playback.port.postMessage(frame, [frame]);
+  }
+
+  write(text) {
+    element("text").append(text);
+    element("text").scrollTop = element("text").scrollHeight;
+  }
+
+  showPlayback({ playedS, bufferS, level, gaps }) {
+    loudspeakerLevel.push(level);
+    element("heard").textContent = `${playedS.toFixed(1)} s`;
+    element("buffer").textContent = `${(bufferS * 1000).toFixed(0)} ms`;
+    element("gaps").textContent = String(gaps);
+  }
+
+  reset() {
+    this.socket.send(JSON.stringify({ type: "reset" }));
+  }
+
+  stop() {
+    this.hangUp();
+    show("idle", "Press the button and speak.");
+  }
+
+  fail(message) {
+    this.hangUp();
+    show("error", message);
+  }
+
+  closed(code) {
+    if (conversation === this) this.fail(`The bridge closed the conversation (code ${code}).`);
+  }
+
+  hangUp() {
+    if (conversation === this) conversation = null;
+    this.socket?.close(1000);
+    this.stream?.getTracks().forEach((track) => track.stop());
+    if (this.audio && this.audio.state !== "closed") this.audio.close();
+  }
+}

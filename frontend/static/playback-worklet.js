@@ -1,0 +1,62 @@
+// The loudspeaker, on the audio thread: takes 24 kHz 16 bit frames, plays them without gaps from a ring buffer.
+
+import { Resampler } from "./resampler.js";
+
+const RATE = 24000;
+const CAPACITY_S = 10;
+const CUSHION_S = 0.08; // held back before playing begins, against late answers
+const REPORT_S = 0.1;
+
+class Playback extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.resampler = new Resampler(RATE, sampleRate);
+    this.ring = new Float32Array(CAPACITY_S * sampleRate);
+    this.written = 0; // samples, ever
+    this.played = 0; // samples, ever
+    this.playing = false;
+    this.gaps = 0;
+    this.squares = 0; // of the samples played since the last report
+    this.reported = 0;
+    this.port.onmessage = ({ data }) => this.write(new Int16Array(data));
+  }
+
+  write(pcm) {
+    const samples = this.resampler.process(Float32Array.from(pcm, (sample) => sample / 32767));
+    for (const sample of samples) this.ring[this.written++ % this.ring.length] = sample;
+    const oldest = this.written - this.ring.length;
+    if (this.played < oldest) this.played = oldest; // the ring was overrun; only a stalled page gets here
+  }
+
+  process(_, [[left, ...others]]) {
+    const waiting = this.written - this.played;
+    if (!this.playing && waiting >= CUSHION_S * sampleRate) this.playing = true;
+    if (this.playing && waiting < left.length) {
+      this.playing = false;
+      this.gaps++;
+    }
+    if (this.playing) {
+      for (let i = 0; i < left.length; i++) {
+        left[i] = this.ring[this.played++ % this.ring.length];
+        this.squares += left[i] ** 2;
+      }
+      for (const other of others) other.set(left);
+    }
+    if (currentTime - this.reported >= REPORT_S) this.report();
+    return true;
+  }
+
+  report() {
+    const seconds = currentTime - this.reported;
+    this.port.postMessage({
+      playedS: this.played / sampleRate,
+      bufferS: (this.written - this.played) / sampleRate,
+      level: Math.sqrt(this.squares / (seconds * sampleRate)),
+      gaps: this.gaps,
+    });
+    this.squares = 0;
+    this.reported = currentTime;
+  }
+}
+
+registerProcessor("playback", Playback);

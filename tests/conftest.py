@@ -1,0 +1,194 @@
+"""What tests share: the tiny checkpoint, its log-mel, and one running `./sca serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.utils import logging
+
+from config import Settings
+from config.settings import QwenSettings
+from engine.checkpoint import Checkpoint, load_checkpoint
+from engine.engine import Engine
+from export.mel_frontend import MelFrontend
+from export.repository import find_checkpoint
+from tests.oracle import read_pcm
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "test"
+START_TIMEOUT_S = 240
+IDLE_TIMEOUT_S = 6
+CPU = QwenSettings(model_id="", device_map="cpu", torch_dtype="float32", lora="")
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+torch.manual_seed(0)
+
+
+def speech() -> np.ndarray:
+    """7 seconds of a person, where this checkout has the recording; of espeak-ng, said here, where it has not."""
+    recording = ROOT.parent / "shared" / "audio" / "booking_en.wav"
+    if recording.exists():
+        return read_pcm(str(recording))
+    spoken = BUILD / "speech.wav"
+    spoken.parent.mkdir(parents=True, exist_ok=True)
+    sentence = "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left."
+    espeak = subprocess.run(["espeak-ng", "--stdout", sentence], capture_output=True, check=True)
+    subprocess.run(["sox", "-", "-r", "16000", "-c", "1", "-b", "16", spoken], input=espeak.stdout, check=True)
+    return read_pcm(str(spoken))
+
+
+@pytest.fixture(scope="session")
+def pcm() -> np.ndarray:
+    return speech()
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    """Defaults, on the CPU, whatever the environment says."""
+    return Settings.load(environ={}).with_values(
+        qwen={"device_map": "cpu", "torch_dtype": "float32"}, triton={"instance": "cpu"}
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(settings: Settings) -> str:
+    return find_checkpoint(settings, BUILD, print)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint_folder: str) -> Checkpoint:
+    return load_checkpoint(checkpoint_folder, CPU)
+
+
+@pytest.fixture(scope="session")
+def extractor(checkpoint_folder: str) -> Any:
+    from transformers import WhisperFeatureExtractor
+
+    return WhisperFeatureExtractor.from_pretrained(checkpoint_folder)
+
+
+@pytest.fixture
+def engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
+    return Engine(checkpoint, settings)
+
+
+@pytest.fixture(scope="session")
+def log_mels(extractor: Any, pcm: np.ndarray) -> list[torch.Tensor]:
+    """The speech's ticks, [128, 32] each."""
+    return stream_log_mels(extractor, pcm)
+
+
+def stream_log_mels(extractor: Any, pcm: np.ndarray, samples: int = 5120) -> list[torch.Tensor]:
+    frontend = MelFrontend(extractor, samples)
+    states = frontend.zero_states(1)
+    frames = []
+    for start in range(0, len(pcm) - samples + 1, samples):
+        log_mel, *states = frontend(torch.from_numpy(pcm[None, start : start + samples]), *states)
+        frames.append(log_mel[0])
+    return frames
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `./sca serve`."""
+
+    settings: Settings
+    repository: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.settings.bridge.port}"
+
+    @property
+    def websocket(self) -> str:
+        return f"ws://127.0.0.1:{self.settings.bridge.port}/ws/pcm16"
+
+    @property
+    def triton_http(self) -> str:
+        return f"127.0.0.1:{self.settings.triton.http_port}"
+
+    @property
+    def triton_grpc(self) -> str:
+        return f"127.0.0.1:{self.settings.triton.grpc_port}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve_environment() -> dict[str, str]:
+    """Free ports, the CPU, and limits that a test can reach."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SCA_")}
+    own = {name: os.environ[name] for name in ("SCA_VENV", "SCA_PYTHON") if name in os.environ}
+    ports = ("BRIDGE_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+    return {
+        **clean,
+        **own,
+        **{f"SCA_{name}": str(free_port()) for name in ports},
+        "SCA_QWEN_DEVICE_MAP": "cpu",
+        "SCA_TRITON_INSTANCE": "cpu",
+        "SCA_ENGINE_SLOTS": "4",
+        "SCA_ENGINE_IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
+    }
+
+
+def start_serving(environment: dict[str, str], log: Path) -> subprocess.Popen[str]:
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [ROOT / "sca", "serve", "--build", BUILD],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"not ready after {START_TIMEOUT_S} s:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The one command, as a newcomer starts it."""
+    environment = serve_environment()
+    log = tmp_path_factory.mktemp("serve") / "log"
+    settings = Settings.load(environ={k: v for k, v in environment.items() if k.startswith("SCA_")})
+    process = start_serving(environment, log)
+    running = Served(settings, BUILD / "repository", process)
+    try:
+        wait_until_ready(running.http, process, log)
+        yield running
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+

@@ -1,0 +1,98 @@
+"""What transformers gives: plain loops over its own modules, its own caches and its own `generate()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from config.settings import INPUT_HZ
+
+
+def read_pcm(path: str) -> np.ndarray:
+    samples, rate = soundfile.read(path, dtype="int16")
+    assert rate == INPUT_HZ
+    return samples
+
+
+def signal_to_noise_db(reference: Tensor, found: Tensor) -> float:
+    """The reference's energy over the difference's."""
+    noise = (reference.double() - found.double()).square().sum()
+    return float(10 * torch.log10(reference.double().square().sum() / noise.clamp(min=1e-300)))
+
+
+class ScaOracle:
+    """The `sca` dialect, one conversation, greedy, step by step with nothing but transformers."""
+
+    def __init__(self, model: Any, tokenizer: Any, voice: str, system_prompt: str = "", text_tokens: int = 2):
+        self.model, self.text_tokens = model, text_tokens
+        self.thinker_cache = DynamicCache(config=model.config.thinker_config.text_config)
+        self.talker_cache = DynamicCache(config=model.config.talker_config.text_config)
+        prompt = ""
+        if system_prompt:
+            prompt = tokenizer.apply_chat_template([{"role": "system", "content": system_prompt}], tokenize=False)
+        ids = tokenizer(prompt + "<|audio_start|>", return_tensors="pt").input_ids
+        self._think(model.thinker.get_input_embeddings()(ids))
+
+        config, talker = model.config, model.config.talker_config
+        speaker = talker.speaker_id[voice]
+        codec = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id, speaker]
+        codec_embeds = model.talker.get_input_embeddings()(torch.tensor([[*codec, talker.codec_pad_id]]))
+        text = torch.tensor([[config.tts_pad_token_id] * 4 + [config.tts_bos_token_id]])
+        text_embeds = model.talker.text_projection(model.thinker.get_input_embeddings()(text))
+        self._talk(codec_embeds + text_embeds)
+        self.recurrent = model.talker.get_input_embeddings()(torch.tensor([[talker.codec_bos_id]]))
+
+    @torch.no_grad()
+    def tick(self, log_mel: Tensor) -> tuple[list[int], Tensor]:
+        """log-mel [128, T] -> text tokens, codes [16, frames]."""
+        mask = torch.ones(1, log_mel.shape[1], dtype=torch.long)
+        audio = self.model.thinker.get_audio_features(log_mel[None], feature_attention_mask=mask).last_hidden_state
+        frames_per_token = audio.shape[0] // self.text_tokens
+        hidden = self._think(audio[None])
+        tokens, frames = [], []
+        for _ in range(self.text_tokens):
+            token = self.model.thinker.lm_head(hidden).argmax(-1)
+            tokens.append(int(token))
+            hidden = self._think(self.model.thinker.get_input_embeddings()(token))
+            condition = self.model.talker.text_projection(hidden)
+            frames += [self._frame(condition) for _ in range(frames_per_token)]
+        return tokens, torch.stack(frames, dim=1)
+
+    def _frame(self, condition: Tensor) -> Tensor:
+        talker = self.model.talker
+        hidden = self._talk(self.recurrent + condition)
+        logits = talker.codec_head(hidden)
+        logits[..., -1024:] = -torch.inf  # generate()'s suppressed tokens; the end of speech too, in an endless stream
+        first = logits.argmax(-1)  # [1, 1]
+        first_embed = talker.get_input_embeddings()(first)
+        residual = talker.code_predictor.generate(
+            inputs_embeds=torch.cat([hidden, first_embed], dim=1),
+            max_new_tokens=talker.config.num_code_groups - 1,
+            do_sample=False,
+        )
+        tables = talker.code_predictor.get_input_embeddings()
+        embeds = [table(residual[:, i : i + 1]) for i, table in enumerate(tables)]
+        self.recurrent = torch.cat([first_embed, *embeds], dim=1).sum(1, keepdim=True)
+        return torch.cat([first[0], residual[0]])
+
+    @torch.no_grad()
+    def _think(self, embeds: Tensor) -> Tensor:
+        output = self.model.thinker.model(inputs_embeds=embeds, past_key_values=self.thinker_cache, use_cache=True)
+        return output.last_hidden_state[:, -1:]
+
+    @torch.no_grad()
+    def _talk(self, embeds: Tensor) -> Tensor:
+        output = self.model.talker.model(inputs_embeds=embeds, past_key_values=self.talker_cache, use_cache=True)
+        return output.last_hidden_state[:, -1:]
+
+
+@torch.no_grad()
+def one_shot_waveform(code2wav: Any, codes: Tensor) -> Tensor:
+    """codes [16, frames] -> the waveform as the stream has it: behind by 555 samples, 1920 a frame."""
+    waveform = code2wav(codes[None])[0, 0]
+    return torch.cat([torch.zeros(555), waveform])
