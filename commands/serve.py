@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import uvicorn
 
 from commands.console import UserError, add_build_argument, console, load_settings, steps
-from commands.export import export
 from config import Settings
 from frontend.app import create_app
 from launch.triton_install import TritonMissingError
@@ -33,9 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until Ctrl-C, SIGTERM, or the end of Triton."""
     settings = load_settings()
     check_ports(settings)
+    repository = export(arguments.build)
     try:
         with steps() as shown:
-            repository = export(settings, arguments.build, shown)
             shown.begin("Triton")
             build: Path = arguments.build.resolve()
             server = TritonServer(
@@ -51,6 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
             return _serve_bridge(settings, server)
     except (TritonError, TritonMissingError) as error:
         raise UserError(str(error)) from error
+
+
+def export(build: Path) -> Path:
+    """The repository that `./sca export` makes, in a process of its own: torch has no place in the bridge's."""
+    command = [sys.executable, "-m", "commands", "export", "--build", str(build)]
+    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if made.returncode != 0:
+        raise SystemExit(made.returncode)  # it has said why
+    return Path(made.stdout.strip())
 
 
 def check_ports(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from export.weights import load_code2wav
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "model_repository"
 STAMP = "built_from.json"
+BUILT_INTO_STAGES = ("instance", "onnx_precision", "queue_delay_us")  # of [triton]; its ports are the server's alone
 
 # Greatest differences from torch that an export may show, each with its reason: mel frames are compared to the
 # extractor within 1e-4; 3e-5 of full scale is one step of PCM16; float16 has 11 bits, through some 40 layers.
@@ -107,10 +108,13 @@ def _build_stage(
 def _stamp(checkpoint: str, settings: Settings) -> dict[str, Any]:
     """All that a repository follows from."""
     code = [*(ROOT / "export").glob("*.py"), *SOURCES.rglob("*.pbtxt"), *SOURCES.rglob("*.py")]
+    relevant = json.loads(settings.to_json())
+    del relevant["bridge"]
+    relevant["triton"] = {key: relevant["triton"][key] for key in BUILT_INTO_STAGES}
     weights = sorted(Path(checkpoint).glob("*")) if Path(checkpoint).is_dir() else []
     return {
         "code": _digest(sorted(code)),
-        "settings": json.loads(settings.to_json()),
+        "settings": relevant,
         "checkpoint": checkpoint,
         "checkpoint_files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "gpu": triton_config.runs_on_gpu(settings),

@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from config import Settings
 from frontend.conversation import Conversation
 from frontend.protocol import SAMPLE_BYTES, CloseCode, error_event
-from frontend.triton import TickError, TickIn, TritonLink
+from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
 PAGE = Path(__file__).parent / "static"
 WARM_UP_TICKS = 3
@@ -51,7 +51,7 @@ class Bridge:
         while self.not_ready:
             if await self.link.is_ready():
                 try:
-                    async for answer in self.link.converse(2**63 + 1, self._silence()):
+                    async for answer in self.link.converse(new_sequence_id(), self._silence()):
                         if isinstance(answer, TickError):
                             raise answer
                     self.not_ready = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -23,14 +22,14 @@ from frontend.protocol import (
     parse_control,
 )
 from frontend.ticker import Ticker
-from frontend.triton import TickError, TickIn, TickOut, TritonLink
+from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
 
 class Conversation:
     """Runs from the opened event to the close. Whatever becomes of the client, Triton gets an END."""
 
     def __init__(self, socket: WebSocket, link: TritonLink, settings: Settings, options: Mapping[str, Any]):
-        self.sequence_id = secrets.randbelow(2**63 - 1) + 1
+        self.sequence_id = new_sequence_id()
         self._socket = socket
         self._link = link
         self._settings = settings

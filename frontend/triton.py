@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,11 +19,17 @@ from tritonclient.utils import InferenceServerException
 from config import Settings
 
 MODEL = "duplex"
+GREATEST_SEQUENCE_ID = 2**63 - 1  # tritonclient sends it as an int64
 WATCH_S = 0.5  # how often an overdue answer is looked for
 
 
 class TickError(RuntimeError):
     """Triton refused a tick, is late with one, or is not there; the message says why."""
+
+
+def new_sequence_id() -> int:
+    """A conversation's id: random, never 0."""
+    return secrets.randbelow(GREATEST_SEQUENCE_ID) + 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class TritonLink:
         there is no Triton any more, or when an answer is overdue.
         """
         sent: deque[float] = deque()  # when each tick on its way was sent
-        responses = self._client.stream_infer(self._requests(sequence_id, ticks, sent))
+        failures: list[Exception] = []
+        responses = self._client.stream_infer(self._requests(sequence_id, ticks, sent, failures))
         try:
             while True:
                 try:
@@ -78,6 +86,10 @@ class TritonLink:
                 yield TickError(error.message()) if error else _tick_out(result)
         except grpc.aio.AioRpcError as error:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error
+        except asyncio.CancelledError:
+            if failures:  # gRPC cancels a call whose requests fail, and keeps the reason to itself
+                raise failures[0] from None
+            raise
         finally:
             responses.cancel()
 
@@ -99,20 +111,24 @@ class TritonLink:
             waiting.cancel()
 
     async def _requests(
-        self, sequence_id: int, ticks: AsyncIterator[TickIn], sent: deque[float]
+        self, sequence_id: int, ticks: AsyncIterator[TickIn], sent: deque[float], failures: list[Exception]
     ) -> AsyncIterator[dict[str, Any]]:
-        async for tick in ticks:
-            audio = triton.InferInput("AUDIO_IN", [1, self._samples], "INT16")
-            audio.set_data_from_numpy(np.frombuffer(tick.pcm, np.int16)[None])
-            sent.append(time.monotonic())
-            yield {
-                "model_name": MODEL,
-                "inputs": [audio],
-                "sequence_id": sequence_id,
-                "sequence_start": tick.start,
-                "sequence_end": tick.end,
-                "parameters": tick.parameters or None,
-            }
+        try:
+            async for tick in ticks:
+                audio = triton.InferInput("AUDIO_IN", [1, self._samples], "INT16")
+                audio.set_data_from_numpy(np.frombuffer(tick.pcm, np.int16)[None])
+                sent.append(time.monotonic())
+                yield {
+                    "model_name": MODEL,
+                    "inputs": [audio],
+                    "sequence_id": sequence_id,
+                    "sequence_start": tick.start,
+                    "sequence_end": tick.end,
+                    "parameters": tick.parameters or None,
+                }
+        except Exception as error:
+            failures.append(error)
+            raise
 
 
 def _tick_out(result: Any) -> TickOut:

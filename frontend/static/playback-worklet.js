@@ -4,7 +4,9 @@ import { Resampler } from "./resampler.js";
 
 const RATE = 24000;
 const CAPACITY_S = 10;
-const CUSHION_S = 0.08; // held back before playing begins, against late answers
+const CUSHION_S = 0.12; // held back before playing begins, against late answers
+const CUSHION_STEP_S = 0.08; // more is held back after every gap, so that a slow machine soon has no more of them
+const GREATEST_CUSHION_S = 0.64;
 const REPORT_S = 0.1;
 
 class Playback extends AudioWorkletProcessor {
@@ -15,6 +17,7 @@ class Playback extends AudioWorkletProcessor {
     this.written = 0; // samples, ever
     this.played = 0; // samples, ever
     this.playing = false;
+    this.cushionS = CUSHION_S;
     this.gaps = 0;
     this.squares = 0; // of the samples played since the last report
     this.reported = 0;
@@ -30,10 +33,11 @@ class Playback extends AudioWorkletProcessor {
 
   process(_, [[left, ...others]]) {
     const waiting = this.written - this.played;
-    if (!this.playing && waiting >= CUSHION_S * sampleRate) this.playing = true;
+    if (!this.playing && waiting >= this.cushionS * sampleRate) this.playing = true;
     if (this.playing && waiting < left.length) {
       this.playing = false;
       this.gaps++;
+      this.cushionS = Math.min(this.cushionS + CUSHION_STEP_S, GREATEST_CUSHION_S);
     }
     if (this.playing) {
       for (let i = 0; i < left.length; i++) {
