@@ -1,0 +1,78 @@
+"""The streamed waveform is transformers' one-shot waveform, 555 samples late and complete."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.checkpoint import Checkpoint
+from export.code2wav import DELAY_SAMPLES, Code2Wav
+from export.weights import load_code2wav
+from tests.oracle import one_shot_waveform, signal_to_noise_db
+
+PCM16_STEP = 1 / 32767
+FRAMES = 240  # 19 s: more than three attention windows
+
+
+def random_codes(batch: int, frames: int = FRAMES) -> torch.Tensor:
+    return torch.randint(0, 512, (batch, 16, frames), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def stream(stage: Code2Wav, codes: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor, list]:
+    states = stage.zero_states(len(codes))
+    sound, waveform, shapes = [], [], []
+    for start in range(0, codes.shape[2], frames):
+        pcm, floats, *states = stage(codes[:, :, start : start + frames], *states)
+        sound.append(pcm)
+        waveform.append(floats)
+        shapes.append([state.shape for state in states])
+    return torch.cat(sound, dim=1), torch.cat(waveform, dim=1), shapes
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_streamed_equals_one_shot(checkpoint: Checkpoint, frames):
+    codes = random_codes(batch=2)
+    sound, waveform, shapes = stream(Code2Wav(checkpoint.model.code2wav, frames), codes, frames)
+    for row in range(2):
+        expected = one_shot_waveform(checkpoint.model.code2wav, codes[row])
+        assert waveform.shape[1] == 1920 * FRAMES == len(expected), "no sample is lost"
+        assert (waveform[row, :DELAY_SAMPLES] == 0).all(), "no pre-roll is heard"
+        assert signal_to_noise_db(expected, waveform[row]) > 90
+    assert ((waveform * 32767).round() - sound).abs().max() == 0
+    assert all(shape == shapes[0] for shape in shapes), "a tick carries the same amount, however old the stream"
+
+
+def test_rows_of_a_batch_begin_and_continue_on_their_own(checkpoint: Checkpoint):
+    """A stream 10 ticks old and one that begins share a batch."""
+    stage, codes = Code2Wav(checkpoint.model.code2wav, 4), random_codes(batch=2, frames=80)
+    alone = [stream(stage, codes[row : row + 1], 4)[1][0] for row in range(2)]
+    states = stage.zero_states(1)
+    with torch.no_grad():
+        for tick in range(10):
+            _, _, *states = stage(codes[:1, :, 4 * tick : 4 * tick + 4], *states)
+        states = [torch.cat([old, new]) for old, new in zip(states, stage.zero_states(1), strict=True)]
+        for tick in range(5):
+            both = torch.stack([codes[0, :, 40 + 4 * tick : 44 + 4 * tick], codes[1, :, 4 * tick : 4 * tick + 4]])
+            _, waveform, *states = stage(both, *states)
+            here = slice(7680 * tick, 7680 * tick + 7680)
+            there = slice(7680 * (tick + 10), 7680 * (tick + 10) + 7680)
+            assert (waveform[0] - alone[0][there]).abs().max() < PCM16_STEP
+            assert (waveform[1] - alone[1][here]).abs().max() < PCM16_STEP
+
+
+def test_the_weights_alone_are_the_checkpoints(checkpoint: Checkpoint, checkpoint_folder):
+    """What the export loads, without thinker and talker, is what transformers loads."""
+    alone = load_code2wav(checkpoint_folder).state_dict()
+    whole = checkpoint.model.code2wav.state_dict()
+    assert alone.keys() == whole.keys()
+    assert all(torch.equal(alone[name], whole[name]) for name in whole)
+
+
+def test_a_code2wav_with_another_delay_is_refused(checkpoint: Checkpoint):
+    whole = checkpoint.model.code2wav
+    other = {**whole.config.to_dict(), "upsample_rates": (6, 5, 4, 4), "upsampling_ratios": (2, 2)}
+    code2wav = type(whole)(type(whole.config)(**other))
+    with pytest.raises(ValueError, match="delays 580 samples, expected 555"):
+        Code2Wav(code2wav, 4)
+

@@ -1,0 +1,185 @@
+"""Triton's ensemble against the engine and the torch code2wav in one process, and what Triton refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import tritonclient.grpc as grpc_client
+import tritonclient.http as http_client
+from tritonclient.utils import InferenceServerException
+
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine
+from tests.conftest import IDLE_TIMEOUT_S, Served
+from tests.oracle import one_shot_waveform, signal_to_noise_db
+
+TICK = 5120
+ids = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def triton(served: Served):
+    with grpc_client.InferenceServerClient(served.triton_grpc) as client:
+        yield client
+
+
+def tick(client, samples: np.ndarray, sequence_id, start=False, end=False, **parameters):
+    audio = grpc_client.InferInput("AUDIO_IN", [1, len(samples)], "INT16")
+    audio.set_data_from_numpy(samples[None])
+    return client.infer(
+        "duplex",
+        [audio],
+        sequence_id=sequence_id,
+        sequence_start=start,
+        sequence_end=end,
+        parameters=parameters or None,
+    )
+
+
+def converse(client, samples: np.ndarray, sequence_id, **options) -> tuple[np.ndarray, str]:
+    ticks = len(samples) // TICK
+    answers = [
+        tick(
+            client,
+            samples[i * TICK : (i + 1) * TICK],
+            sequence_id,
+            start=i == 0,
+            end=i == ticks - 1,
+            **(options if i == 0 else {}),
+        )
+        for i in range(ticks)
+    ]
+    sound = np.concatenate([answer.as_numpy("AUDIO_OUT")[0] for answer in answers])
+    return sound, "".join(answer.as_numpy("TEXT").item().decode() for answer in answers)
+
+
+def test_the_ensemble_equals_engine_and_torch(served: Served, triton, checkpoint: Checkpoint, engine: Engine, pcm):
+    samples = pcm[: 20 * TICK]
+    sound, text = converse(triton, samples, next(ids), voice="aiden", system_prompt="Be brief.")
+
+    mel_frontend = onnxruntime.InferenceSession(served.repository / "mel_frontend" / "1" / "model.onnx")
+    past = np.zeros((1, 362), np.float32)
+    engine.open("here", engine.parse_options({"voice": "aiden", "system_prompt": "Be brief."}))
+    spoken = []
+    for i in range(20):
+        log_mel, past = mel_frontend.run(None, {"AUDIO_IN": samples[None, i * TICK : (i + 1) * TICK], "past": past})
+        spoken.append(engine.tick({"here": torch.from_numpy(log_mel[0])})["here"])
+    waveform = one_shot_waveform(checkpoint.model.code2wav, torch.cat([said.codes for said in spoken], dim=1))
+
+    assert text == "".join(said.text for said in spoken)
+    expected = (waveform[: len(sound)] * 32767).round()
+    assert np.abs(sound - expected.numpy()).max() <= 1, "one step of PCM16: a rounding may fall either way"
+    assert signal_to_noise_db(expected, torch.from_numpy(sound)) > 80, "PCM16's own noise is 83 dB below this sound"
+
+
+def test_two_conversations_interleaved_equal_each_alone(triton, pcm):
+    first, second = pcm[: 8 * TICK], pcm[10 * TICK : 18 * TICK]
+    alone = [converse(triton, samples, next(ids)) for samples in (first, second)]
+    a, b = next(ids), "a conversation may have a name"
+    together: list[list] = [[], []]
+    for i in range(8):
+        for row, (samples, key) in enumerate(((first, a), (second, b))):
+            part = samples[i * TICK : (i + 1) * TICK]
+            together[row].append(tick(triton, part, key, start=i == 0, end=i == 7))
+    for row, (sound, text) in enumerate(alone):
+        assert np.array_equal(sound, np.concatenate([said.as_numpy("AUDIO_OUT")[0] for said in together[row]]))
+        assert text == "".join(said.as_numpy("TEXT").item().decode() for said in together[row])
+
+
+def test_start_over_a_live_conversation_begins_a_new_one(triton, pcm):
+    samples = pcm[: 4 * TICK]
+    expected = converse(triton, samples, next(ids))
+    used = next(ids)
+    tick(triton, pcm[6 * TICK : 7 * TICK], used, start=True)
+    tick(triton, pcm[7 * TICK : 8 * TICK], used)
+    found = converse(triton, samples, used)
+    assert np.array_equal(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+def test_reset_begins_the_conversation_anew(triton, pcm):
+    silence, key = np.zeros(TICK, np.int16), next(ids)
+    tick(triton, pcm[:TICK], key, start=True)
+    answer = tick(triton, silence, key, reset=True)
+    assert json.loads(answer.as_numpy("EVENTS").item()) == [{"type": "reset"}]
+    tick(triton, silence, key, end=True)
+
+
+def test_the_first_tick_needs_no_warming(served: Served):
+    """Nothing is loaded or compiled in it: Triton's statistics count the warm-up runs before any request."""
+    with http_client.InferenceServerClient(served.triton_http) as client:
+        config = client.get_model_config("code2wav")
+    assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, served.settings.engine.slots]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"voice": "bob"}, "voice is 'bob', expected one of aiden, chelsie, ethan"),
+        ({"vioce": "ethan"}, "unknown option 'vioce', expected one of dialect, voice, system_prompt"),
+        ({"temperature": "warm"}, "temperature is 'warm', expected a number"),
+        ({"temperature": 99.0}, "temperature is 99.0, expected a number from 0 to 5"),
+        ({"dialect": "esperanto"}, "dialect is 'esperanto', expected 'sca'"),
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"system_prompt": "la " * 600}, "tokens long, expected at most 512 (engine.prompt_positions)"),
+    ],
+)
+def test_a_bad_option_is_named_and_disturbs_nobody(triton, pcm, parameters, message):
+    other = next(ids)
+    tick(triton, pcm[:TICK], other, start=True)
+    with pytest.raises(InferenceServerException) as refused:
+        tick(triton, pcm[:TICK], next(ids), start=True, **parameters)
+    assert message in refused.value.message()
+    tick(triton, pcm[:TICK], other, end=True)
+
+
+def test_an_option_in_mid_conversation_is_refused(triton, pcm):
+    key = next(ids)
+    tick(triton, pcm[:TICK], key, start=True)
+    with pytest.raises(InferenceServerException, match="voice came in mid-conversation: expected options on the START"):
+        tick(triton, pcm[:TICK], key, voice="ethan")
+    tick(triton, pcm[:TICK], key, end=True)
+
+
+def test_a_request_without_start_is_refused(triton, pcm):
+    with pytest.raises(InferenceServerException, match="must specify the START flag"):
+        tick(triton, pcm[:TICK], 10**9)
+
+
+def test_a_request_without_conversation_is_refused(triton, pcm):
+    with pytest.raises(InferenceServerException, match="must specify a non-zero or non-empty correlation ID"):
+        tick(triton, pcm[:TICK], 0)
+
+
+@pytest.mark.parametrize("samples", [100, 5119, 10240])
+def test_a_tick_of_the_wrong_length_is_refused(triton, samples):
+    with pytest.raises(InferenceServerException, match=rf"Expected \[-1,5120\], got \[1,{samples}\]"):
+        tick(triton, np.zeros(samples, np.int16), next(ids), start=True)
+
+
+def test_a_tick_of_the_wrong_type_is_refused(triton):
+    audio = grpc_client.InferInput("AUDIO_IN", [1, TICK], "FP32")
+    audio.set_data_from_numpy(np.zeros((1, TICK), np.float32))
+    with pytest.raises(InferenceServerException, match="data-type is 'FP32'.*expects 'INT16'"):
+        triton.infer("duplex", [audio], sequence_id=next(ids), sequence_start=True)
+
+
+def test_no_free_slot_is_an_error_at_once_and_idling_frees_it(served: Served, triton, pcm):
+    slots = served.settings.engine.slots
+    abandoned = [next(ids) for _ in range(slots)]
+    for key in abandoned:
+        tick(triton, pcm[:TICK], key, start=True)
+    begun = time.monotonic()
+    with pytest.raises(InferenceServerException, match=f"all {slots} slots hold a conversation"):
+        tick(triton, pcm[:TICK], next(ids), start=True)
+    assert time.monotonic() - begun < IDLE_TIMEOUT_S, "refused, not queued"
+    time.sleep(IDLE_TIMEOUT_S + 1.5)
+    tick(triton, pcm[:TICK], next(ids), start=True, end=True)
+    with pytest.raises(InferenceServerException, match="must specify the START flag"):
+        tick(triton, pcm[:TICK], abandoned[0])
