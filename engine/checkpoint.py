@@ -38,6 +38,7 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
             dtype=resolve_dtype(settings.torch_dtype, device),
             device_map=device,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come in the report, and are refused below by name
         )
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -53,13 +54,14 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
 
 def check_model_type(source: str | Path) -> None:
     """Raises `CheckpointError` unless `source` has a config.json of Qwen3-Omni."""
+    expected = "expected a folder with config.json or a hub name"
     try:
         file = cached_file(str(source), "config.json")
+        if file is None:
+            raise CheckpointError(f"no checkpoint at {source}, {expected}")
         found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no checkpoint at {source!s}, expected a folder with config.json or a hub name: {error}"
-        ) from error
+        raise CheckpointError(f"no checkpoint at {source}, {expected}: {error}") from error
     if found != MODEL_TYPE:
         raise CheckpointError(f"the checkpoint {source} is of model type {found!r}, expected {MODEL_TYPE!r}")
 
@@ -96,7 +98,7 @@ def merge_lora(model: Any, folder: str) -> Any:
 def _expect_whole(source: str | Path, report: dict[str, Any]) -> None:
     """Every parameter came from the checkpoint: transformers would leave a missing one random."""
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-        names = sorted(str(name) for name in report.get(problem, ()))
+        names = sorted(name if isinstance(name, str) else str(name[0]) for name in report.get(problem, ()))
         if names:
             more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             raise CheckpointError(

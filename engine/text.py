@@ -19,11 +19,16 @@ class TextStream:
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._special = set(tokenizer.all_special_ids)
+        self._added = tokenizer.added_tokens_decoder  # tokens outside the byte-level vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, tokens: Iterable[int]) -> str:
         """The text that `tokens` complete."""
-        spoken = [token for token in tokens if token not in self._special]
-        symbols = "".join(symbol or "" for symbol in self._tokenizer.convert_ids_to_tokens(spoken))
-        return self._decoder.decode(bytes(BYTE_OF[symbol] for symbol in symbols))
+        return self._decoder.decode(b"".join(self._bytes(token) for token in tokens))
+
+    def _bytes(self, token: int) -> bytes:
+        if token in self._added:
+            added = self._added[token]
+            return b"" if added.special else str(added.content).encode()
+        symbols = self._tokenizer.convert_ids_to_tokens(token) or ""  # the head may have rows past the vocabulary
+        return bytes(BYTE_OF[symbol] for symbol in symbols)

@@ -1,0 +1,107 @@
+"""A checkpoint is served whole, or refused with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3OmniMoeForConditionalGeneration
+
+from engine.checkpoint import _expect_rotary_buffers, load_checkpoint, resolve_device
+from engine.errors import CheckpointError
+from export.weights import load_code2wav
+from tests.conftest import CPU
+
+
+@pytest.fixture
+def copy(checkpoint_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(checkpoint_folder, tmp_path / "checkpoint"))
+
+
+def without(folder: Path, lost: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if not k.startswith(lost)}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("lost", ["thinker.model.layers.1.mlp.experts", "talker.code_predictor.lm_head.3", "code2wav.up"])
+def test_missing_weights_are_named(copy, lost):
+    without(copy, lost)
+    with pytest.raises(CheckpointError, match=f"not whole: missing keys: {lost}"):
+        load_checkpoint(copy, CPU)
+
+
+def test_missing_weights_of_code2wav_stop_the_export(copy):
+    without(copy, "code2wav.decoder.0")
+    with pytest.raises(CheckpointError, match=r"(?s)lacks weights of code2wav.*decoder\.0"):
+        load_code2wav(str(copy))
+
+
+def test_weights_of_another_shape_are_named(copy):
+    weights = load_file(copy / "model.safetensors")
+    weights["thinker.lm_head.weight"] = weights["thinker.lm_head.weight"][:-1].contiguous()
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"not whole: mismatched keys: thinker\.lm_head\.weight"):
+        load_checkpoint(copy, CPU)
+
+
+def test_another_model_is_refused(copy):
+    (copy / "config.json").write_text(json.dumps({"model_type": "whisper"}))
+    with pytest.raises(CheckpointError, match="is of model type 'whisper', expected 'qwen3_omni_moe'"):
+        load_checkpoint(copy, CPU)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at .*, expected a folder with config.json or a hub name"):
+        load_checkpoint(tmp_path, CPU)
+
+
+def test_a_checkpoint_without_a_voice_is_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "enable_audio_output": False}))
+    with pytest.raises(CheckpointError, match="enable_audio_output = false"):
+        load_checkpoint(copy, CPU)
+
+
+def test_broken_rotary_frequencies_are_seen(copy):
+    model = load_checkpoint(copy, CPU).model
+    model.talker.model.rotary_emb.inv_freq.zero_()
+    with pytest.raises(CheckpointError, match=r"talker\.model\.rotary_emb\.inv_freq are not positive numbers"):
+        _expect_rotary_buffers(copy, model)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(CheckpointError, match="qwen.device_map is 'cuda:1', but this machine has no CUDA device"):
+        resolve_device("cuda:1")
+
+
+def test_bfloat16_is_loaded_as_such(checkpoint_folder):
+    loaded = load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, torch_dtype="bfloat16"))
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+
+
+def test_a_lora_adapter_is_merged(checkpoint_folder, tmp_path):
+    base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
+    name = "thinker.model.layers.0.self_attn.q_proj"
+    before = base.get_submodule(name).weight.detach().clone()
+    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=[name]))
+    layer = adapted.base_model.model.get_submodule(name)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    expected = before + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight  # alpha / r = 2
+    adapted.save_pretrained(tmp_path / "lora")
+
+    merged = load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path / "lora"))).model
+    assert torch.allclose(merged.get_submodule(name).weight, expected, atol=1e-6)
+    assert not torch.allclose(expected, before, atol=1e-2)
+
+
+def test_a_lora_folder_without_an_adapter_is_refused(checkpoint_folder, tmp_path):
+    with pytest.raises(CheckpointError, match="expected a folder with adapter_config.json"):
+        load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))

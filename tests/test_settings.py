@@ -1,0 +1,92 @@
+"""Every setting is documented, overridable and checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from config import Settings, SettingsError
+from config.settings import DEFAULTS
+
+
+def test_a_file_and_the_environment_override_in_this_order(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text('[bridge]\nport = 9000\nhost = "0.0.0.0"\n[sampling]\ntemperature = 1\n')
+    settings = Settings.load(file, environ={"SCA_BRIDGE_PORT": "9001", "SCA_QWEN_MODEL_ID": "/models/q", "PATH": "x"})
+    assert (settings.bridge.port, settings.bridge.host) == (9001, "0.0.0.0")
+    assert settings.sampling.temperature == 1.0
+    assert settings.qwen.model_id == "/models/q"
+
+
+def test_a_file_may_be_named_by_the_environment(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text("[audio]\ntick_ms = 160\n")
+    assert Settings.load(environ={"SCA_CONFIG": str(file)}).audio.tick_ms == 160
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"SCA_BRIDGE_PROT": "1"}, "unknown environment variable SCA_BRIDGE_PROT: config/default.toml has no bridge.prot"),
+        ({"SCA_NOISE": "1"}, "unknown environment variable SCA_NOISE"),
+        ({"SCA_BRIDGE_PORT": "http"}, "bridge.port is 'http', expected a whole number"),
+        ({"SCA_BRIDGE_PORT": "70000"}, "bridge.port is 70000, expected a port, 1 to 65535"),
+        ({"SCA_AUDIO_TICK_MS": "100"}, "audio.tick_ms is 100, expected 80, 160 or 320"),
+        ({"SCA_AUDIO_TICK_MS": "80"}, "engine.text_tokens_per_tick is 2, expected a divisor of the 1 codec frames"),
+        ({"SCA_ENGINE_SLOTS": "0"}, "engine.slots is 0, expected a number above 0"),
+        ({"SCA_ENGINE_DIALECT": "x"}, "engine.dialect is 'x', expected sca"),
+        ({"SCA_QWEN_TORCH_DTYPE": "int8"}, "qwen.torch_dtype is 'int8', expected one of auto, float32, bfloat16, float16"),
+        ({"SCA_QWEN_DEVICE_MAP": "tpu"}, "qwen.device_map is 'tpu', expected auto, cpu, cuda or cuda:N"),
+        ({"SCA_SAMPLING_TOP_P": "1.5"}, "sampling.top_p is 1.5, expected a number above 0 and up to 1"),
+        ({"SCA_TRITON_INSTANCE": "tpu"}, "triton.instance is 'tpu', expected auto, cpu or gpu"),
+    ],
+)
+def test_what_is_unknown_or_impossible_is_refused_by_name(environ, message):
+    with pytest.raises(SettingsError) as error:
+        Settings.load(environ=environ)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[noise]\nx = 1", "unknown section [noise]"),
+        ("[bridge]\nprot = 1", "unknown setting bridge.prot"),
+        ("bridge = 1", "[bridge] in"),
+        ("[bridge]\nport = true", "bridge.port is True, expected a whole number"),
+        ('[engine]\nslots = 2.5', "engine.slots is 2.5, expected a whole number"),
+        ("[bridge", "is not TOML"),
+    ],
+)
+def test_a_file_with_a_mistake_is_refused_by_name(tmp_path, toml, message):
+    file = tmp_path / "my.toml"
+    file.write_text(toml)
+    with pytest.raises(SettingsError) as error:
+        Settings.load(file, environ={})
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(SettingsError, match="the settings file /no/such.toml cannot be read: No such file"):
+        Settings.load("/no/such.toml", environ={})
+
+
+def test_settings_travel_as_json():
+    settings = Settings.load(environ={"SCA_ENGINE_SYSTEM_PROMPT": 'say "hi"\n — 안녕'})
+    assert Settings.from_json(settings.to_json()) == settings
+
+
+def test_every_setting_has_its_line_of_documentation():
+    """And default.toml has no line without a setting."""
+    documented = set()
+    section = ""
+    for line in DEFAULTS.read_text().splitlines():
+        if match := re.match(r"\[(\w+)\]", line):
+            section = match[1]
+        elif match := re.match(r"(\w+) = .+? # \w", line):
+            documented.add(f"{section}.{match[1]}")
+    settings = Settings.load(environ={})
+    known = {f"{s.name}.{f.name}" for s in fields(settings) for f in fields(getattr(settings, s.name))}
+    assert documented == known

@@ -1,0 +1,34 @@
+"""Text grows by whole characters."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.checkpoint import Checkpoint
+from engine.text import TextStream
+
+
+@pytest.mark.parametrize("text", ["plain", "héllo wörld", "오늘 날씨는 어때? 👩‍🚀", "a\n\tb\x00c"])
+def test_any_text_comes_back_in_whole_characters(checkpoint: Checkpoint, text):
+    stream = TextStream(checkpoint.tokenizer)
+    parts = [stream.feed([token]) for token in checkpoint.tokenizer.encode(text)]
+    assert "".join(parts) == text
+    assert all(part == "" or len(part.encode()) >= 1 for part in parts)
+    assert "\ufffd" not in "".join(parts)
+
+
+def test_half_a_character_waits_for_the_rest(checkpoint: Checkpoint):
+    first, second = checkpoint.tokenizer.encode("é")
+    stream = TextStream(checkpoint.tokenizer)
+    assert stream.feed([first]) == ""
+    assert stream.feed([second]) == "é"
+
+
+def test_bytes_that_are_no_utf8_are_marked_and_lose_nothing_else(checkpoint: Checkpoint):
+    first, _ = checkpoint.tokenizer.encode("é")
+    assert TextStream(checkpoint.tokenizer).feed([first, *checkpoint.tokenizer.encode("ok")]) == "\ufffdok"
+
+
+def test_special_tokens_have_no_text(checkpoint: Checkpoint):
+    tokens = checkpoint.tokenizer.encode("<|im_start|>user hi<|im_end|>")
+    assert TextStream(checkpoint.tokenizer).feed(tokens) == "user hi"
