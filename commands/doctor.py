@@ -1,3 +1,189 @@
-"""./sca doctor"""
-def add_arguments(parser): pass
-def run(a): return 0
+"""./sca doctor: what is in order here, and what to do about the rest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.markers import Marker
+
+from commands.console import ROOT, UserError, add_build_argument, console, load_settings, quiet_libraries
+from commands.serve import is_port_free
+from config import Settings
+from config.settings import NOT_SETTINGS
+from launch.triton_install import TritonInstall, TritonMissingError
+
+LEAST_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them
+LEAST_DISK = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and what to do when that will not serve."""
+
+    subject: str
+    found: str
+    to_do: str = ""
+    fatal: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is to be done."""
+        return not self.to_do
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    add_build_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the findings; 1 if it cannot serve."""
+    quiet_libraries()
+    can_serve = True
+    for finding in findings(arguments.build):
+        mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]" if finding.fatal else "[yellow]note[/yellow]"
+        console.print(f"{mark} {finding.subject:<14} {finding.found}", soft_wrap=True)
+        if finding.to_do:
+            console.print(f"     {'':<14} → {finding.to_do}", soft_wrap=True)
+        can_serve = can_serve and (finding.ok or not finding.fatal)
+    console.print("It can serve: ./sca serve" if can_serve else "It cannot serve yet.")
+    return 0 if can_serve else 1
+
+
+def findings(build: Path) -> Iterator[Finding]:
+    """All findings, cheapest first."""
+    yield _python()
+    yield _packages()
+    yield _triton()
+    try:
+        settings = load_settings()
+    except UserError as error:
+        yield Finding("settings", str(error), "correct it; config/default.toml documents every setting")
+        return
+    yield _environment()
+    yield from _ports(settings)
+    yield _shared_memory()
+    yield _disk(build)
+    yield _gpu(settings)
+    yield _checkpoint(settings)
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        return Finding("Python", found, "use Python 3.10 to 3.13: SCA_PYTHON=/path/to/python3 ./sca doctor")
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return Finding("Python", found, "the pip-installed Triton is for Linux on x86_64; use the container elsewhere")
+    return Finding("Python", found)
+
+
+def _packages() -> Finding:
+    """Installed versions against requirements.lock."""
+    wrong, total = [], 0
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        requirement, _, marker = line.partition(" ; ")
+        name, _, pinned = requirement.partition("==")
+        if marker and not Marker(marker).evaluate():
+            continue
+        total += 1
+        try:
+            installed = importlib.metadata.version(re.sub(r"\[.*\]", "", name)).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed != pinned:
+            wrong.append(f"{name} is {installed}, pinned {pinned}")
+    if wrong:
+        return Finding("packages", f"{len(wrong)} of {total}: {'; '.join(wrong[:3])}", "remove .venv and run ./sca again")
+    return Finding("packages", f"all {total} as pinned in requirements.lock")
+
+
+def _triton() -> Finding:
+    try:
+        install = TritonInstall.find()
+    except TritonMissingError as error:
+        return Finding("Triton", "not here", str(error))
+    version = importlib.metadata.version("nvidia-pytriton")
+    missing = install.missing_libraries()
+    if missing:
+        python = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+        advice = f"apt-get install {python}" if any("libpython" in name for name in missing) else "install them"
+        return Finding("Triton", f"lacks {', '.join(missing)}", advice)
+    return Finding("Triton", f"server of nvidia-pytriton {version}, Python backend for this Python")
+
+
+def _environment() -> Finding:
+    names = sorted(name for name in os.environ if name.startswith("SCA_") and name not in NOT_SETTINGS)
+    return Finding("settings", "defaults" + "".join(f", {name}={os.environ[name]}" for name in names))
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    triton, bridge = settings.triton, settings.bridge
+    ports = {
+        "bridge.port": (bridge.host, bridge.port),
+        "triton.http_port": (triton.host, triton.http_port),
+        "triton.grpc_port": (triton.host, triton.grpc_port),
+        "triton.metrics_port": (triton.host, triton.metrics_port),
+    }
+    taken = {name: port for name, (host, port) in ports.items() if not is_port_free(host, port)}
+    if taken:
+        found = ", ".join(f"{name} {port} is in use" for name, port in taken.items())
+        variables = " ".join(f"SCA_{name.replace('.', '_').upper()}={port + 100}" for name, port in taken.items())
+        yield Finding("ports", found, f"end what uses them (another ./sca serve?), or choose others: {variables}")
+    else:
+        yield Finding("ports", ", ".join(str(port) for _, port in ports.values()) + " are free")
+
+
+def _shared_memory() -> Finding:
+    free = shutil.disk_usage("/dev/shm").free
+    found = f"{free // 2**20} MiB free in /dev/shm"
+    if free < LEAST_SHARED_MEMORY:
+        return Finding("shared memory", found, f"{LEAST_SHARED_MEMORY // 2**20} MiB are needed; docker: --shm-size=1g")
+    return Finding("shared memory", found)
+
+
+def _disk(build: Path) -> Finding:
+    place = next(folder for folder in (build.resolve(), *build.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    found = f"{free / 2**30:.1f} GiB free for {build}"
+    if free < LEAST_DISK:
+        return Finding("disk", found, f"{LEAST_DISK // 2**30} GiB are needed; choose another place: --build FOLDER")
+    return Finding("disk", found)
+
+
+def _gpu(settings: Settings) -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return Finding("GPU", ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus))
+    asked = [
+        name
+        for name, value in (("qwen.device_map", settings.qwen.device_map), ("triton.instance", settings.triton.instance))
+        if value.startswith(("cuda", "gpu"))
+    ]
+    if asked:
+        return Finding("GPU", f"none that torch {torch.__version__} sees", f"set {' and '.join(asked)} to cpu or auto")
+    return Finding("GPU", "none; the CPU serves the tiny checkpoint", "for a real checkpoint, use a GPU", fatal=False)
+
+
+def _checkpoint(settings: Settings) -> Finding:
+    from engine.checkpoint import check_model_type
+    from engine.errors import CheckpointError
+
+    source = settings.qwen.model_id
+    if not source:
+        return Finding("checkpoint", "the tiny one (random weights), made locally")
+    try:
+        check_model_type(source)
+    except CheckpointError as error:
+        return Finding("checkpoint", str(error), "set SCA_QWEN_MODEL_ID to a folder or a hub name, or leave it empty")
+    return Finding("checkpoint", source)

@@ -1,3 +1,41 @@
-"""./sca doctor"""
-def add_arguments(parser): pass
-def run(a): return 0
+"""./sca test: every check there is."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from commands.console import ROOT, console
+
+CHECKS = {
+    "lint": [sys.executable, "-m", "ruff", "check", "."],
+    "format": [sys.executable, "-m", "ruff", "format", "--check", "--quiet", "."],
+    "types": [sys.executable, "-m", "mypy"],
+    "tests": [sys.executable, "-m", "pytest"],
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument(
+        "pytest_arguments", nargs=argparse.REMAINDER, help="run only the tests, with these arguments of pytest"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """1 if any check failed; each is run in any case."""
+    if arguments.pytest_arguments:
+        return subprocess.run([*CHECKS["tests"], *arguments.pytest_arguments], cwd=ROOT, check=False).returncode
+    failed = []
+    for name, command in CHECKS.items():
+        begun = time.monotonic()
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        mark = "[green]✓[/green]" if status == 0 else "[red]✗[/red]"
+        console.print(f"{mark} {name} [dim]({time.monotonic() - begun:.1f} s)[/dim]")
+        if status != 0:
+            failed.append(name)
+    if failed:
+        console.print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0

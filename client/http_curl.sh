@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# A conversation with Triton over plain HTTP, with curl alone: client/http_curl.sh IN.wav OUT.pcm [HOST:PORT]
+#
+# IN.wav is 16-bit mono 16 kHz; OUT.pcm becomes raw 16-bit mono 24 kHz (play it: aplay -f S16_LE -r 24000 OUT.pcm).
+# Each tick is one POST: a JSON header, then the tick's samples as they are; the answer likewise.
+set -euo pipefail
+
+in=$1 out=$2 url=http://${3:-127.0.0.1:8010}/v2/models/duplex/infer
+tick_samples=5120
+tick_bytes=$((tick_samples * 2)) answer_bytes=$((tick_samples * 3)) wav_header_bytes=44
+conversation=$((RANDOM << 15 | RANDOM | 1))
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+tail -c +$((wav_header_bytes + 1)) "$in" > "$work/sound"
+ticks=$((($(wc -c < "$work/sound") + tick_bytes - 1) / tick_bytes))
+truncate -s $((ticks * tick_bytes)) "$work/sound" # the last tick is filled up with silence
+: > "$out"
+
+for ((tick = 0; tick < ticks; tick++)); do
+    [ "$tick" -eq 0 ] && start=true || start=false
+    [ "$tick" -eq $((ticks - 1)) ] && end=true || end=false
+    header=$(printf '{"parameters":{"sequence_id":%d,"sequence_start":%s,"sequence_end":%s},"inputs":[{"name":"AUDIO_IN","shape":[1,%d],"datatype":"INT16","parameters":{"binary_data_size":%d}}],"outputs":[{"name":"TEXT","parameters":{"binary_data":false}},{"name":"AUDIO_OUT","parameters":{"binary_data":true}}]}' \
+        "$conversation" "$start" "$end" "$tick_samples" "$tick_bytes")
+    {
+        printf '%s' "$header"
+        tail -c +$((tick * tick_bytes + 1)) "$work/sound" | head -c "$tick_bytes" || true # head ends before tail does
+    } > "$work/request"
+    if ! curl --silent --show-error --fail-with-body --output "$work/answer" --data-binary "@$work/request" \
+        --header "Content-Type: application/octet-stream" \
+        --header "Inference-Header-Content-Length: ${#header}" "$url"; then
+        cat "$work/answer" >&2
+        exit 1
+    fi
+    tail -c "$answer_bytes" "$work/answer" >> "$out"
+done
+echo "$ticks ticks said and heard" >&2

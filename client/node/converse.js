@@ -1,0 +1,78 @@
+// A conversation with Triton over gRPC: node client/node/converse.js IN.wav OUT.wav [HOST:PORT]
+//
+// IN.wav is 16-bit mono 16 kHz; OUT.wav becomes 16-bit mono 24 kHz. Before the first use: npm install in this folder.
+
+import { readFileSync, writeFileSync } from "node:fs";
+import grpc from "@grpc/grpc-js";
+import protoLoader from "@grpc/proto-loader";
+
+const TICK_SAMPLES = 5120; // 320 ms at 16 kHz
+const TICK_BYTES = 2 * TICK_SAMPLES;
+const WAV_HEADER_BYTES = 44;
+const OUTPUT_RATE = 24000;
+const OPTIONS = {}; // of the conversation, for example { voice: { string_param: "ethan" } }
+
+const [input, output, address = "127.0.0.1:8001"] = process.argv.slice(2);
+const definition = protoLoader.loadSync(new URL("kserve.proto", import.meta.url).pathname, { keepCase: true });
+const { inference } = grpc.loadPackageDefinition(definition);
+const client = new inference.GRPCInferenceService(address, grpc.credentials.createInsecure());
+
+const sound = readFileSync(input).subarray(WAV_HEADER_BYTES);
+const ticks = Math.ceil(sound.length / TICK_BYTES);
+const conversation = `node-${process.pid}-${Date.now()}`;
+const heard = [];
+let text = "";
+
+const stream = client.ModelStreamInfer();
+stream.on("data", ({ error_message, infer_response }) => {
+  if (error_message) fail(error_message);
+  const tensors = Object.fromEntries(
+    infer_response.outputs.map(({ name }, i) => [name, infer_response.raw_output_contents[i]]),
+  );
+  heard.push(tensors.AUDIO_OUT);
+  text += tensors.TEXT.subarray(4).toString(); // a string tensor: its length in 4 bytes, then UTF-8
+});
+stream.on("error", ({ details }) => fail(details));
+stream.on("end", () => {
+  writeFileSync(output, wav(Buffer.concat(heard)));
+  console.log(text);
+});
+
+for (let tick = 0; tick < ticks; tick++) {
+  const samples = Buffer.alloc(TICK_BYTES); // the last tick is filled up with silence
+  sound.copy(samples, 0, tick * TICK_BYTES);
+  stream.write({
+    model_name: "duplex",
+    inputs: [{ name: "AUDIO_IN", datatype: "INT16", shape: [1, TICK_SAMPLES] }],
+    raw_input_contents: [samples],
+    parameters: {
+      sequence_id: { string_param: conversation },
+      sequence_start: { bool_param: tick === 0 },
+      sequence_end: { bool_param: tick === ticks - 1 },
+      ...(tick === 0 ? OPTIONS : {}),
+    },
+  });
+}
+stream.end();
+
+function wav(pcm) {
+  const header = Buffer.alloc(WAV_HEADER_BYTES);
+  header.write("RIFF", 0);
+  header.writeUInt32LE(WAV_HEADER_BYTES - 8 + pcm.length, 4);
+  header.write("WAVEfmt ", 8);
+  header.writeUInt32LE(16, 16); // bytes of the format
+  header.writeUInt16LE(1, 20); // PCM
+  header.writeUInt16LE(1, 22); // channel
+  header.writeUInt32LE(OUTPUT_RATE, 24);
+  header.writeUInt32LE(OUTPUT_RATE * 2, 28); // bytes a second
+  header.writeUInt16LE(2, 32); // bytes a sample
+  header.writeUInt16LE(16, 34); // bits a sample
+  header.write("data", 36);
+  header.writeUInt32LE(pcm.length, 40);
+  return Buffer.concat([header, pcm]);
+}
+
+function fail(message) {
+  console.error(message);
+  process.exit(1);
+}

@@ -1,0 +1,65 @@
+"""A conversation with Triton itself over gRPC: `python client/python_grpc.py IN.wav OUT.wav`.
+
+IN.wav is 16-bit mono 16 kHz; OUT.wav becomes 16-bit mono 24 kHz. Needs only `tritonclient[grpc]`.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import sys
+import wave
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+
+URL = "127.0.0.1:8001"
+TICK_SAMPLES = 5120  # 320 ms at 16 kHz
+OPTIONS: dict[str, str | int | float] = {}  # of the conversation, for example {"voice": "ethan", "seed": 7}
+
+
+def converse(url: str, samples: np.ndarray) -> tuple[np.ndarray, str]:
+    """int16 samples at 16 kHz -> int16 samples at 24 kHz and the text. Raises InferenceServerException."""
+    ticks = np.pad(samples, (0, -len(samples) % TICK_SAMPLES)).reshape(-1, 1, TICK_SAMPLES)
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    conversation = random.getrandbits(62) + 1
+    sound, text = [], ""
+    with triton.InferenceServerClient(url) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for i, tick in enumerate(ticks):
+            audio = triton.InferInput("AUDIO_IN", [1, TICK_SAMPLES], "INT16")
+            audio.set_data_from_numpy(tick)
+            client.async_stream_infer(
+                "duplex",
+                [audio],
+                sequence_id=conversation,
+                sequence_start=i == 0,
+                sequence_end=i == len(ticks) - 1,
+                parameters=(OPTIONS or None) if i == 0 else None,
+            )
+        for _ in ticks:
+            result, error = answers.get()
+            if error is not None:
+                raise error
+            sound.append(result.as_numpy("AUDIO_OUT")[0])
+            text += result.as_numpy("TEXT").item().decode()
+        client.stop_stream()
+    return np.concatenate(sound), text
+
+
+def main() -> None:
+    """Reads IN.wav, converses, writes OUT.wav, prints the text."""
+    with wave.open(sys.argv[1], "rb") as said:
+        if (said.getframerate(), said.getnchannels(), said.getsampwidth()) != (16000, 1, 2):
+            sys.exit(f"{sys.argv[1]} is {said.getparams()}, expected 16-bit mono 16 kHz")
+        samples = np.frombuffer(said.readframes(said.getnframes()), np.int16)
+    sound, text = converse(sys.argv[3] if len(sys.argv) > 3 else URL, samples)
+    with wave.open(sys.argv[2], "wb") as kept:
+        kept.setparams((1, 2, 24000, 0, "NONE", ""))
+        kept.writeframes(sound.tobytes())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

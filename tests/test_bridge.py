@@ -1,0 +1,238 @@
+"""The bridge against Triton, and what it does with bad input; other conversations go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from client.python_grpc import converse
+from client.python_websocket import talk
+from frontend.ticker import Ticker
+from tests.conftest import IDLE_TIMEOUT_S, Served
+from tests.test_triton import TICK
+
+
+def health(served: Served) -> dict:
+    with urllib.request.urlopen(f"{served.http}/healthz") as response:
+        return json.load(response)
+
+
+def wait_until_empty(served: Served) -> None:
+    deadline = time.monotonic() + 10
+    while health(served)["conversations"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def event(socket: ClientConnection, kind: str) -> dict:
+    """The next event of a kind; sound and text before it are passed over."""
+    while True:
+        message = socket.recv(timeout=20)
+        if isinstance(message, str) and json.loads(message)["type"] == kind:
+            return json.loads(message)
+
+
+def rest(socket: ClientConnection) -> tuple[bytes, int]:
+    """All sound until the bridge closes, and the close code."""
+    sound = b""
+    try:
+        while True:
+            message = socket.recv(timeout=20)
+            sound += message if isinstance(message, bytes) else b""
+    except ConnectionClosed as closed:
+        assert closed.rcvd is not None
+        return sound, closed.rcvd.code
+
+
+def end(socket: ClientConnection) -> tuple[np.ndarray, int]:
+    socket.send(json.dumps({"type": "end"}))
+    sound, code = rest(socket)
+    return np.frombuffer(sound, np.int16), code
+
+
+@pytest.mark.parametrize("frame_bytes", [2, 640, 10240, 33333 * 2, 10**6])
+def test_the_bridge_equals_triton_however_the_client_cuts(served: Served, pcm, frame_bytes):
+    samples = pcm[: 4 * TICK + 1000] if frame_bytes > 2 else pcm[:TICK]
+    expected, text = converse(served.triton_grpc, samples)
+
+    async def say() -> None:
+        from websockets.asyncio.client import connect as connect_async
+
+        found, words = bytearray(), ""
+        async with connect_async(served.websocket) as socket:
+            data = samples.tobytes()
+            for start in range(0, len(data), frame_bytes):
+                await socket.send(data[start : start + frame_bytes])
+            await socket.send(json.dumps({"type": "end"}))
+            async for message in socket:
+                if isinstance(message, bytes):
+                    found += message
+                elif (said := json.loads(message))["type"] == "text":
+                    words += said["text"]
+        sound = np.frombuffer(found, np.int16)
+        assert np.array_equal(sound[: len(expected)], expected)
+        assert words.startswith(text)
+
+    asyncio.run(say())
+
+
+def test_the_first_event_tells_id_and_formats(served: Served):
+    with connect(served.websocket) as first, connect(served.websocket) as second:
+        opened = json.loads(first.recv())
+        assert opened["type"] == "session.opened"
+        assert opened["tick_ms"] == 320
+        assert opened["input"] == {
+            "encoding": "pcm_s16le", "channels": 1, "sample_rate": 16000, "tick_bytes": 10240,
+        }  # fmt: skip
+        assert opened["output"] == {
+            "encoding": "pcm_s16le", "channels": 1, "sample_rate": 24000, "tick_bytes": 15360,
+        }  # fmt: skip
+        assert 0 < int(opened["id"]) < 2**63
+        assert opened["id"] != json.loads(second.recv())["id"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "message"),
+    [
+        (b"", "empty_frame", "a binary frame of 0 bytes came, expected PCM16 samples"),
+        (b"abc", "odd_frame", "a binary frame of 3 bytes came, expected an even number"),
+        (bytes(10_000_000), "frame_too_large", "a binary frame of 10000000 bytes came, expected at most 1048576"),
+        ("hello", "not_json", "the text frame 'hello' came, expected"),
+        ("x" * 500, "not_json", "xxx...' came"),
+        ('{"type": "sing"}', "unknown_control", """'{"type": "sing"}' came, expected {"type": "reset"} or"""),
+        ("[1]", "unknown_control", "'[1]' came"),
+        ("null", "unknown_control", "'null' came"),
+    ],
+    ids=["empty", "odd", "10 MB", "words", "long words", "unknown", "list", "null"],
+)
+def test_a_bad_frame_is_named_left_out_and_disturbs_nobody(served: Served, pcm, frame, code, message):
+    expected, _ = converse(served.triton_grpc, pcm[: 2 * TICK])
+    with connect(served.websocket) as other, connect(served.websocket) as socket:
+        other.send(pcm[:TICK].tobytes())
+        socket.send(pcm[:TICK].tobytes())
+        socket.send(frame)
+        error = event(socket, "error")
+        assert error["code"] == code
+        assert message in error["message"]
+        for conversation in (socket, other):
+            conversation.send(pcm[TICK : 2 * TICK].tobytes())
+        sound, close_code = end(other)
+        difference = np.abs(sound[: len(expected)].astype(int) - expected)
+        assert difference.max() <= 1, "the other one heard nothing of it; in a batch a rounding may fall the other way"
+        assert close_code == 1000
+        sound, close_code = end(socket)
+        assert close_code == 1000, "this conversation goes on too"
+        assert len(sound) >= 7680
+
+
+def test_a_message_beyond_all_bounds_is_cut_off(served: Served):
+    with connect(served.websocket) as socket:
+        socket.recv()
+        socket.send(bytes(20_000_000))
+        _, code = rest(socket)
+        assert code == 1009, "message too big (RFC 6455)"
+    wait_until_empty(served)
+
+
+def test_a_client_that_vanishes_in_mid_tick_frees_its_place_and_its_slot(served: Served, pcm):
+    slots = served.settings.engine.slots
+    for _ in range(2):  # twice as many as there are slots, faster than any idle timeout
+        gone = [connect(served.websocket) for _ in range(slots)]
+        for socket in gone:
+            socket.send(pcm[: TICK + 1234].tobytes())
+            event(socket, "text")
+            socket.socket.close()  # no close frame, no goodbye
+        wait_until_empty(served)
+    answer = asyncio.run(talk(served.websocket, pcm[:TICK].tobytes()))
+    assert len(answer.pcm) >= 15360
+
+
+def test_one_conversation_too_many_is_refused_at_the_door(served: Served):
+    wait_until_empty(served)
+    guests = [connect(served.websocket) for _ in range(served.settings.engine.slots)]
+    try:
+        for guest in guests:
+            event(guest, "session.opened")
+        with connect(served.websocket) as refused:
+            error = event(refused, "error")
+            assert error == {
+                "type": "error",
+                "code": "full",
+                "message": "all 4 places are taken (engine.slots), try again later",
+            }
+            assert rest(refused)[1] == 1013
+    finally:
+        for guest in guests:
+            guest.close()
+    wait_until_empty(served)
+
+
+def test_a_bad_option_closes_with_its_reason(served: Served, pcm):
+    with connect(served.websocket + "?voice=bob") as socket:
+        socket.send(pcm[:TICK].tobytes())
+        error = event(socket, "error")
+        assert error["code"] == "tick_failed"
+        assert "voice is 'bob', expected one of aiden, chelsie, ethan" in error["message"]
+        assert rest(socket)[1] == 1011
+
+
+def test_options_come_in_the_query(served: Served, pcm):
+    def heard(query: str) -> bytes:
+        return bytes(asyncio.run(talk(served.websocket + query, pcm[: 2 * TICK].tobytes())).pcm)
+
+    assert heard("?voice=ethan") != heard("?voice=chelsie")
+    drawn = [heard(f"?temperature=0.9&seed={seed}") for seed in (5, 5, 6)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_reset_is_told_and_begins_anew(served: Served, pcm):
+    with connect(served.websocket) as socket:
+        socket.send(pcm[: 2 * TICK].tobytes())
+        event(socket, "text")
+        socket.send(json.dumps({"type": "reset"}))
+        socket.send(pcm[:TICK].tobytes())
+        assert event(socket, "reset") == {"type": "reset"}
+        assert end(socket)[1] == 1000
+
+
+def test_a_client_that_says_nothing_more_is_told_and_closed(served: Served, pcm):
+    with connect(served.websocket) as socket:
+        socket.send(pcm[:TICK].tobytes())
+        begun = time.monotonic()
+        error = event(socket, "error")
+        assert error["code"] == "idle"
+        assert f"no sound came for {IDLE_TIMEOUT_S} s" in error["message"]
+        assert time.monotonic() - begun > IDLE_TIMEOUT_S - 1
+        assert rest(socket)[1] == 1011
+    wait_until_empty(served)
+
+
+def test_a_conversation_without_a_sound_ends_without_one(served: Served):
+    with connect(served.websocket) as socket:
+        event(socket, "session.opened")
+    wait_until_empty(served)
+
+
+def test_probes(served: Served):
+    assert health(served)["status"] == "ok"
+    with urllib.request.urlopen(f"{served.http}/readyz") as response:
+        assert json.load(response) == {"status": "ready"}
+
+
+@pytest.mark.parametrize("sizes", [[1] * 25, [3, 9, 1, 12], [25], [10, 10, 5]])
+def test_the_ticker_cuts_the_same_ticks_of_any_frames(sizes):
+    data = bytes(range(25))
+    ticker, ticks, start = Ticker(10), [], 0
+    for size in sizes:
+        ticks += ticker.feed(data[start : start + size])
+        start += size
+    assert ticks == [data[:10], data[10:20]]
+    assert ticker.flush() == data[20:] + bytes(5)
+    assert ticker.flush() == bytes(10)

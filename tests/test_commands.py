@@ -1,0 +1,176 @@
+"""The one command, as a newcomer uses it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from engine.checkpoint import Checkpoint
+from tests.conftest import ROOT, Served, serve_environment, start_serving, wait_until_ready
+from tests.oracle import ScaOracle, one_shot_waveform
+
+
+def sca(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SCA_") or k in ("SCA_VENV", "SCA_PYTHON")}
+    return subprocess.run(
+        [ROOT / "sca", *map(str, arguments)],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_talk_gives_what_transformers_gives(served: Served, checkpoint: Checkpoint, log_mels, pcm, tmp_path):
+    """The whole path: a WAV through bridge and Triton, against transformers' modules on the same log-mel."""
+    said, heard = tmp_path / "in.wav", tmp_path / "out.wav"
+    soundfile.write(said, pcm, 16000, subtype="PCM_16")
+    run = sca("talk", said, heard, "--url", served.websocket)
+    assert run.returncode == 0, run.stderr
+    sound, rate = soundfile.read(heard, dtype="int16")
+    assert rate == 24000
+    assert abs(len(sound) / 24000 - len(pcm) / 16000) <= 0.32, "as long as its input, to a tick"
+
+    oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden")  # the checkpoint's first speaker
+    codes = torch.cat([oracle.tick(log_mel)[1] for log_mel in log_mels], dim=1)
+    expected = (one_shot_waveform(checkpoint.model.code2wav, codes) * 32767).round().numpy()
+    assert np.abs(sound[: len(expected)] - expected).max() <= 1, "one step of PCM16"
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(48000, 2), (8000, 1)])
+def test_talk_takes_a_wav_of_any_rate(served: Served, tmp_path, rate, channels):
+    said = tmp_path / "in.wav"
+    tone = np.sin(2 * np.pi * 300 * np.arange(rate) / rate)[:, None].repeat(channels, axis=1) * 0.3
+    soundfile.write(said, tone, rate)
+    run = sca("talk", said, tmp_path / "out.wav", "--url", served.websocket)
+    assert run.returncode == 0, run.stderr
+    assert soundfile.info(tmp_path / "out.wav").frames == 4 * 7680
+
+
+def test_talk_says_when_nobody_answers(tmp_path):
+    said = tmp_path / "in.wav"
+    soundfile.write(said, np.zeros(16000), 16000)
+    run = sca("talk", said, tmp_path / "out.wav", "--url", "ws://127.0.0.1:9/ws/pcm16")
+    assert run.returncode == 1
+    assert "sca: no conversation with ws://127.0.0.1:9/ws/pcm16" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_talk_says_when_a_file_is_no_sound(tmp_path):
+    (tmp_path / "in.wav").write_text("not a sound")
+    run = sca("talk", tmp_path / "in.wav", tmp_path / "out.wav")
+    assert run.returncode == 1
+    assert "in.wav cannot be read as sound" in run.stderr
+
+
+@pytest.mark.parametrize("setting", ["BRIDGE_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT"])
+def test_serve_names_the_port_in_use(setting):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environment = {k: v for k, v in serve_environment().items() if k.startswith("SCA_")}
+        run = sca("serve", **{**environment, f"SCA_{setting}": port})
+    assert run.returncode == 1
+    name = setting.lower().replace("_", ".", 1)
+    assert f"sca: port {port} on 127.0.0.1 is in use; choose another {name}" in run.stderr
+
+
+def test_serve_names_a_checkpoint_that_is_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    environment = {k: v for k, v in serve_environment().items() if k.startswith("SCA_")}
+    run = sca("serve", "--build", tmp_path / "build", **{**environment, "SCA_QWEN_MODEL_ID": str(tmp_path)})
+    assert run.returncode == 1
+    assert "is of model type 'llama', expected 'qwen3_omni_moe'" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_wrong_setting_is_one_line():
+    run = sca("serve", SCA_BRIDGE_PROT="1")
+    assert run.returncode == 1
+    assert run.stderr.startswith("sca: unknown environment variable SCA_BRIDGE_PROT")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_doctor_finds_this_machine_in_order():
+    ports = {k: v for k, v in serve_environment().items() if k.endswith("_PORT")}
+    run = sca("doctor", **ports, SCA_QWEN_DEVICE_MAP="cpu")
+    assert run.returncode == 0, run.stderr
+    assert "It can serve" in run.stderr
+    assert "FAIL" not in run.stderr
+    for subject in ("Python", "packages", "Triton", "settings", "ports", "shared memory", "disk", "GPU", "checkpoint"):
+        assert subject in run.stderr
+
+
+def test_doctor_says_what_to_do_about_the_rest(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = sca("doctor", SCA_QWEN_MODEL_ID=str(tmp_path / "none"), SCA_BRIDGE_PORT=str(port))
+    assert run.returncode == 1
+    assert f"bridge.port {port} is in use" in run.stderr
+    assert "SCA_BRIDGE_PORT=" in run.stderr
+    assert "FAIL checkpoint" in run.stderr
+    assert "It cannot serve yet" in run.stderr
+
+
+def processes_of(session: int) -> list[str]:
+    found = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,sid,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if "tritonserver" in line or "python_backend_stub" in line or
+            f" {session} " in line]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_serve(tmp_path, ending):
+    """Ctrl-C, a polite kill, and the one that nobody can catch; with a conversation open all the while."""
+    from websockets.sync.client import connect
+
+    before = set(processes_of(-1))
+    environment = serve_environment()
+    log = tmp_path / "log"
+    process = start_serving(environment, log)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{environment['SCA_BRIDGE_PORT']}", process, log)
+        children = set(processes_of(process.pid)) - before
+        assert sum("tritonserver" in line for line in children) >= 1
+        assert sum("python_backend_stub" in line for line in children) >= 3
+        with connect(f"ws://127.0.0.1:{environment['SCA_BRIDGE_PORT']}/ws/pcm16") as caller:
+            caller.send(bytes(10240))
+            process.send_signal(ending)
+            process.wait(30)
+            if ending is signal.SIGINT:
+                assert process.returncode == 0
+                assert "Traceback" not in log.read_text()
+        deadline = time.monotonic() + 30
+        while set(processes_of(process.pid)) - before:
+            assert time.monotonic() < deadline, set(processes_of(process.pid)) - before
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def test_serve_ends_when_triton_does(tmp_path):
+    environment = serve_environment()
+    log = tmp_path / "log"
+    before = set(processes_of(-1))
+    process = start_serving(environment, log)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{environment['SCA_BRIDGE_PORT']}", process, log)
+        (triton,) = [line for line in set(processes_of(-1)) - before if "bin/tritonserver" in line]
+        os.kill(int(triton.split()[0]), signal.SIGKILL)
+        assert process.wait(30) == 1
+        assert "Triton ended, and so the bridge did" in log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
