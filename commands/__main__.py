@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+
+from commands.console import UserError
 
 COMMANDS = {
     "serve": "bring up Triton and the bridge, and print the address",
     "talk": "play a WAV to the running bridge and keep its answer as a WAV",
     "doctor": "say what is in order here and what to do about the rest",
+    "bridge": "run the bridge alone, next to a Triton that somebody else runs",
     "export": "build the model repository from a checkpoint, without serving it",
     "test": "run every check: lint, types, tests",
 }
@@ -23,15 +27,15 @@ def main() -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        command = importlib.import_module(f"commands.{name}")
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        if name in sys.argv:  # the others may need packages that this place does not have
+            command = importlib.import_module(f"commands.{name}")
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
     arguments = parser.parse_args()
     if arguments.config:
         os.environ["SCA_CONFIG"] = os.path.abspath(arguments.config)
 
-    from commands.console import UserError
-
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends things in order, as Ctrl-C does
     try:
         status: int = arguments.run(arguments)
     except UserError as error:

@@ -102,7 +102,9 @@ def _packages() -> Finding:
         if installed != pinned:
             wrong.append(f"{name} is {installed}, pinned {pinned}")
     if wrong:
-        return Finding("packages", f"{len(wrong)} of {total}: {'; '.join(wrong[:3])}", "remove .venv and run ./sca again")
+        return Finding(
+            "packages", f"{len(wrong)} of {total}: {'; '.join(wrong[:3])}", "remove .venv and run ./sca again"
+        )
     return Finding("packages", f"all {total} as pinned in requirements.lock")
 
 
@@ -167,7 +169,10 @@ def _gpu(settings: Settings) -> Finding:
         return Finding("GPU", ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus))
     asked = [
         name
-        for name, value in (("qwen.device_map", settings.qwen.device_map), ("triton.instance", settings.triton.instance))
+        for name, value in (
+            ("qwen.device_map", settings.qwen.device_map),
+            ("triton.instance", settings.triton.instance),
+        )
         if value.startswith(("cuda", "gpu"))
     ]
     if asked:

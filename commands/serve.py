@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import uvicorn
-
+from commands.bridge import address, bridge_server, run_until_stopped
 from commands.console import UserError, add_build_argument, console, load_settings, steps
 from config import Settings
-from frontend.app import create_app
 from launch.triton_install import TritonMissingError
 from launch.triton_server import TritonError, TritonServer
 
 WATCH_S = 0.5  # how often the bridge looks whether Triton still runs
-GRACE_S = 5  # how long open conversations may take to end
-WEBSOCKET_LIMIT = 4  # messages up to so many times bridge.max_frame_bytes are answered; larger ones are cut off
-LEAST_WEBSOCKET_LIMIT = 16 * 1024 * 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +68,9 @@ def check_ports(settings: Settings) -> None:
     ):
         if not is_port_free(host, port):
             variable = "SCA_" + name.replace(".", "_").upper()
-            raise UserError(f"port {port} on {host} is in use; choose another {name}, for example {variable}={port + 100}")
+            raise UserError(
+                f"port {port} on {host} is in use; choose another {name}, for example {variable}={port + 100}"
+            )
 
 
 def is_port_free(host: str, port: int) -> bool:
@@ -89,49 +85,30 @@ def is_port_free(host: str, port: int) -> bool:
     return True
 
 
-def _serve_bridge(settings: Settings, server: TritonServer) -> int:
-    """Runs the bridge in this thread; returns the exit status."""
-    bridge = settings.bridge
-    largest = max(LEAST_WEBSOCKET_LIMIT, WEBSOCKET_LIMIT * bridge.max_frame_bytes)
-    uvicorn_server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            host=bridge.host,
-            port=bridge.port,
-            ws="websockets-sansio",
-            ws_max_size=largest,
-            log_level="warning",
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
+def _serve_bridge(settings: Settings, triton: TritonServer) -> int:
+    """Runs the bridge in this thread as long as Triton runs; returns the exit status. Raises `UserError`."""
+    bridge = bridge_server(settings)
     lost: list[str] = []
     over = threading.Event()
 
     def watch() -> None:
         told = False
         while not over.wait(WATCH_S):
-            if uvicorn_server.started and not told:
+            if bridge.started and not told:
                 told = True
-                console.print(f"\n  Open [bold]http://{_shown(bridge.host)}:{bridge.port}[/bold] and speak."
-                              "  Ctrl-C ends it.\n")
-            if not server.is_running():
-                lost.append(server.last_words())
-                uvicorn_server.should_exit = True
+                console.print(f"\n  Open [bold]{address(settings)}[/bold] and speak.  Ctrl-C ends it.\n")
+            if not triton.is_running():
+                lost.append(triton.last_words())
+                bridge.should_exit = True
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        asyncio.run(uvicorn_server.serve())
-    except KeyboardInterrupt:
-        pass  # uvicorn has already ended in good order and says so once more
+        run_until_stopped(bridge)
     finally:
         over.set()
         watcher.join()
     if lost:
         raise UserError(f"Triton ended, and so the bridge did:\n{lost[0]}")
     return 0
-
-
-def _shown(host: str) -> str:
-    return "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host

@@ -43,9 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"no conversation with {url}: {error}") from error
     soundfile.write(arguments.output, np.frombuffer(answer.pcm, np.int16), OUTPUT_HZ, subtype="PCM_16")
     seconds = len(answer.pcm) / 2 / OUTPUT_HZ
-    console.print(
-        f"{len(pcm) / INPUT_HZ:.2f} s said, {seconds:.2f} s heard in {time.monotonic() - begun:.2f} s: {arguments.output}"
-    )
+    said, took = len(pcm) / INPUT_HZ, time.monotonic() - begun
+    console.print(f"{said:.2f} s said, {seconds:.2f} s heard in {took:.2f} s: {arguments.output}")
     print(answer.text)
     return 0
 

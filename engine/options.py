@@ -28,7 +28,7 @@ def parse_options(
 ) -> Options:
     """Request parameters over the settings' defaults. Raises `OptionError` naming what came and what was expected."""
     draws = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
-    others = {
+    others: dict[str, Any] = {
         "dialect": engine.dialect,
         "voice": engine.voice or voices[0],
         "system_prompt": engine.system_prompt,

@@ -1,0 +1,1 @@
+"""A checkpoint -> ONNX and a repository ready to serve; the tiny checkpoint too."""

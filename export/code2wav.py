@@ -53,6 +53,10 @@ class Code2Wav(Stage):
     Raises ValueError when the checkpoint's delay is not 555 samples.
     """
 
+    cos: Tensor
+    sin: Tensor
+    in_window: Tensor
+
     def __init__(self, code2wav: Any, frames: int):
         super().__init__()
         config = code2wav.config

@@ -34,6 +34,10 @@ class MelFrontend(Stage):
     Source: the arithmetic of `WhisperFeatureExtractor` in transformers, with 128 bins.
     """
 
+    dft: Tensor
+    filters: Tensor
+    past_or_present: Tensor
+
     def __init__(self, extractor: WhisperFeatureExtractor, samples: int):
         super().__init__()
         self.frames = samples // HOP

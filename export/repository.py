@@ -63,7 +63,9 @@ def build_repository(settings: Settings, build: Path, report: Report) -> Path:
     _build_stage("code2wav", code2wav, CODE2WAV_TOLERANCES[precision], staging, settings, report)
 
     report("thinker_talker and duplex: their configs")
-    shutil.copytree(SOURCES / "thinker_talker" / "1", staging / "thinker_talker" / "1", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        SOURCES / "thinker_talker" / "1", staging / "thinker_talker" / "1", ignore=shutil.ignore_patterns("__pycache__")
+    )
     config = triton_config.read_config(SOURCES / "thinker_talker")
     triton_config.complete_thinker_talker(config, checkpoint, settings)
     triton_config.write_config(staging / "thinker_talker", config)
@@ -133,4 +135,3 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-

@@ -184,7 +184,9 @@ def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> n
     if "head" in module:  # rows of unequal length: argmax is decided clearly
         weights = uniform(2.0 / math.sqrt(shape[-1])) * (0.4 + random.random_sample((shape[0], 1))).astype(np.float32)
         if name == "thinker.lm_head.weight":
-            weights[PRINTABLE:] *= np.float32(0.7)  # text that looks like text, with a rare other byte
+            weights[PRINTABLE:] = weights[PRINTABLE:] * np.float32(
+                0.7
+            )  # text that looks like text, with a rare other byte
         return weights
     if module.endswith("gate") and len(shape) == 2:  # routers choose clearly
         return uniform(2.0 / math.sqrt(shape[-1]))

@@ -101,9 +101,7 @@ class Conversation:
         try:
             while True:
                 received = asyncio.ensure_future(self._socket.receive())
-                done, _ = await asyncio.wait(
-                    {received, stopped}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED
-                )
+                done, _ = await asyncio.wait({received, stopped}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
                 if received not in done:
                     received.cancel()
                     if not done:

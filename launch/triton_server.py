@@ -106,7 +106,7 @@ class TritonServer:
     def last_words(self) -> str:
         """The end of the log."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-LOG_TAIL:] + [f"(all of it is in {self._log})"])
+        return "\n".join([*lines[-LOG_TAIL:], f"(all of it is in {self._log})"])
 
     def stop(self) -> None:
         """Ends the server and whatever of its process group is left."""

@@ -160,16 +160,16 @@ def start_serving(environment: dict[str, str], log: Path) -> subprocess.Popen[st
         )
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
+def wait_until_answered(url: str, process: subprocess.Popen[str], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+            with urllib.request.urlopen(url, timeout=5):
                 return
         except OSError:
             time.sleep(0.3)
-    raise AssertionError(f"not ready after {START_TIMEOUT_S} s:\n{log.read_text()}")
+    raise AssertionError(f"{url} did not answer for {START_TIMEOUT_S} s:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +181,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     process = start_serving(environment, log)
     running = Served(settings, BUILD / "repository", process)
     try:
-        wait_until_ready(running.http, process, log)
+        wait_until_answered(f"{running.http}/readyz", process, log)
         yield running
     finally:
         process.send_signal(signal.SIGINT)
@@ -190,5 +190,3 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-
-

@@ -47,8 +47,7 @@ def rest(socket: ClientConnection) -> tuple[bytes, int]:
             message = socket.recv(timeout=20)
             sound += message if isinstance(message, bytes) else b""
     except ConnectionClosed as closed:
-        assert closed.rcvd is not None
-        return sound, closed.rcvd.code
+        return sound, closed.rcvd.code if closed.rcvd else 1006
 
 
 def end(socket: ClientConnection) -> tuple[np.ndarray, int]:

@@ -26,10 +26,14 @@ def copy(checkpoint_folder, tmp_path) -> Path:
 
 def without(folder: Path, lost: str) -> None:
     weights = load_file(folder / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if not k.startswith(lost)}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v for k, v in weights.items() if not k.startswith(lost)}, folder / "model.safetensors", {"format": "pt"}
+    )
 
 
-@pytest.mark.parametrize("lost", ["thinker.model.layers.1.mlp.experts", "talker.code_predictor.lm_head.3", "code2wav.up"])
+@pytest.mark.parametrize(
+    "lost", ["thinker.model.layers.1.mlp.experts", "talker.code_predictor.lm_head.3", "code2wav.up"]
+)
 def test_missing_weights_are_named(copy, lost):
     without(copy, lost)
     with pytest.raises(CheckpointError, match=f"not whole: missing keys: {lost}"):

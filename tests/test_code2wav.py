@@ -75,4 +75,3 @@ def test_a_code2wav_with_another_delay_is_refused(checkpoint: Checkpoint):
     code2wav = type(whole)(type(whole.config)(**other))
     with pytest.raises(ValueError, match="delays 580 samples, expected 555"):
         Code2Wav(code2wav, 4)
-

@@ -29,7 +29,10 @@ def test_a_file_may_be_named_by_the_environment(tmp_path):
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"SCA_BRIDGE_PROT": "1"}, "unknown environment variable SCA_BRIDGE_PROT: config/default.toml has no bridge.prot"),
+        (
+            {"SCA_BRIDGE_PROT": "1"},
+            "unknown environment variable SCA_BRIDGE_PROT: config/default.toml has no bridge.prot",
+        ),
         ({"SCA_NOISE": "1"}, "unknown environment variable SCA_NOISE"),
         ({"SCA_BRIDGE_PORT": "http"}, "bridge.port is 'http', expected a whole number"),
         ({"SCA_BRIDGE_PORT": "70000"}, "bridge.port is 70000, expected a port, 1 to 65535"),
@@ -37,7 +40,10 @@ def test_a_file_may_be_named_by_the_environment(tmp_path):
         ({"SCA_AUDIO_TICK_MS": "80"}, "engine.text_tokens_per_tick is 2, expected a divisor of the 1 codec frames"),
         ({"SCA_ENGINE_SLOTS": "0"}, "engine.slots is 0, expected a number above 0"),
         ({"SCA_ENGINE_DIALECT": "x"}, "engine.dialect is 'x', expected sca"),
-        ({"SCA_QWEN_TORCH_DTYPE": "int8"}, "qwen.torch_dtype is 'int8', expected one of auto, float32, bfloat16, float16"),
+        (
+            {"SCA_QWEN_TORCH_DTYPE": "int8"},
+            "qwen.torch_dtype is 'int8', expected one of auto, float32, bfloat16, float16",
+        ),
         ({"SCA_QWEN_DEVICE_MAP": "tpu"}, "qwen.device_map is 'tpu', expected auto, cpu, cuda or cuda:N"),
         ({"SCA_SAMPLING_TOP_P": "1.5"}, "sampling.top_p is 1.5, expected a number above 0 and up to 1"),
         ({"SCA_TRITON_INSTANCE": "tpu"}, "triton.instance is 'tpu', expected auto, cpu or gpu"),
@@ -56,7 +62,7 @@ def test_what_is_unknown_or_impossible_is_refused_by_name(environ, message):
         ("[bridge]\nprot = 1", "unknown setting bridge.prot"),
         ("bridge = 1", "[bridge] in"),
         ("[bridge]\nport = true", "bridge.port is True, expected a whole number"),
-        ('[engine]\nslots = 2.5', "engine.slots is 2.5, expected a whole number"),
+        ("[engine]\nslots = 2.5", "engine.slots is 2.5, expected a whole number"),
         ("[bridge", "is not TOML"),
     ],
 )

@@ -95,7 +95,9 @@ def test_every_parameter_moves_the_output(checkpoint: Checkpoint, question):
         steps = torch.cat([steps, *(table(codes[:, i : i + 1, 1]) for i, table in enumerate(tables))], dim=1)
         predicted = model.talker.code_predictor.model(inputs_embeds=steps).last_hidden_state
         heads = [head(predicted[:, i + 1]) for i, head in enumerate(model.talker.code_predictor.lm_head)]
-        return torch.cat([model.talker.codec_head(hidden).flatten(), *(head.flatten() for head in heads), steps.flatten()])
+        return torch.cat(
+            [model.talker.codec_head(hidden).flatten(), *(head.flatten() for head in heads), steps.flatten()]
+        )
 
     @torch.no_grad()
     def code2wav() -> torch.Tensor:

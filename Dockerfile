@@ -1,0 +1,26 @@
+# The server: NVIDIA's Triton with the engine inside. Build from the project's root:
+#   docker build -t sca-server .
+FROM nvcr.io/nvidia/tritonserver:26.07-py3
+
+WORKDIR /opt/sca
+COPY requirements.lock ./
+COPY deploy/install.sh deploy/install.sh
+RUN deploy/install.sh server /opt/venv
+
+COPY deploy/serve-triton.sh deploy/serve-triton.sh
+COPY commands commands
+COPY config config
+COPY engine engine
+COPY export export
+COPY model_repository model_repository
+
+# The Python backend takes the python3 that it finds on PATH, and looks for packages in its working directory first.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/sca \
+    PYTHONUNBUFFERED=1 \
+    SCA_TRITON_HOST=0.0.0.0
+VOLUME /var/lib/sca
+EXPOSE 8010 8001 8002
+HEALTHCHECK --interval=10s --start-period=15m \
+    CMD ["curl", "--fail", "--silent", "http://localhost:8010/v2/health/ready"]
+ENTRYPOINT ["deploy/serve-triton.sh"]

@@ -1,0 +1,22 @@
+# The bridge: a slim Python with the WebSocket and the page, no torch. Build from the project's root:
+#   docker build -f deploy/bridge.Dockerfile -t sca-bridge .
+FROM python:3.12-slim
+
+WORKDIR /opt/sca
+COPY requirements.lock ./
+COPY deploy/install.sh deploy/install.sh
+RUN deploy/install.sh bridge /opt/venv
+
+COPY commands commands
+COPY config config
+COPY frontend frontend
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/sca \
+    PYTHONUNBUFFERED=1 \
+    SCA_BRIDGE_HOST=0.0.0.0
+USER 65534
+EXPOSE 8000
+HEALTHCHECK --interval=10s --start-period=15m \
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://localhost:8000/readyz')"]
+ENTRYPOINT ["python3", "-m", "commands", "bridge"]

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Inside NVIDIA's container: exports the checkpoint (or finds it exported), then becomes tritonserver.
+# Further arguments go to tritonserver.
+set -euo pipefail
+
+repository=$(python3 -m commands export --build "${BUILD_FOLDER:-/var/lib/sca}")
+exec tritonserver \
+    --model-repository="$repository" \
+    --http-port="${SCA_TRITON_HTTP_PORT:-8010}" \
+    --grpc-port="${SCA_TRITON_GRPC_PORT:-8001}" \
+    --metrics-port="${SCA_TRITON_METRICS_PORT:-8002}" \
+    --disable-auto-complete-config \
+    --exit-on-error=true \
+    "$@"
