@@ -96,3 +96,20 @@ def test_every_setting_has_its_line_of_documentation():
     settings = Settings.load(environ={})
     known = {f"{s.name}.{f.name}" for s in fields(settings) for f in fields(getattr(settings, s.name))}
     assert documented == known
+
+
+def test_the_readme_has_every_setting_with_its_default():
+    readme = (DEFAULTS.parent.parent / "README.md").read_text()
+    settings = Settings.load(environ={})
+    for section in fields(settings):
+        for field in fields(getattr(settings, section.name)):
+            default = getattr(getattr(settings, section.name), field.name)
+            shown = (
+                f'`"{default}"`'
+                if default == ""
+                else f"`{default}`"
+                if isinstance(default, str)
+                else str(default).removesuffix(".0")
+            )
+            row = rf"\| `{section.name}\.{field.name}` \| {re.escape(shown)}(\.0)? \|"
+            assert re.search(row, readme), f"{section.name}.{field.name} with default {shown}"
