@@ -91,11 +91,12 @@ class EngineSettings:
     slots: int
     context_s: int
     prompt_positions: int
+    cpu_threads: int
     idle_timeout_s: float
 
     def __post_init__(self) -> None:
         _expect(self.dialect == "sca", "engine.dialect", self.dialect, "sca")
-        for name in ("text_tokens_per_tick", "slots", "context_s", "prompt_positions", "idle_timeout_s"):
+        for name in ("text_tokens_per_tick", "slots", "context_s", "prompt_positions", "cpu_threads", "idle_timeout_s"):
             _expect(getattr(self, name) > 0, f"engine.{name}", getattr(self, name), "a number above 0")
 
 

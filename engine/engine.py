@@ -167,5 +167,6 @@ class Engine:
 
 
 def load_engine(source: str, settings: Settings) -> Engine:
-    """An engine over the checkpoint at `source`. Raises `CheckpointError`, `SettingsError` or `OptionError`."""
+    """An engine over the checkpoint at `source`, alone in its process. Raises `CheckpointError` or `OptionError`."""
+    torch.set_num_threads(settings.engine.cpu_threads)
     return Engine(load_checkpoint(source, settings.qwen), settings)
