@@ -21,6 +21,7 @@ from engine.checkpoint import Checkpoint
 from engine.conversation import Conversation
 from engine.errors import OptionError
 from engine.sampler import draw_code, draw_residual, draw_text
+from engine.stopwatch import Stopwatch
 from engine.talker import Talker
 from engine.thinker import Thinker
 
@@ -31,6 +32,7 @@ class ScaDialect:
     """Ticks of the dialect over one thinker and one talker."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings):
+        self.stopwatch = Stopwatch()
         self._config = checkpoint.model.config
         self._tokenizer = checkpoint.tokenizer
         self._prompt_positions = settings.engine.prompt_positions
@@ -85,14 +87,18 @@ class ScaDialect:
     def tick(self, conversations: Sequence[Conversation], log_mel: Tensor) -> tuple[Tensor, Tensor]:
         """One tick of each conversation. log_mel: [B, 128, T] -> codes [B, 16, frames], text tokens [B, tokens]."""
         samplers = [conversation.sampler for conversation in conversations]
-        hidden = self._think(conversations, self.thinker.hear(log_mel))
+        with self.stopwatch("encoder"):
+            heard = self.thinker.hear(log_mel)
+        with self.stopwatch("prefill"):
+            hidden = self._think(conversations, heard)
         tokens: list[Tensor] = []
         frames: list[Tensor] = []
         for _ in range(self._text_tokens):
-            token = draw_text(self.thinker.logits(hidden), samplers)
-            tokens.append(token)
-            hidden = self._think(conversations, self.thinker.embed(token[:, None]))
-            condition = self.talker.project_text(hidden)
+            with self.stopwatch("text"):
+                token = draw_text(self.thinker.logits(hidden), samplers)
+                tokens.append(token)
+                hidden = self._think(conversations, self.thinker.embed(token[:, None]))
+                condition = self.talker.project_text(hidden)
             frames += [self._speak(conversations, condition) for _ in range(self._frames_per_token)]
         for conversation in conversations:
             conversation.ticks += 1
@@ -113,9 +119,11 @@ class ScaDialect:
         slots = [conversation.slot for conversation in conversations]
         starts = [conversation.talker_positions for conversation in conversations]
         heard = torch.stack([conversation.heard_frame for conversation in conversations])
-        hidden = self.talker.decoder.forward((heard + condition)[:, None], slots, starts)[:, -1]
-        first = draw_code(self.talker.logits(hidden), samplers)
-        codes, total = self.talker.speak(hidden, first, partial(draw_residual, samplers=samplers))
+        with self.stopwatch("talker"):
+            hidden = self.talker.decoder.forward((heard + condition)[:, None], slots, starts)[:, -1]
+            first = draw_code(self.talker.logits(hidden), samplers)
+        with self.stopwatch("code predictor"):
+            codes, total = self.talker.speak(hidden, first, partial(draw_residual, samplers=samplers))
         for conversation, embedding in zip(conversations, total, strict=True):
             conversation.talker_positions += 1
             conversation.heard_frame = embedding

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.decoder import SlotDecoder
+from engine.frame_decoder import FrameDecoder
+from engine.slot_decoder import SlotDecoder
 
 Draw = Callable[[Tensor], Tensor]  # logits [B, vocabulary] -> codes [B]
 
@@ -22,7 +23,7 @@ class Talker:
         self.codebooks = talker.config.num_code_groups
         self.codebook_size = self._predictor.vocab_size
         self.decoder = SlotDecoder(talker.model, slots, positions)
-        self._predictor_decoder = SlotDecoder(self._predictor.model, slots, positions=self.codebooks)
+        self._frame_decoder = FrameDecoder(self._predictor.model, slots, positions=self.codebooks)
 
     def project_text(self, hidden: Tensor) -> Tensor:
         """The thinker's [..., H] as conditions of the talker [..., H']."""
@@ -44,14 +45,12 @@ class Talker:
         """Completes a frame: last hidden states [B, H'] and codes of the first codebook [B] -> the frame's codes
         [B, 16], and the sum of their embeddings [B, H'], which the next frame hears.
         """
-        batch = len(first)
-        rows = list(range(batch))
         embedding = self.embed(first)
         total, codes = embedding, [first]
         inputs = torch.stack([hidden, embedding], dim=1)  # [B, 2, H']
         position = 0
         for head, table in zip(self._predictor.lm_head, self._predictor.model.codec_embedding, strict=True):
-            predicted = self._predictor_decoder.forward(inputs, rows, [position] * batch)[:, -1]
+            predicted = self._frame_decoder.forward(inputs, position)
             position += inputs.shape[1]
             code = draw(head(predicted).float())
             embedding = table(code)

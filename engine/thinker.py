@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.decoder import SlotDecoder
+from engine.slot_decoder import SlotDecoder
 
 
 class Thinker:

@@ -80,9 +80,8 @@ class TritonInstall:
         python.mkdir()
         for package in ("config", "engine"):
             (python / package).symlink_to(ROOT / package)
-        triton_numpy = Path(sys.prefix) / "triton_numpy" / "numpy"
-        if triton_numpy.exists():  # Python 3.13 alone: see ./sca
-            (python / "numpy").symlink_to(triton_numpy)
+        for part in (Path(sys.prefix) / "triton_numpy").glob("numpy*"):  # on Python 3.13 alone: see deploy/install.sh
+            (python / part.name).symlink_to(part)  # its metadata too, from which others read its version
         return folder
 
 

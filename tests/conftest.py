@@ -44,7 +44,10 @@ def speech() -> np.ndarray:
         return read_pcm(str(recording))
     spoken = BUILD / "speech.wav"
     spoken.parent.mkdir(parents=True, exist_ok=True)
-    sentence = "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left."
+    sentence = (
+        "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left. "
+        "And tell me, please, whether the kitchen has anything without meat."
+    )
     espeak = subprocess.run(["espeak-ng", "--stdout", sentence], capture_output=True, check=True)
     subprocess.run(["sox", "-", "-r", "16000", "-c", "1", "-b", "16", spoken], input=espeak.stdout, check=True)
     return read_pcm(str(spoken))

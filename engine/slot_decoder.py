@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.attention import feed_forward, project
+
 
 class SlotDecoder:
-    """Runs the layers of a thinker, a talker or a code predictor for any subset of its slots at once.
+    """Runs the layers of a thinker or a talker for any subset of its slots at once.
 
     Each slot owns a row of the preallocated caches. Rows need not be in step: a row's `start` says how many
     positions it has seen. What lies behind a row's end is never attended to, so a slot needs no wiping to be used
@@ -47,47 +49,22 @@ class SlotDecoder:
         cos, sin = self.model.rotary_emb(embeddings, positions)
 
         hidden = embeddings
-        for index, layer in enumerate(self.model.layers):
-            attended = self._attend(index, layer, layer.input_layernorm(hidden), rows, positions, visible, cos, sin)
-            hidden = hidden + attended
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        for layer, layer_keys, layer_values in zip(self.model.layers, self._keys, self._values, strict=True):
+            queries, keys, values = project(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
+            layer_keys[rows[:, None], :, positions] = keys
+            layer_values[rows[:, None], :, positions] = values
+            heard = F.scaled_dot_product_attention(
+                queries.transpose(1, 2),
+                layer_keys[rows, :, :end],
+                layer_values[rows, :, :end],
+                attn_mask=visible,
+                scale=layer.self_attn.scaling,
+                enable_gqa=True,
+            )  # [B, heads, T, D]
+            hidden = feed_forward(layer, hidden, layer.self_attn.o_proj(heard.transpose(1, 2).flatten(2)))
         return self.model.norm(hidden)
 
     def wipe(self, slot: int) -> None:
         """Forgets all of a slot."""
         self._keys[:, slot] = 0
         self._values[:, slot] = 0
-
-    def _attend(
-        self,
-        index: int,
-        layer: Any,
-        hidden: Tensor,
-        rows: Tensor,
-        positions: Tensor,
-        visible: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor:
-        attention = layer.self_attn
-        shape = (*hidden.shape[:2], -1, attention.head_dim)  # [B, T, heads, D]
-        query = _rotate(attention.q_norm(attention.q_proj(hidden).view(shape)), cos, sin).transpose(1, 2)
-        keys, values = self._keys[index], self._values[index]  # [slots, heads, positions, D]
-        keys[rows[:, None], :, positions] = _rotate(attention.k_norm(attention.k_proj(hidden).view(shape)), cos, sin)
-        values[rows[:, None], :, positions] = attention.v_proj(hidden).view(shape)
-        end = visible.shape[-1]
-        heard = F.scaled_dot_product_attention(
-            query,
-            keys[rows, :, :end],
-            values[rows, :, :end],
-            attn_mask=visible,
-            scale=attention.scaling,
-            enable_gqa=True,
-        )
-        return attention.o_proj(heard.transpose(1, 2).flatten(2))
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in transformers' half-split layout. x: [B, T, heads, D]; cos, sin: [B, T, D]."""
-    half = x.shape[-1] // 2
-    return x * cos[:, :, None] + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin[:, :, None]
