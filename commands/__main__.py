@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "say what is in order here and what to do about the rest",
     "bridge": "run the bridge alone, next to a Triton that somebody else runs",
     "export": "build the model repository from a checkpoint, without serving it",
+    "bench": "measure how fast it is, in tables and JSON",
     "test": "run every check: lint, types, tests",
 }
 

@@ -1,0 +1,1 @@
+"""Programs that measure speed; nothing here is a test, and no test asserts a time."""

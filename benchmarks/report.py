@@ -1,0 +1,97 @@
+"""Measured ticks -> a table for people and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ticks of so many sessions at once."""
+
+    what: str
+    sessions: int
+    ticks: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    deadline_misses: int  # answers later than the next tick was due
+    stages_ms: Mapping[str, float] = field(default_factory=dict)  # means, where they were measured
+    tick_ms: int = 320
+
+    @classmethod
+    def of(
+        cls, what: str, sessions: int, tick_ms: int, latencies_s: Sequence[float], stages_ms: Mapping[str, float] = {}
+    ) -> Row:
+        """From every measured latency, in seconds."""
+        latencies_ms = np.asarray(latencies_s) * 1000
+        p50, p95, p99 = np.percentile(latencies_ms, [50, 95, 99])
+        misses = int((latencies_ms > tick_ms).sum())
+        return cls(what, sessions, len(latencies_ms), float(p50), float(p95), float(p99), misses, stages_ms, tick_ms)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Share of a tick that its computation takes; above 1 it cannot keep up."""
+        return self.p50_ms / self.tick_ms
+
+    @property
+    def audio_s_per_s(self) -> float:
+        """Seconds of sound, over all sessions, that a second of computation gives."""
+        return self.sessions / self.real_time_factor
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0].split(': ')[1] if names else platform.machine()}, {os.cpu_count()} cores, no GPU"
+
+
+def show(rows: Sequence[Row], file: Path) -> None:
+    """Prints the table and writes `file` as JSON."""
+    console = Console()
+    command = "./sca bench " + " ".join(sys.argv[sys.argv.index("bench") + 1 :])
+    console.print(f"{command}\n{machine()}, {date.today()}\n", highlight=False)
+    ticks = Table()
+    for column in ("what", "sessions", "tick p50", "p95", "p99", "missed", "RTF", "audio s/s"):
+        ticks.add_column(column, justify="left" if column == "what" else "right")
+    for row in rows:
+        ticks.add_row(
+            row.what,
+            str(row.sessions),
+            f"{row.p50_ms:.1f} ms",
+            f"{row.p95_ms:.1f}",
+            f"{row.p99_ms:.1f}",
+            f"{row.deadline_misses}/{row.ticks}",
+            f"{row.real_time_factor:.2f}",
+            f"{row.audio_s_per_s:.1f}",
+        )
+    console.print(ticks)
+    staged = [row for row in rows if row.stages_ms]
+    if staged:
+        stages = Table(title="where a tick's time goes, mean ms", title_justify="left")
+        for column in ("what", "sessions", *staged[0].stages_ms):
+            stages.add_column(column, justify="left" if column == "what" else "right")
+        for row in staged:
+            stages.add_row(row.what, str(row.sessions), *(f"{ms:.1f}" for ms in row.stages_ms.values()))
+        console.print(stages)
+    console.print(f"all figures: {file}", highlight=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figures = [
+        {**asdict(row), "real_time_factor": row.real_time_factor, "audio_s_per_s": row.audio_s_per_s} for row in rows
+    ]
+    record = {"command": command, "machine": machine(), "date": str(date.today()), "rows": figures}
+    file.write_text(json.dumps(record, indent=2), encoding="utf-8")
