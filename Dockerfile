@@ -14,10 +14,13 @@ COPY engine engine
 COPY export export
 COPY model_repository model_repository
 
+# float32 means float32: in TF32 neither the DFT nor code2wav would be exact.
 # The Python backend takes the python3 that it finds on PATH, and looks for packages in its working directory first.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/sca \
     PYTHONUNBUFFERED=1 \
+    NVIDIA_TF32_OVERRIDE=0 \
+    SCA_TRITON_INSTANCE=gpu \
     SCA_TRITON_HOST=0.0.0.0
 VOLUME /var/lib/sca
 EXPOSE 8010 8001 8002

@@ -16,6 +16,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Builds the repository and prints its place."""
     settings = load_settings()
     quiet_libraries()
+    from safetensors import SafetensorError
+
     from engine.errors import CheckpointError
     from export.onnx_stage import ExportError
     from export.repository import build_repository
@@ -25,5 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
             repository = build_repository(settings, arguments.build.resolve(), shown.begin)
     except (CheckpointError, ExportError) as error:
         raise UserError(str(error)) from error
+    except (OSError, ValueError, SafetensorError) as error:  # a file of the checkpoint is missing or broken
+        raise UserError(f"the checkpoint cannot be exported: {error}") from error
     print(repository)
     return 0

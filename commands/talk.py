@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 from rich.progress import Progress, TimeElapsedColumn
+from websockets.exceptions import WebSocketException
 
 from client.python_websocket import Answer, talk
 from commands.console import UserError, console, load_settings
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         try:
             answer: Answer = asyncio.run(talk(url, pcm.tobytes(), realtime=arguments.realtime, heard=hear))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, WebSocketException) as error:
             raise UserError(f"no conversation with {url}: {error}") from error
     soundfile.write(arguments.output, np.frombuffer(answer.pcm, np.int16), OUTPUT_HZ, subtype="PCM_16")
     seconds = len(answer.pcm) / 2 / OUTPUT_HZ

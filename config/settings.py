@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class QwenSettings:
     lora: str
 
     def __post_init__(self) -> None:
-        known = self.device_map in ("auto", "cpu", "cuda") or self.device_map.removeprefix("cuda:").isdigit()
+        known = self.device_map in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", self.device_map) is not None
         _expect(known, "qwen.device_map", self.device_map, "auto, cpu, cuda or cuda:N")
         dtypes = ("auto", "float32", "bfloat16", "float16")
         _expect(self.torch_dtype in dtypes, "qwen.torch_dtype", self.torch_dtype, "one of " + ", ".join(dtypes))
@@ -97,7 +98,8 @@ class EngineSettings:
     def __post_init__(self) -> None:
         _expect(self.dialect == "sca", "engine.dialect", self.dialect, "sca")
         for name in ("text_tokens_per_tick", "slots", "context_s", "prompt_positions", "cpu_threads", "idle_timeout_s"):
-            _expect(getattr(self, name) > 0, f"engine.{name}", getattr(self, name), "a number above 0")
+            value = getattr(self, name)
+            _expect(0 < value < 1e6, f"engine.{name}", value, "a number above 0 and below a million")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,15 @@ class SamplingSettings:
             self.repetition_penalty,
             "a number from 1 to 5",
         )
+
+
+OPTIONS = (  # what a conversation may choose for itself
+    "dialect",
+    "voice",
+    "system_prompt",
+    "seed",
+    *(field.name for field in dataclasses.fields(SamplingSettings)),
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ triton_numpy=numpy==1.26.4    # the server's Python processes know no numpy 2; P
 bridge=(fastapi uvicorn websockets "tritonclient[grpc]" numpy rich)
 server=("${bridge[@]}" torch transformers accelerate peft optimum onnx onnxscript onnxruntime)
 
-"$python" -m venv "$venv" || {
+"$python" -m venv "$venv" || "$python" -m virtualenv "$venv" || {
     echo "sca: '$python -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 1
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def resolve_device(device_map: str) -> str:
     """`auto` is cuda where there is one, else cpu. Raises `CheckpointError` for a cuda that is not there."""
     if device_map == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device_map.startswith("cuda") and not torch.cuda.is_available():
-        raise CheckpointError(f"qwen.device_map is {device_map!r}, but this machine has no CUDA device")
+    _, _, number = device_map.partition("cuda:")
+    if device_map.startswith("cuda") and torch.cuda.device_count() <= int(number or 0):
+        found = torch.cuda.device_count() or "no"
+        raise CheckpointError(f"qwen.device_map is {device_map!r}, but this machine has {found} CUDA device")
     return device_map
 
 
@@ -90,7 +93,15 @@ def merge_lora(model: Any, folder: str) -> Any:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise CheckpointError(f"qwen.lora is {folder!r}, expected a folder with adapter_config.json")
     try:
-        return PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings(record=True) as complaints:  # peft only warns of keys that it does not find
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, folder)
+        missing = [str(complaint.message) for complaint in complaints if "adapter keys" in str(complaint.message)]
+        if missing:
+            raise ValueError(missing[0])
+        if any("code2wav" in name and "lora_" in name for name, _ in adapted.named_parameters()):
+            raise ValueError("it adapts code2wav, which is served as ONNX of the checkpoint's own weights")
+        return adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"the LoRA adapter {folder} does not fit the checkpoint: {error}") from error
 

@@ -23,4 +23,3 @@ class Conversation:
     last_tick_s: float
     thinker_positions: int = 0
     talker_positions: int = 0
-    ticks: int = 0

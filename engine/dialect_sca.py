@@ -100,8 +100,6 @@ class ScaDialect:
                 hidden = self._think(conversations, self.thinker.embed(token[:, None]))
                 condition = self.talker.project_text(hidden)
             frames += [self._speak(conversations, condition) for _ in range(self._frames_per_token)]
-        for conversation in conversations:
-            conversation.ticks += 1
         return torch.stack(frames, dim=2), torch.stack(tokens, dim=1)
 
     def _think(self, conversations: Sequence[Conversation], embeddings: Tensor) -> Tensor:

@@ -66,14 +66,19 @@ class Engine:
             raise SlotsFullError(
                 f"all {self.settings.engine.slots} slots hold a conversation (engine.slots), try again later"
             )
-        self._conversations[key] = self._begin(self._free.pop(), options)
+        slot = self._free.pop()
+        try:
+            self._conversations[key] = self._begin(slot, options)
+        except BaseException:
+            self._free.append(slot)
+            raise
 
     @torch.inference_mode()
     def reset(self, key: Hashable) -> None:
         """Begins the conversation anew, with its options and in its slot. Raises `ConversationError`."""
-        conversation = self._conversation(key)
-        self._wipe(conversation.slot)
-        self._conversations[key] = self._begin(conversation.slot, conversation.options)
+        options = self._conversation(key).options
+        self.close(key)
+        self.open(key, options)
 
     @torch.inference_mode()
     def tick(self, log_mels: Mapping[Hashable, Tensor]) -> dict[Hashable, Spoken | ConversationError]:
@@ -102,8 +107,8 @@ class Engine:
         """Ends a conversation and frees its slot; nothing of it is kept. One that is not open is no error."""
         conversation = self._conversations.pop(key, None)
         if conversation is not None:
-            self._wipe(conversation.slot)
             self._free.append(conversation.slot)
+            self._wipe(conversation.slot)
 
     def sweep(self) -> list[Hashable]:
         """Closes and returns the conversations that have been idle for too long: Triton never says that one died."""
@@ -169,4 +174,5 @@ class Engine:
 def load_engine(source: str, settings: Settings) -> Engine:
     """An engine over the checkpoint at `source`, alone in its process. Raises `CheckpointError` or `OptionError`."""
     torch.set_num_threads(settings.engine.cpu_threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: in TF32 nothing here would be exact
     return Engine(load_checkpoint(source, settings.qwen), settings)

@@ -59,8 +59,8 @@ def _as(kind: type, name: str, value: Any) -> Any:
         raise OptionError(f"{name} is {value!r}, expected {words}")
     try:
         converted = kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise OptionError(f"{name} is {value!r}, expected {words}") from error
-    if kind is int and converted != float(value):
+    if kind is int and isinstance(value, float) and converted != value:
         raise OptionError(f"{name} is {value!r}, expected {words}")
     return converted

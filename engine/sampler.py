@@ -66,7 +66,8 @@ def _draw(logits: Tensor, samplers: Sequence[Sampler], draws: Sequence[Draws]) -
     chosen = logits.argmax(dim=-1)
     for row, (sampler, draw) in enumerate(zip(samplers, draws, strict=True)):
         if draw.temperature > 0:
-            probabilities = _warp(logits[row] / draw.temperature, draw).cpu()
+            below_likeliest = logits[row] - logits[row].max()  # so that no temperature, however low, overflows
+            probabilities = _warp(below_likeliest / draw.temperature, draw).cpu()
             chosen[row] = torch.multinomial(probabilities, 1, generator=sampler.generator).item()
     return chosen
 

@@ -34,11 +34,6 @@ class SlotDecoder:
         """Where the caches lie."""
         return self._keys.device
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the keys and values of all slots."""
-        return 2 * self._keys.numel() * self._keys.element_size()
-
     def forward(self, embeddings: Tensor, slots: list[int], starts: list[int]) -> Tensor:
         """Feeds [B, T, H], row b at positions starts[b]... of slot slots[b]; returns last hidden states [B, T, H]."""
         length = embeddings.shape[1]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import WhisperFeatureExtractor
+from transformers.utils import cached_file
 
 from config import Settings
 from engine.checkpoint import check_model_type
@@ -109,7 +110,8 @@ def _build_stage(
 
 def _stamp(checkpoint: str, settings: Settings) -> dict[str, Any]:
     """All that a repository follows from."""
-    code = [*(ROOT / "export").glob("*.py"), *SOURCES.rglob("*.pbtxt"), *SOURCES.rglob("*.py")]
+    code = [ROOT / "requirements.lock", *SOURCES.rglob("*.pbtxt"), *SOURCES.rglob("*.py")]
+    code += [file for folder in ("export", "config") for file in (ROOT / folder).glob("*.py")]
     relevant = json.loads(settings.to_json())
     del relevant["bridge"]
     relevant["triton"] = {key: relevant["triton"][key] for key in BUILT_INTO_STAGES}
@@ -118,6 +120,7 @@ def _stamp(checkpoint: str, settings: Settings) -> dict[str, Any]:
         "code": _digest(sorted(code)),
         "settings": relevant,
         "checkpoint": checkpoint,
+        "revision": cached_file(checkpoint, "config.json"),  # of a hub name, its place tells the commit
         "checkpoint_files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "gpu": triton_config.runs_on_gpu(settings),
     }

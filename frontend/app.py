@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,10 @@ from fastapi.staticfiles import StaticFiles
 
 from config import Settings
 from frontend.conversation import Conversation
-from frontend.protocol import SAMPLE_BYTES, CloseCode, error_event
+from frontend.protocol import SAMPLE_BYTES, CloseCode, ProtocolError, check_options, error_event
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
+logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "static"
 WARM_UP_TICKS = 3
 RETRY_S = 1.0
@@ -55,8 +57,9 @@ class Bridge:
                         if isinstance(answer, TickError):
                             raise answer
                     self.not_ready = None
-                except TickError as error:
+                except Exception as error:  # tried again, and /readyz tells
                     self.not_ready = f"the warm-up failed: {error}"
+                    logger.exception("the warm-up failed")
             if self.not_ready:
                 await asyncio.sleep(RETRY_S)
 
@@ -104,9 +107,15 @@ def create_app(settings: Settings) -> FastAPI:
             await socket.send_json(error_event("full", message))
             await socket.close(CloseCode.TRY_AGAIN_LATER)
             return
+        try:
+            options = check_options(socket.query_params)
+        except ProtocolError as error:
+            await socket.send_json(error_event(error.code, error.message))
+            await socket.close(CloseCode.POLICY_VIOLATION)
+            return
         bridge.door.taken += 1
         try:
-            await Conversation(socket, bridge.link, settings, socket.query_params).run()
+            await Conversation(socket, bridge.link, settings, options).run()
         finally:
             bridge.door.taken -= 1
 

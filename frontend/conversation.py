@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ class Conversation:
         self._ticker = Ticker(settings.audio.input_samples * SAMPLE_BYTES)
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         self._started = False
+        self._last_tick_s = time.monotonic()
         self._stop = asyncio.Event()  # no more sound is taken: the client is gone, or a tick failed
         self._close_code = CloseCode.NORMAL
 
@@ -73,6 +75,8 @@ class Conversation:
             try:
                 if isinstance(message, bytes):
                     for pcm in self._ticker.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
+                        if self._stop.is_set():
+                            break
                         yield await self._tick(pcm, reset=reset)
                         reset = False
                 elif parse_control(message) is Control.END:
@@ -89,23 +93,30 @@ class Conversation:
         """A tick, when there is room for one more on its way."""
         await self._room.acquire()
         start, self._started = not self._started, True
+        self._last_tick_s = time.monotonic()
         parameters = dict(self._options) if start else {}
         if reset and not start:
             parameters["reset"] = True
         return TickIn(pcm, start=start, end=end, parameters=parameters)
 
     async def _messages(self) -> AsyncIterator[bytes | str]:
-        """What the client sends, until it goes, falls silent for too long, or a tick fails."""
+        """What the client sends, until it goes, gives no whole tick for too long, or a tick fails."""
         stopped = asyncio.ensure_future(self._stop.wait())
         idle_s = self._settings.engine.idle_timeout_s
         try:
             while True:
                 received = asyncio.ensure_future(self._socket.receive())
-                done, _ = await asyncio.wait({received, stopped}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
+                left_s = max(0.0, self._last_tick_s + idle_s - time.monotonic())
+                try:
+                    done, _ = await asyncio.wait(
+                        {received, stopped}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    if not received.done():
+                        received.cancel()
+                if not done:
+                    await self._fail_idle(idle_s)
                 if received not in done:
-                    received.cancel()
-                    if not done:
-                        await self._fail_idle(idle_s)
                     return
                 message = received.result()
                 if message["type"] == "websocket.disconnect":
@@ -118,7 +129,9 @@ class Conversation:
     async def _fail_idle(self, idle_s: float) -> None:
         self._close_code = CloseCode.INTERNAL_ERROR
         await self._send_event(
-            error_event("idle", f"no sound came for {idle_s:g} s (engine.idle_timeout_s), the conversation is closed")
+            error_event(
+                "idle", f"no whole tick came for {idle_s:g} s (engine.idle_timeout_s), the conversation is closed"
+            )
         )
 
     async def _send_event(self, event: Event) -> None:
@@ -127,9 +140,9 @@ class Conversation:
     async def _send(self, send: Any, data: bytes | str) -> None:
         """Sends, or learns that the client is gone: then its conversation ends, and nothing else."""
         try:
-            await send(data)
-        except (WebSocketDisconnect, RuntimeError):  # RuntimeError: starlette's word for a socket already closed
-            self._stop.set()
+            await asyncio.wait_for(send(data), self._settings.bridge.response_timeout_s)
+        except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
+            self._stop.set()  # RuntimeError is starlette's word for a socket already closed; or it reads no more
 
     async def _close(self) -> None:
         try:

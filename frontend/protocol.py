@@ -7,12 +7,13 @@ Out: binary, one a tick: PCM16 mono 24 kHz; text: events, each with a "type".
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from config import Settings
-from config.settings import INPUT_HZ, OUTPUT_HZ
+from config.settings import INPUT_HZ, OPTIONS, OUTPUT_HZ
 
 Event = dict[str, Any]
 SAMPLE_BYTES = 2
@@ -30,6 +31,7 @@ class CloseCode(int, Enum):
     """Why the bridge closes (RFC 6455, section 7.4.1, and its registry)."""
 
     NORMAL = 1000
+    POLICY_VIOLATION = 1008
     INTERNAL_ERROR = 1011
     TRY_AGAIN_LATER = 1013
 
@@ -64,7 +66,7 @@ def parse_control(text: str) -> Control:
     shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
     try:
         message = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON; or a number too long, or brackets too deep
         raise ProtocolError(
             "not_json", f"the text frame {shown!r} came, expected {controls}; sound belongs in binary frames"
         ) from None
@@ -72,6 +74,14 @@ def parse_control(text: str) -> Control:
         return Control(message["type"])
     except (TypeError, KeyError, ValueError):
         raise ProtocolError("unknown_control", f"the text frame {shown!r} came, expected {controls}") from None
+
+
+def check_options(options: Mapping[str, str]) -> dict[str, str]:
+    """The query's parameters, or `ProtocolError`; whether their values are possible, the engine says."""
+    for name in options:
+        if name not in OPTIONS:
+            raise ProtocolError("unknown_option", f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
+    return dict(options)
 
 
 def opened_event(sequence_id: int, settings: Settings) -> Event:

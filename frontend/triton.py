@@ -58,7 +58,7 @@ class TritonLink:
         self.url = f"{settings.triton.host}:{settings.triton.grpc_port}"
         self._samples = settings.audio.input_samples
         self._timeout_s = settings.bridge.response_timeout_s
-        self._client = triton.InferenceServerClient(self.url)
+        self._client = triton.InferenceServerClient(self.url, channel_args=[("grpc.enable_http_proxy", 0)])
 
     async def is_ready(self) -> bool:
         """Whether Triton is up and every stage of the ensemble is loaded."""
@@ -79,17 +79,13 @@ class TritonLink:
         try:
             while True:
                 try:
-                    result, error = await self._next(responses, sent)
+                    result, error = await self._next(responses, sent, failures)
                 except StopAsyncIteration:
                     return
                 sent.popleft()
                 yield TickError(error.message()) if error else _tick_out(result)
         except grpc.aio.AioRpcError as error:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error
-        except asyncio.CancelledError:
-            if failures:  # gRPC cancels a call whose requests fail, and keeps the reason to itself
-                raise failures[0] from None
-            raise
         finally:
             responses.cancel()
 
@@ -97,7 +93,7 @@ class TritonLink:
         """Hangs up."""
         await self._client.close()
 
-    async def _next(self, responses: Any, sent: deque[float]) -> Any:
+    async def _next(self, responses: Any, sent: deque[float], failures: list[Exception]) -> Any:
         """The next response, unless the oldest tick on its way has waited for too long."""
         waiting = asyncio.ensure_future(anext(responses))
         try:
@@ -106,6 +102,8 @@ class TritonLink:
                     raise TickError(
                         f"a tick has waited {self._timeout_s:g} s for its answer (bridge.response_timeout_s)"
                     )
+            if waiting.cancelled():  # gRPC cancels a call whose requests fail, and keeps the reason to itself
+                raise failures[0] if failures else TickError(f"the stream to Triton at {self.url} was cut off")
             return waiting.result()
         finally:
             waiting.cancel()

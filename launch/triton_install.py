@@ -54,6 +54,7 @@ class TritonInstall:
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
             "PATH": f"{python}:{os.environ.get('PATH', '')}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "NVIDIA_TF32_OVERRIDE": "0",  # float32 means float32
         }
 
     def missing_libraries(self) -> list[str]:

@@ -10,7 +10,6 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +19,7 @@ from launch.triton_install import TritonInstall
 PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 EXIT_TIMEOUT_S = 3  # how long Triton waits at its end for conversations that nobody closed
 STOP_TIMEOUT_S = 15
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know our 127.0.0.1
 LOG_TAIL = 25  # lines of the log that an error shows
 
 
@@ -83,12 +83,11 @@ class TritonServer:
     ) -> None:
         self.stop()
 
-    def wait_until_ready(self, tick: Callable[[float], None] = lambda _: None) -> None:
-        """Returns when every model is loaded; `tick` is called with the seconds so far. Raises `TritonError`."""
+    def wait_until_ready(self) -> None:
+        """Returns when every model is loaded. Raises `TritonError`."""
         url = f"http://{self._settings.host}:{self._settings.http_port}/v2/health/ready"
         begun = time.monotonic()
-        while (elapsed := time.monotonic() - begun) < self._settings.start_timeout_s:
-            tick(elapsed)
+        while time.monotonic() - begun < self._settings.start_timeout_s:
             if not self.is_running():
                 raise TritonError(f"Triton ended while loading:\n{self.last_words()}")
             if _answers(url):
@@ -123,7 +122,7 @@ class TritonServer:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with DIRECT.open(url, timeout=2) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -37,18 +37,17 @@ logging.disable_progress_bar()
 torch.manual_seed(0)
 
 
+SENTENCE = (
+    "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left. "
+    "And tell me, please, whether the kitchen has anything without meat."
+)
+
+
 def speech() -> np.ndarray:
-    """7 seconds of a person, where this checkout has the recording; of espeak-ng, said here, where it has not."""
-    recording = ROOT.parent / "shared" / "audio" / "booking_en.wav"
-    if recording.exists():
-        return read_pcm(str(recording))
+    """Some seconds of speech, said by espeak-ng."""
     spoken = BUILD / "speech.wav"
     spoken.parent.mkdir(parents=True, exist_ok=True)
-    sentence = (
-        "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left. "
-        "And tell me, please, whether the kitchen has anything without meat."
-    )
-    espeak = subprocess.run(["espeak-ng", "--stdout", sentence], capture_output=True, check=True)
+    espeak = subprocess.run(["espeak-ng", "--stdout", SENTENCE], capture_output=True, check=True)
     subprocess.run(["sox", "-", "-r", "16000", "-c", "1", "-b", "16", spoken], input=espeak.stdout, check=True)
     return read_pcm(str(spoken))
 

@@ -108,8 +108,10 @@ def test_the_first_event_tells_id_and_formats(served: Served):
         ('{"type": "sing"}', "unknown_control", """'{"type": "sing"}' came, expected {"type": "reset"} or"""),
         ("[1]", "unknown_control", "'[1]' came"),
         ("null", "unknown_control", "'null' came"),
+        ("[" * 100_000, "not_json", "[[[...' came"),
+        ("1" * 5000, "not_json", "111...' came"),
     ],
-    ids=["empty", "odd", "10 MB", "words", "long words", "unknown", "list", "null"],
+    ids=["empty", "odd", "10 MB", "words", "long words", "unknown", "list", "null", "deep", "long number"],
 )
 def test_a_bad_frame_is_named_left_out_and_disturbs_nobody(served: Served, pcm, frame, code, message):
     expected, _ = converse(served.triton_grpc, pcm[: 2 * TICK])
@@ -182,6 +184,29 @@ def test_a_bad_option_closes_with_its_reason(served: Served, pcm):
         assert rest(socket)[1] == 1011
 
 
+@pytest.mark.parametrize("name", ["vioce", "priority", "sequence_id", "triton_x"])
+def test_an_unknown_option_is_refused_by_name(served: Served, name):
+    with connect(f"{served.websocket}?{name}=1") as socket:
+        error = event(socket, "error")
+        assert error["code"] == "unknown_option"
+        assert error["message"].startswith(f"unknown option {name!r}, expected one of dialect, voice")
+        assert rest(socket)[1] == 1008
+
+
+def test_a_client_that_only_sends_controls_is_idle(served: Served):
+    begun = time.monotonic()
+    with connect(served.websocket) as socket:
+        event(socket, "session.opened")
+        try:
+            while time.monotonic() - begun < 3 * IDLE_TIMEOUT_S:
+                socket.send(json.dumps({"type": "reset"}))
+                time.sleep(0.5)
+        except ConnectionClosed:
+            assert time.monotonic() - begun < IDLE_TIMEOUT_S + 3
+            return
+    raise AssertionError("it held its place without a sound")
+
+
 def test_options_come_in_the_query(served: Served, pcm):
     def heard(query: str) -> bytes:
         return bytes(asyncio.run(talk(served.websocket + query, pcm[: 2 * TICK].tobytes())).pcm)
@@ -207,7 +232,7 @@ def test_a_client_that_says_nothing_more_is_told_and_closed(served: Served, pcm)
         begun = time.monotonic()
         error = event(socket, "error")
         assert error["code"] == "idle"
-        assert f"no sound came for {IDLE_TIMEOUT_S} s" in error["message"]
+        assert f"no whole tick came for {IDLE_TIMEOUT_S} s" in error["message"]
         assert time.monotonic() - begun > IDLE_TIMEOUT_S - 1
         assert rest(socket)[1] == 1011
     wait_until_empty(served)

@@ -121,6 +121,23 @@ def test_a_seed_gives_the_same_in_any_company(engine: Engine, log_mels):
     assert same(alone, together)
 
 
+def test_no_temperature_however_low_harms_anybody(engine: Engine, log_mels):
+    engine.open("neighbour", engine.parse_options({}))
+    engine.open("cold", engine.parse_options({"temperature": 1e-39, "text_temperature": 1e-39}))
+    greedy = [engine.tick({"neighbour": m, "cold": m}) for m in log_mels[:2]]
+    assert all(isinstance(said, Spoken) for both in greedy for said in both.values())
+    assert torch.equal(greedy[0]["cold"].codes[0, 0], greedy[0]["neighbour"].codes[0, 0]), "as cold as greedy"
+
+
+def test_a_failing_begin_gives_the_slot_back(checkpoint: Checkpoint, settings, monkeypatch):
+    engine = Engine(checkpoint, settings.with_values(engine={"slots": 1}))
+    monkeypatch.setattr(engine.dialect, "begin", lambda _: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.open(1, engine.parse_options({}))
+    monkeypatch.undo()
+    engine.open(2, engine.parse_options({}))
+
+
 def test_the_voice_and_the_prompt_change_what_is_said(engine: Engine, log_mels):
     plain = converse(engine, 1, log_mels[:4], voice="ethan")
     assert not same(plain, converse(engine, 2, log_mels[:4], voice="chelsie"))
@@ -133,6 +150,7 @@ def test_the_voice_and_the_prompt_change_what_is_said(engine: Engine, log_mels):
         ({"voice": "nobody"}, "voice is 'nobody', expected one of aiden, chelsie, ethan"),
         ({"voice": 3}, "voice is 3, expected text"),
         ({"volume": 11}, "unknown option 'volume', expected one of dialect, voice, system_prompt, seed, text_temp"),
+        ({"top_k": float("inf")}, "top_k is inf, expected a whole number"),
         ({"top_k": 2.5}, "top_k is 2.5, expected a whole number"),
         ({"top_p": "0"}, "top_p is 0.0, expected a number above 0 and up to 1"),
         ({"seed": True}, "seed is True, expected a whole number"),
@@ -148,6 +166,7 @@ def test_a_bad_option_is_named(engine: Engine, parameters, message):
 def test_numbers_may_come_as_text(engine: Engine):
     options = engine.parse_options({"temperature": "0.5", "top_k": "20", "seed": "9"})
     assert (options.sampling.temperature, options.sampling.top_k, options.seed) == (0.5, 20, 9)
+    assert engine.parse_options({"seed": 2**53 + 1}).seed == 2**53 + 1
 
 
 def test_a_prompt_that_does_not_fit_is_refused_and_takes_no_slot(checkpoint: Checkpoint, settings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import queue
 import time
 
 import numpy as np
@@ -103,19 +104,49 @@ def test_start_over_a_live_conversation_begins_a_new_one(triton, pcm):
     assert found[1] == expected[1]
 
 
-def test_reset_begins_the_conversation_anew(triton, pcm):
-    silence, key = np.zeros(TICK, np.int16), next(ids)
-    tick(triton, pcm[:TICK], key, start=True)
-    answer = tick(triton, silence, key, reset=True)
-    assert json.loads(answer.as_numpy("EVENTS").item()) == [{"type": "reset"}]
-    tick(triton, silence, key, end=True)
+def test_reset_forgets_what_was_said(triton, pcm):
+    """Two conversations of different length; from the reset on they say the same, without it they do not."""
+    heard, now = pcm[:TICK], pcm[10 * TICK : 13 * TICK]
+    silence = np.zeros(TICK, np.int16)
+
+    def after(past: list[np.ndarray], **control) -> tuple[str, list]:
+        key = next(ids)
+        for i, samples in enumerate(past):
+            tick(triton, samples, key, start=i == 0)
+        answers = [tick(triton, now[:TICK], key, **control)]
+        answers += [tick(triton, now[TICK : 2 * TICK], key), tick(triton, now[2 * TICK :], key, end=True)]
+        text = "".join(answer.as_numpy("TEXT").item().decode() for answer in answers)
+        return text, json.loads(answers[0].as_numpy("EVENTS").item())
+
+    short, long = [heard, silence], [heard, heard, pcm[5 * TICK : 6 * TICK], silence]
+    assert after(short)[0] != after(long)[0]
+    assert after(short, reset=True)[0] == after(long, reset=True)[0]
+    assert after(short, reset=True)[1] == [{"type": "reset"}]
 
 
-def test_the_first_tick_needs_no_warming(served: Served):
-    """Nothing is loaded or compiled in it: Triton's statistics count the warm-up runs before any request."""
+def test_an_id_used_again_at_once_begins_anew(triton, pcm):
+    """END and the next START of one id, sent without waiting, may share a batch."""
+    expected = converse(triton, pcm[:TICK], next(ids))
+    key, answers = next(ids), queue.Queue()
+    triton.start_stream(lambda result, error: answers.put(error or result))
+    for samples in (pcm[5 * TICK : 6 * TICK], pcm[:TICK], pcm[:TICK]):
+        audio = grpc_client.InferInput("AUDIO_IN", [1, TICK], "INT16")
+        audio.set_data_from_numpy(samples[None])
+        triton.async_stream_infer("duplex", [audio], sequence_id=key, sequence_start=True, sequence_end=True)
+    answers = [answers.get(timeout=20) for _ in range(3)]
+    triton.stop_stream()
+    for answer in answers[1:]:
+        assert np.abs(answer.as_numpy("AUDIO_OUT")[0].astype(int) - expected[0]).max() <= 1
+        assert answer.as_numpy("TEXT").item().decode() == expected[1]
+
+
+def test_stateful_models_have_no_model_warmup(served: Served):
+    """Triton would run it outside any sequence, where its native backend has no states, and fail to load."""
     with http_client.InferenceServerClient(served.triton_http) as client:
-        config = client.get_model_config("code2wav")
-    assert [sample["batch_size"] for sample in config["model_warmup"]] == [1, served.settings.engine.slots]
+        for model in ("mel_frontend", "code2wav"):
+            config = client.get_model_config(model)
+            assert config["sequence_batching"]["state"]
+            assert not config.get("model_warmup")
 
 
 @pytest.mark.parametrize(

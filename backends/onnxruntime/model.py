@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-NO_SEQUENCE = 0  # the correlation id of a request outside any sequence, such as Triton's own warm-up
+NO_SEQUENCE = 0  # the correlation id of a request outside any sequence
 
 
 class SequenceStates:
@@ -40,7 +40,15 @@ class SequenceStates:
 
     def of(self, key: Any, start: bool) -> list[np.ndarray]:
         """States of a sequence; raises KeyError for one that did not begin, or idled for too long."""
+        if start:
+            self.free(key)  # of an id used again, whatever becomes of this request
         return self._zeros if start or key == NO_SEQUENCE else self._states[key][1]
+
+    def zeros(self, batch: int) -> dict[str, np.ndarray]:
+        """States of a batch of sequences that begin, by input name."""
+        return {
+            name: np.repeat(zero[None], batch, axis=0) for name, zero in zip(self.input_names, self._zeros, strict=True)
+        }
 
     def put(self, key: Any, states: list[np.ndarray]) -> None:
         """Keeps a sequence's new states."""
@@ -75,17 +83,31 @@ class TritonPythonModel:
         threads = config.get("parameters", {}).get("intra_op_thread_count")
         options.intra_op_num_threads = int(threads["string_value"]) if threads else 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other stages need the cores
-        gpu = args["model_instance_kind"] == "GPU"
-        provider: Any = ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]})
+        provider: Any = "CPUExecutionProvider"
+        if args["model_instance_kind"] == "GPU":
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                raise pb_utils.TritonModelException(
+                    f"{self.name} is to run on a GPU, but the installed onnxruntime is for the CPU: "
+                    "set triton.instance to cpu, or install onnxruntime-gpu"
+                )
+            provider = ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]})
         file = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self.session = onnxruntime.InferenceSession(file, options, [provider] if gpu else ["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(file, options, [provider])
+        self._warm_up(config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One step of every sequence in the batch; a sequence that did not begin gets an error of its own."""
         self.states.sweep()
         responses: list[Any] = [None] * len(requests)
+        for indices in _rounds(requests):
+            self._step(requests, indices, responses)
+        return responses
+
+    def _step(self, requests: Sequence[Any], indices: Sequence[int], responses: list[Any]) -> None:
+        """Fills in the responses to requests of different sequences."""
         ready, inputs, states = [], [], []
-        for index, request in enumerate(requests):
+        for index in indices:
+            request = requests[index]
             key, start = _key(request), _flag(request, pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
             try:
                 states.append(self.states.of(key, start))
@@ -100,10 +122,21 @@ class TritonPythonModel:
         if ready:
             for index, response in zip(ready, self._run([requests[i] for i in ready], inputs, states), strict=True):
                 responses[index] = response
-        for request in requests:
-            if _flag(request, pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END):
-                self.states.free(_key(request))
-        return responses
+        for index in indices:
+            if _flag(requests[index], pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END):
+                self.states.free(_key(requests[index]))
+
+    def _warm_up(self, config: dict[str, Any]) -> None:
+        """Runs zeros, alone and in a full batch: a first tick is as fast as a second."""
+        for batch in {1, max(1, int(config["max_batch_size"]))}:
+            zeros = {
+                tensor["name"]: np.zeros(
+                    [batch, *(int(dim) for dim in tensor["dims"])],
+                    pb_utils.triton_string_to_numpy(tensor["data_type"]),
+                )
+                for tensor in config["input"]
+            }
+            self.session.run(None, {**zeros, **self.states.zeros(batch)})
 
     def _run(
         self, requests: Sequence[Any], inputs: Sequence[Sequence[np.ndarray]], states: Sequence[Sequence[np.ndarray]]
@@ -129,6 +162,15 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Lets go of the session."""
         del self.session
+
+
+def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:
+    """Indices of requests, each sequence once a round: an id used again may have its END and START in one batch."""
+    waiting = list(range(len(requests)))
+    while waiting:
+        first = {_key(requests[i]): i for i in reversed(waiting)}
+        yield sorted(first.values())
+        waiting = [i for i in waiting if i not in first.values()]
 
 
 def _key(request: Any) -> Any:

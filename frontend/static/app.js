@@ -35,6 +35,7 @@ async function start() {
 
 class Conversation {
   async start() {
+    if (!navigator.mediaDevices) throw new Error("The browser gives a microphone only to https or to localhost.");
     this.audio = new AudioContext({ latencyHint: "interactive" });
     this.stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: false },

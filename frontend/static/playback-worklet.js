@@ -3,7 +3,8 @@
 import { Resampler } from "./resampler.js";
 
 const RATE = 24000;
-const CAPACITY_S = 10;
+const CAPACITY_S = 4;
+const GREATEST_WAIT_S = 1.5; // sound that has waited so long would make every later answer late
 const CUSHION_S = 0.12; // held back before playing begins, against late answers
 const CUSHION_STEP_S = 0.08; // more is held back after every gap, so that a slow machine soon has no more of them
 const GREATEST_CUSHION_S = 0.64;
@@ -27,8 +28,9 @@ class Playback extends AudioWorkletProcessor {
   write(pcm) {
     const samples = this.resampler.process(Float32Array.from(pcm, (sample) => sample / 32767));
     for (const sample of samples) this.ring[this.written++ % this.ring.length] = sample;
-    const oldest = this.written - this.ring.length;
-    if (this.played < oldest) this.played = oldest; // the ring was overrun; only a stalled page gets here
+    if (this.written - this.played > GREATEST_WAIT_S * sampleRate) {
+      this.played = this.written - Math.round(this.cushionS * sampleRate); // after a stall, late sound is left out
+    }
   }
 
   process(_, [[left, ...others]]) {

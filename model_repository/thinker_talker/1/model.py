@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from engine.engine import Spoken, load_engine
 from engine.errors import ConversationError, OptionError
 
 CONTROLS = ("reset",)  # request parameters that may come on any tick; all others are options, on START
+Events = list[dict[str, Any]]
 
 
 class TritonPythonModel:
@@ -31,52 +32,75 @@ class TritonPythonModel:
         """One tick of every conversation that the batcher collected, computed together."""
         for key in self.engine.sweep():
             pb_utils.Logger.log_info(f"conversation {key!r} was idle and is closed")
-        events: dict[Any, list[dict[str, Any]]] = {}
-        results: dict[Any, Spoken | ConversationError] = {}
-        log_mels: dict[Any, torch.Tensor] = {}
-        for request in requests:
-            key = request.correlation_id()
-            try:
-                events[key] = self._prepare(key, request)
-            except ConversationError as error:
-                results[key] = error
-            else:
-                log_mel = pb_utils.get_input_tensor_by_name(request, "LOG_MEL").as_numpy()
-                log_mels[key] = torch.from_numpy(log_mel[0].copy())
-        results.update(self.engine.tick(log_mels))
-
-        responses = []
-        for request in requests:
-            key = request.correlation_id()
-            responses.append(_response(results[key], events.get(key, [])))
-            if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
-                self.engine.close(key)
+        responses: list[Any] = [None] * len(requests)
+        for indices in _rounds(requests):
+            for index, response in zip(indices, self._tick([requests[i] for i in indices]), strict=True):
+                responses[index] = response
         return responses
 
     def finalize(self) -> None:
         """Lets go of the weights."""
         del self.engine
 
-    def _prepare(self, key: Any, request: Any) -> list[dict[str, Any]]:
+    def _tick(self, requests: Sequence[Any]) -> list[Any]:
+        """Responses to requests of different conversations."""
+        events: dict[Any, Events] = {}
+        results: dict[Any, Spoken | ConversationError] = {}
+        log_mels: dict[Any, torch.Tensor] = {}
+        for request in requests:
+            key = request.correlation_id()
+            try:
+                events[key] = self._prepare(key, request)
+                log_mel = pb_utils.get_input_tensor_by_name(request, "LOG_MEL").as_numpy()
+                log_mels[key] = torch.from_numpy(log_mel[0].copy())
+            except ConversationError as error:
+                results[key] = error
+            except Exception as error:  # whatever one request does to itself, the others in its batch go on
+                pb_utils.Logger.log_error(f"conversation {key!r} is closed: {error!r}")
+                self.engine.close(key)
+                results[key] = ConversationError(f"conversation {key!r} failed and is closed: {error!r}")
+        results.update(self.engine.tick(log_mels))
+        for request in requests:
+            if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
+                self.engine.close(request.correlation_id())
+        keys = [request.correlation_id() for request in requests]
+        return [_response(results[key], events.get(key, [])) for key in keys]
+
+    def _prepare(self, key: Any, request: Any) -> Events:
         """Opens or resets the conversation as the request says; returns the events of that."""
+        start = request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+        if start:
+            self.engine.close(key)  # of an id used again, whatever becomes of the new conversation
         parameters = json.loads(request.parameters() or "{}")
         controls = {name: parameters.pop(name) for name in CONTROLS if name in parameters}
-        if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+        if not isinstance(controls.get("reset", False), bool):
+            raise OptionError(f"reset is {controls['reset']!r}, expected true or false")
+        if start:
             self.engine.open(key, self.engine.parse_options(parameters))
         elif parameters:
             raise OptionError(
                 f"request parameter {', '.join(parameters)} came in mid-conversation: "
                 f"expected options on the START request, and here only {', '.join(CONTROLS)}"
             )
-        if not isinstance(controls.get("reset", False), bool):
-            raise OptionError(f"reset is {controls['reset']!r}, expected true or false")
         if controls.get("reset"):
             self.engine.reset(key)
             return [{"type": "reset"}]
         return []
 
 
-def _response(result: Spoken | ConversationError, events: list[dict[str, Any]]) -> Any:
+def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:
+    """Indices of requests, each conversation once a round.
+
+    One round, but for an id used again at once: its END and its next START may come in one batch.
+    """
+    waiting = list(range(len(requests)))
+    while waiting:
+        first = {requests[i].correlation_id(): i for i in reversed(waiting)}
+        yield sorted(first.values())
+        waiting = [i for i in waiting if i not in first.values()]
+
+
+def _response(result: Spoken | ConversationError, events: Events) -> Any:
     if isinstance(result, ConversationError):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG))
     text = np.array([[result.text.encode()]], dtype=np.object_)
