@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.markers import Marker
 
 from commands.console import ROOT, UserError, add_build_argument, console, load_settings, quiet_libraries
-from commands.serve import is_port_free
+from commands.ports import wanted_ports
 from config import Settings
 from config.settings import NOT_SETTINGS
 from launch.triton_install import TritonInstall, TritonMissingError
@@ -70,7 +70,7 @@ def findings(build: Path) -> Iterator[Finding]:
         yield Finding("settings", str(error), "correct it; config/default.toml documents every setting")
         return
     yield _environment()
-    yield from _ports(settings)
+    yield _ports(settings)
     yield _shared_memory()
     yield _disk(build)
     yield _gpu(settings)
@@ -127,21 +127,14 @@ def _environment() -> Finding:
     return Finding("settings", "defaults" + "".join(f", {name}={os.environ[name]}" for name in names))
 
 
-def _ports(settings: Settings) -> Iterator[Finding]:
-    triton, bridge = settings.triton, settings.bridge
-    ports = {
-        "bridge.port": (bridge.host, bridge.port),
-        "triton.http_port": (triton.host, triton.http_port),
-        "triton.grpc_port": (triton.host, triton.grpc_port),
-        "triton.metrics_port": (triton.host, triton.metrics_port),
-    }
-    taken = {name: port for name, (host, port) in ports.items() if not is_port_free(host, port)}
-    if taken:
-        found = ", ".join(f"{name} {port} is in use" for name, port in taken.items())
-        variables = " ".join(f"SCA_{name.replace('.', '_').upper()}={port + 100}" for name, port in taken.items())
-        yield Finding("ports", found, f"end what uses them (another ./sca serve?), or choose others: {variables}")
-    else:
-        yield Finding("ports", ", ".join(str(port) for _, port in ports.values()) + " are free")
+def _ports(settings: Settings) -> Finding:
+    ports = list(wanted_ports(settings))
+    problems = {wanted: problem for wanted in ports if (problem := wanted.problem())}
+    if problems:
+        found = ", ".join(f"{wanted.setting} {wanted.port} {problem}" for wanted, problem in problems.items())
+        others = " ".join(f"{wanted.variable}={wanted.port + 100}" for wanted in problems)
+        return Finding("ports", found, f"end what uses them (another ./sca serve?), or choose others: {others}")
+    return Finding("ports", ", ".join(str(wanted.port) for wanted in ports) + " are free")
 
 
 def _shared_memory() -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from commands.bridge import address, bridge_server, run_until_stopped
 from commands.console import UserError, add_build_argument, console, load_settings, steps
+from commands.ports import wanted_ports
 from config import Settings
 from launch.triton_install import TritonMissingError
 from launch.triton_server import TritonError, TritonServer
@@ -58,31 +58,14 @@ def export(build: Path) -> Path:
 
 
 def check_ports(settings: Settings) -> None:
-    """Raises `UserError` naming the setting whose port is in use."""
-    triton, bridge = settings.triton, settings.bridge
-    for name, host, port in (
-        ("bridge.port", bridge.host, bridge.port),
-        ("triton.http_port", triton.host, triton.http_port),
-        ("triton.grpc_port", triton.host, triton.grpc_port),
-        ("triton.metrics_port", triton.host, triton.metrics_port),
-    ):
-        if not is_port_free(host, port):
-            variable = "SCA_" + name.replace(".", "_").upper()
+    """Raises `UserError` naming the setting whose port cannot be had."""
+    for wanted in wanted_ports(settings):
+        problem = wanted.problem()
+        if problem:
             raise UserError(
-                f"port {port} on {host} is in use; choose another {name}, for example {variable}={port + 100}"
+                f"port {wanted.port} on {wanted.host} {problem}; choose another {wanted.setting}, "
+                f"for example {wanted.variable}={wanted.port + 100}"
             )
-
-
-def is_port_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _serve_bridge(settings: Settings, triton: TritonServer) -> int:

@@ -106,6 +106,26 @@ def test_a_lora_adapter_is_merged(checkpoint_folder, tmp_path):
     assert not torch.allclose(expected, before, atol=1e-2)
 
 
+def test_a_lora_adapter_of_other_names_is_refused(checkpoint_folder, tmp_path):
+    """One trained on the thinker alone would be merged as zeros, in silence."""
+    base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
+    name = "thinker.model.layers.0.self_attn.q_proj"
+    get_peft_model(base, LoraConfig(r=4, target_modules=[name])).save_pretrained(tmp_path)
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    renamed = {key.replace("thinker.", ""): tensor for key, tensor in adapter.items()}
+    save_file(renamed, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="does not fit the checkpoint: .*missing adapter keys"):
+        load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))
+
+
+def test_a_lora_adapter_of_code2wav_is_refused(checkpoint_folder, tmp_path):
+    base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
+    name = "code2wav.pre_transformer.layers.0.self_attn.q_proj"
+    get_peft_model(base, LoraConfig(r=4, target_modules=[name])).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="it adapts code2wav, which is served as ONNX"):
+        load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))
+
+
 def test_a_lora_folder_without_an_adapter_is_refused(checkpoint_folder, tmp_path):
     with pytest.raises(CheckpointError, match="expected a folder with adapter_config.json"):
         load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))
