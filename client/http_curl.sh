@@ -5,10 +5,19 @@
 # Each tick is one POST: a JSON header, then the tick's samples as they are; the answer likewise.
 set -euo pipefail
 
+if [ $# -lt 2 ]; then
+    echo "usage: client/http_curl.sh IN.wav OUT.pcm [HOST:PORT]" >&2
+    exit 2
+fi
 in=$1 out=$2 url=http://${3:-127.0.0.1:8010}/v2/models/duplex/infer
 tick_samples=5120
 tick_bytes=$((tick_samples * 2)) answer_bytes=$((tick_samples * 3)) wav_header_bytes=44
 conversation=$((RANDOM << 15 | RANDOM | 1))
+field() { od -An -t "u$2" -j "$1" -N "$2" "$in" | tr -d ' '; } # of a WAV's header, little-endian
+if [ "$(field 24 4) $(field 22 2) $(field 34 2)" != "16000 1 16" ]; then
+    echo "$in is $(field 24 4) Hz, $(field 22 2) channels, $(field 34 2) bits, expected 16000 Hz, 1 channel, 16 bits" >&2
+    exit 1
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -29,7 +38,7 @@ for ((tick = 0; tick < ticks; tick++)); do
     if ! curl --silent --show-error --fail-with-body --output "$work/answer" --data-binary "@$work/request" \
         --header "Content-Type: application/octet-stream" \
         --header "Inference-Header-Content-Length: ${#header}" "$url"; then
-        cat "$work/answer" >&2
+        [ ! -f "$work/answer" ] || cat "$work/answer" >&2
         exit 1
     fi
     tail -c "$answer_bytes" "$work/answer" >> "$out"

@@ -1,4 +1,4 @@
-"""A conversation with Triton itself over gRPC: `python client/python_grpc.py IN.wav OUT.wav`.
+"""A conversation with Triton itself over gRPC: `python client/python_grpc.py IN.wav OUT.wav [HOST:PORT]`.
 
 IN.wav is 16-bit mono 16 kHz; OUT.wav becomes 16-bit mono 24 kHz. Needs only `tritonclient[grpc]`.
 """
@@ -50,6 +50,8 @@ def converse(url: str, samples: np.ndarray) -> tuple[np.ndarray, str]:
 
 def main() -> None:
     """Reads IN.wav, converses, writes OUT.wav, prints the text."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     with wave.open(sys.argv[1], "rb") as said:
         if (said.getframerate(), said.getnchannels(), said.getsampwidth()) != (16000, 1, 2):
             sys.exit(f"{sys.argv[1]} is {said.getparams()}, expected 16-bit mono 16 kHz")

@@ -1,4 +1,4 @@
-"""A conversation with the bridge over WebSocket: `python client/python_websocket.py IN.wav OUT.wav`.
+"""A conversation with the bridge over WebSocket: `python client/python_websocket.py IN.wav OUT.wav [URL]`.
 
 IN.wav is 16-bit mono 16 kHz; OUT.wav becomes 16-bit mono 24 kHz. Needs only the package `websockets`.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-URL = "ws://127.0.0.1:8000/ws/pcm16"
+URL = "ws://127.0.0.1:8000/ws/pcm16"  # options of the conversation are its query: ?voice=ethan&seed=7
 FRAME_BYTES = 3200  # 100 ms; any size will do, the bridge cuts the ticks
 FRAME_S = 0.1
 
@@ -74,11 +74,13 @@ async def _hear(socket: ClientConnection, heard: Callable[[int], None]) -> Answe
 
 def main() -> None:
     """Reads IN.wav, talks, writes OUT.wav, prints the text."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     with wave.open(sys.argv[1], "rb") as said:
         if (said.getframerate(), said.getnchannels(), said.getsampwidth()) != (16000, 1, 2):
             sys.exit(f"{sys.argv[1]} is {said.getparams()}, expected 16-bit mono 16 kHz")
         pcm = said.readframes(said.getnframes())
-    answer = asyncio.run(talk(URL, pcm))
+    answer = asyncio.run(talk(sys.argv[3] if len(sys.argv) > 3 else URL, pcm))
     with wave.open(sys.argv[2], "wb") as kept:
         kept.setparams((1, 2, 24000, 0, "NONE", ""))
         kept.writeframes(answer.pcm)

@@ -7,7 +7,8 @@ import asyncio
 
 import uvicorn
 
-from commands.console import console, load_settings
+from commands.console import UserError, console, load_settings
+from commands.ports import wanted_ports
 from config import Settings
 from frontend.app import create_app
 
@@ -25,6 +26,9 @@ def add_arguments(_: argparse.ArgumentParser) -> None:
 def run(_: argparse.Namespace) -> int:
     """Serves until Ctrl-C or SIGTERM."""
     settings = load_settings()
+    wanted = next(wanted_ports(settings))
+    if problem := wanted.problem():
+        raise UserError(f"port {wanted.port} on {wanted.host} {problem}; choose another {wanted.setting}")
     console.print(f"the bridge to Triton at {settings.triton.host}:{settings.triton.grpc_port}: {address(settings)}")
     run_until_stopped(bridge_server(settings))
     return 0

@@ -61,6 +61,8 @@ class Steps:
         """Ends the step before, begins this one."""
         self.end()
         self._step, self._begun = step, time.monotonic()
+        if not console.is_terminal:
+            console.print(f"  {step} ...", soft_wrap=True)
         self._progress.add_task(step)
 
     def end(self) -> None:
@@ -68,7 +70,8 @@ class Steps:
         if self._step is not None:
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
-            console.print(f"[green]✓[/green] {self._step} [dim]({time.monotonic() - self._begun:.1f} s)[/dim]")
+            took = time.monotonic() - self._begun
+            console.print(f"[green]✓[/green] {self._step} [dim]({took:.1f} s)[/dim]", soft_wrap=True)
             self._step = None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 from commands.bridge import address, bridge_server, run_until_stopped
 from commands.console import UserError, add_build_argument, console, load_settings, steps
@@ -28,24 +30,33 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until Ctrl-C, SIGTERM, or the end of Triton."""
     settings = load_settings()
     check_ports(settings)
-    repository = export(arguments.build)
+    lock = lock_build(arguments.build)
     try:
-        with steps() as shown:
-            shown.begin("Triton")
-            build: Path = arguments.build.resolve()
-            server = TritonServer(
-                repository, build / "triton", settings.triton, build / "triton.log", verbose=arguments.verbose
-            )
-            server.start()
-            try:
-                server.wait_until_ready()
-            except BaseException:
-                server.stop()
-                raise
-        with server:
-            return _serve_bridge(settings, server)
+        repository = export(arguments.build)
+        build: Path = arguments.build.resolve()
+        log = build / "triton.log"
+        with TritonServer(repository, build / "triton", settings.triton, log, verbose=arguments.verbose) as triton:
+            with steps() as shown:
+                shown.begin("Triton")
+                triton.wait_until_ready()
+            return _serve_bridge(settings, triton)
     except (TritonError, TritonMissingError) as error:
         raise UserError(str(error)) from error
+    finally:
+        lock.close()
+
+
+def lock_build(build: Path) -> IO[str]:
+    """A lock on `build` until it is closed, or this process ends. Raises `UserError`."""
+    build.mkdir(parents=True, exist_ok=True)
+    lock = (build / "serve.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another ./sca serve runs on {build}; give this one a folder of its own: --build FOLDER"
+        ) from error
+    return lock
 
 
 def export(build: Path) -> Path:
@@ -92,6 +103,7 @@ def _serve_bridge(settings: Settings, triton: TritonServer) -> int:
     finally:
         over.set()
         watcher.join()
+        console.print("ending Triton ...")
     if lost:
         raise UserError(f"Triton ended, and so the bridge did:\n{lost[0]}")
     return 0

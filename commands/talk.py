@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Talks, writes the answer, prints the text."""
     settings = load_settings()
     url = arguments.url or f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16"
+    if not arguments.output.resolve().parent.is_dir():
+        raise UserError(f"{arguments.output} cannot be written: there is no folder {arguments.output.resolve().parent}")
     pcm = read_pcm16(arguments.input)
     begun = time.monotonic()
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:

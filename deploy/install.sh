@@ -23,13 +23,20 @@ server=("${bridge[@]}" torch transformers accelerate peft optimum onnx onnxscrip
     echo "sca: '$python -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 1
 }
-install() { "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar on "$@" >&2; }
+# pip's hundreds of lines as one that counts; what it warns of and fails with stays.
+install() {
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
+        awk '/^Collecting/ { printf "\r  %d packages found", ++found }
+             /^ +Downloading/ { printf "\r  %d packages found, downloading %s %s          ", found, $2, $3 }
+             /^Installing/ { printf "\n  installing them ...\n" }
+             { fflush() }' >&2
+}
 
 case $role in
     bridge) install --constraint "$lock" "${bridge[@]}" ;;
     server) install --constraint "$lock" "${server[@]}" ;;
     laptop)
-        echo "sca: [1/2] $(grep -c == "$lock") pinned packages" >&2
+        echo "sca: [1/2] the pinned packages" >&2
         install --requirement "$lock"
         echo "sca: [2/2] the Triton server" >&2
         install --no-deps "$triton"

@@ -17,6 +17,7 @@ from frontend.protocol import (
     Control,
     Event,
     ProtocolError,
+    check_options,
     check_sound,
     error_event,
     opened_event,
@@ -79,15 +80,26 @@ class Conversation:
                             break
                         yield await self._tick(pcm, reset=reset)
                         reset = False
-                elif parse_control(message) is Control.END:
+                    continue
+                control, details = parse_control(message)
+                if control is Control.END:
                     yield await self._tick(self._ticker.flush(), reset=reset, end=True)
                     return
-                else:
+                if control is Control.OPTIONS:
+                    self._choose(details)
+                elif self._started:
                     reset = True
+                else:  # there is nothing to forget
+                    await self._send_event({"type": "reset"})
             except ProtocolError as error:
                 await self._send_event(error_event(error.code, error.message))
         if self._started:
             yield await self._tick(self._ticker.flush(), end=True)
+
+    def _choose(self, options: Mapping[str, Any]) -> None:
+        if self._started:
+            raise ProtocolError("too_late", "options came after the first tick of sound, expected them before")
+        self._options |= check_options(options)
 
     async def _tick(self, pcm: bytes, reset: bool = False, end: bool = False) -> TickIn:
         """A tick, when there is room for one more on its way."""

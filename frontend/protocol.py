@@ -1,6 +1,7 @@
 """What travels over the WebSocket: binary frames of PCM16 and text frames of JSON, both ways.
 
-In:  binary, any even number of bytes: PCM16 mono 16 kHz; text: {"type": "reset"} or {"type": "end"}.
+In:  binary, any even number of bytes: PCM16 mono 16 kHz;
+     text: {"type": "options", ...} before any sound, {"type": "reset"}, {"type": "end"}.
 Out: binary, one a tick: PCM16 mono 24 kHz; text: events, each with a "type".
 """
 
@@ -21,8 +22,9 @@ SHOWN = 40  # characters of a bad message that its error repeats
 
 
 class Control(Enum):
-    """What a client may ask in mid-conversation."""
+    """What a client may ask."""
 
+    OPTIONS = "options"  # before any sound: the conversation's options, as the query has them, of any length
     RESET = "reset"  # the next tick begins the conversation anew
     END = "end"  # the sound so far is answered, then the bridge closes
 
@@ -60,8 +62,8 @@ def check_sound(frame: bytes, limit: int) -> bytes:
     return frame
 
 
-def parse_control(text: str) -> Control:
-    """A text frame, or `ProtocolError`."""
+def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
+    """A text frame: what is asked, and what else it says. Raises `ProtocolError`."""
     controls = " or ".join(json.dumps({"type": control.value}) for control in Control)
     shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
     try:
@@ -71,16 +73,18 @@ def parse_control(text: str) -> Control:
             "not_json", f"the text frame {shown!r} came, expected {controls}; sound belongs in binary frames"
         ) from None
     try:
-        return Control(message["type"])
-    except (TypeError, KeyError, ValueError):
+        return Control(message.pop("type")), message
+    except (AttributeError, TypeError, KeyError, ValueError):
         raise ProtocolError("unknown_control", f"the text frame {shown!r} came, expected {controls}") from None
 
 
-def check_options(options: Mapping[str, str]) -> dict[str, str]:
-    """The query's parameters, or `ProtocolError`; whether their values are possible, the engine says."""
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by known names, or `ProtocolError`; whether their values are possible, the engine says."""
     for name in options:
         if name not in OPTIONS:
             raise ProtocolError("unknown_option", f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
+        if not isinstance(options[name], (str, int, float)):
+            raise ProtocolError("bad_option", f"{name} is {options[name]!r}, expected text or a number")
     return dict(options)
 
 

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from config import Settings
 
 MODEL = "duplex"
+PREFIX = f"in ensemble '{MODEL}', "  # of Triton's messages; a client knows of no ensemble
 GREATEST_SEQUENCE_ID = 2**63 - 1  # tritonclient sends it as an int64
 WATCH_S = 0.5  # how often an overdue answer is looked for
 
@@ -83,7 +84,7 @@ class TritonLink:
                 except StopAsyncIteration:
                     return
                 sent.popleft()
-                yield TickError(error.message()) if error else _tick_out(result)
+                yield TickError(error.message().removeprefix(PREFIX)) if error else _tick_out(result)
         except grpc.aio.AioRpcError as error:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error
         finally:
@@ -129,7 +130,10 @@ class TritonLink:
             raise
 
 
-def _tick_out(result: Any) -> TickOut:
+def _tick_out(result: Any) -> TickOut | TickError:
+    missing = [name for name in ("AUDIO_OUT", "TEXT", "EVENTS") if result.as_numpy(name) is None]
+    if missing:  # seen from a Triton about to crash
+        return TickError(f"Triton's answer has no {', '.join(missing)}")
     return TickOut(
         pcm=result.as_numpy("AUDIO_OUT").tobytes(),
         text=result.as_numpy("TEXT").item().decode(),

@@ -59,12 +59,6 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> TritonServer:
-        if self._process is None:
-            self.start()
-        return self
-
-    def start(self) -> None:
-        """Starts the process; it is not ready yet."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -77,6 +71,7 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C is ours to handle: the bridge closes its conversations first
                 preexec_fn=_die_with_parent,
             )
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -28,6 +28,7 @@ from tests.oracle import read_pcm
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "test"
+ANOTHER_BUILD = ROOT / "build" / "another_test"
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
 CPU = QwenSettings(model_id="", device_map="cpu", torch_dtype="float32", lora="")
@@ -150,10 +151,10 @@ def serve_environment() -> dict[str, str]:
     }
 
 
-def start_serving(environment: dict[str, str], log: Path) -> subprocess.Popen[str]:
+def start_serving(environment: dict[str, str], log: Path, build: Path) -> subprocess.Popen[str]:
     with log.open("w") as output:
         return subprocess.Popen(
-            [ROOT / "sca", "serve", "--build", BUILD],
+            [ROOT / "sca", "serve", "--build", build],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -180,7 +181,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     environment = serve_environment()
     log = tmp_path_factory.mktemp("serve") / "log"
     settings = Settings.load(environ={k: v for k, v in environment.items() if k.startswith("SCA_")})
-    process = start_serving(environment, log)
+    process = start_serving(environment, log, BUILD)
     running = Served(settings, BUILD / "repository", process)
     try:
         wait_until_answered(f"{running.http}/readyz", process, log)

@@ -105,7 +105,11 @@ def test_the_first_event_tells_id_and_formats(served: Served):
         (bytes(10_000_000), "frame_too_large", "a binary frame of 10000000 bytes came, expected at most 1048576"),
         ("hello", "not_json", "the text frame 'hello' came, expected"),
         ("x" * 500, "not_json", "xxx...' came"),
-        ('{"type": "sing"}', "unknown_control", """'{"type": "sing"}' came, expected {"type": "reset"} or"""),
+        (
+            '{"type": "sing"}',
+            "unknown_control",
+            """'{"type": "sing"}' came, expected {"type": "options"} or {"type": "reset"} or""",
+        ),
         ("[1]", "unknown_control", "'[1]' came"),
         ("null", "unknown_control", "'null' came"),
         ("[" * 100_000, "not_json", "[[[...' came"),
@@ -214,6 +218,46 @@ def test_options_come_in_the_query(served: Served, pcm):
     assert heard("?voice=ethan") != heard("?voice=chelsie")
     drawn = [heard(f"?temperature=0.9&seed={seed}") for seed in (5, 5, 6)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_options_may_come_in_a_frame_of_their_own(served: Served, pcm):
+    """A long prompt does not fit into a URL."""
+    prompt = "Be kind. " * 50
+
+    def heard(*frames: str, query: str = "") -> bytes:
+        with connect(served.websocket + query) as socket:
+            for frame in frames:
+                socket.send(frame)
+            socket.send(pcm[: 2 * TICK].tobytes())
+            return end(socket)[0].tobytes()
+
+    chosen = heard(json.dumps({"type": "options", "voice": "chelsie", "system_prompt": prompt}))
+    assert chosen == heard(json.dumps({"type": "options", "system_prompt": prompt}), query="?voice=chelsie")
+    assert chosen != heard(query="?voice=chelsie")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"vioce": "x"}, "unknown option 'vioce'"), ({"voice": ["x"]}, "voice is ['x'], expected text or a number")],
+)
+def test_a_bad_option_in_a_frame_is_named(served: Served, options, message):
+    with connect(served.websocket) as socket:
+        socket.send(json.dumps({"type": "options", **options}))
+        assert message in event(socket, "error")["message"]
+
+
+def test_options_after_the_first_sound_are_refused(served: Served, pcm):
+    with connect(served.websocket) as socket:
+        socket.send(pcm[:TICK].tobytes())
+        socket.send(json.dumps({"type": "options", "voice": "ethan"}))
+        assert event(socket, "error")["code"] == "too_late"
+        assert end(socket)[1] == 1000
+
+
+def test_reset_before_any_sound_is_told_too(served: Served):
+    with connect(served.websocket) as socket:
+        socket.send(json.dumps({"type": "reset"}))
+        assert event(socket, "reset") == {"type": "reset"}
 
 
 def test_reset_is_told_and_begins_anew(served: Served, pcm):

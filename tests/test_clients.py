@@ -37,11 +37,18 @@ def test_the_answer_is_as_long_as_the_question_to_a_tick(expected):
     assert 1000 < expected[0].std() < 16000
 
 
+def install_node_packages() -> None:
+    if not (ROOT / "client" / "node" / "node_modules").exists():
+        subprocess.run(["npm", "ci", "--silent"], cwd=ROOT / "client" / "node", check=True)
+
+
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
 
 
-def test_python_over_websocket(served: Served, pcm, expected):
+def test_python_over_websocket(served: Served, said, pcm, expected, tmp_path):
+    found = run(sys.executable, "client/python_websocket.py", said, tmp_path / "out.wav", served.websocket)
+    assert found.stdout == expected[1] + "\n"
     answer = asyncio.run(talk(served.websocket, pcm[:SAMPLES].tobytes()))
     assert np.array_equal(np.frombuffer(answer.pcm, np.int16), expected[0])
     assert answer.text == expected[1]
@@ -61,6 +68,27 @@ def test_curl_over_http(served: Served, said, expected, tmp_path):
     assert f"{TICKS} ticks said and heard" in found.stderr
 
 
+@pytest.mark.parametrize(
+    "client",
+    [
+        [sys.executable, "client/python_websocket.py"],
+        [sys.executable, "client/python_grpc.py"],
+        ["client/http_curl.sh"],
+        ["node", "client/node/converse.js"],
+    ],
+    ids=["websocket", "grpc", "curl", "node"],
+)
+def test_a_wav_of_another_format_is_refused_and_no_wav_gets_the_usage(client, tmp_path):
+    install_node_packages()
+    wrong = tmp_path / "wrong.wav"
+    soundfile.write(wrong, np.zeros((4410, 2)), 44100, subtype="PCM_16")
+    for arguments, message in (([wrong, tmp_path / "out"], "16"), ([], "IN.wav OUT")):
+        found = subprocess.run([*client, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert found.returncode != 0
+        assert message in found.stderr
+        assert "Traceback" not in found.stderr
+
+
 def test_curl_shows_what_triton_says_of_a_mistake(served: Served, said, tmp_path):
     script = (ROOT / "client" / "http_curl.sh").read_text().replace("tick_samples=5120", "tick_samples=100")
     wrong = tmp_path / "wrong.sh"
@@ -73,8 +101,7 @@ def test_curl_shows_what_triton_says_of_a_mistake(served: Served, said, tmp_path
 
 
 def test_node_over_grpc(served: Served, said, expected, tmp_path):
-    if not (ROOT / "client" / "node" / "node_modules").exists():
-        subprocess.run(["npm", "ci", "--silent"], cwd=ROOT / "client" / "node", check=True)
+    install_node_packages()
     found = run("node", "client/node/converse.js", said, tmp_path / "out.wav", served.triton_grpc)
     sound, rate = soundfile.read(tmp_path / "out.wav", dtype="int16")
     assert rate == 24000

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from engine.checkpoint import Checkpoint
-from tests.conftest import ROOT, Served, serve_environment, start_serving, wait_until_answered
+from tests.conftest import ANOTHER_BUILD, BUILD, ROOT, Served, serve_environment, start_serving, wait_until_answered
 from tests.oracle import ScaOracle, one_shot_waveform
 
 
@@ -64,6 +64,21 @@ def test_talk_says_when_nobody_answers(tmp_path):
     assert run.returncode == 1
     assert "sca: no conversation with ws://127.0.0.1:9/ws/pcm16" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_talk_looks_at_the_output_first(tmp_path):
+    soundfile.write(tmp_path / "in.wav", np.zeros(16000), 16000)
+    run = sca("talk", tmp_path / "in.wav", tmp_path / "none" / "out.wav", "--url", "ws://127.0.0.1:9/")
+    assert run.returncode == 1
+    assert "out.wav cannot be written: there is no folder" in run.stderr
+
+
+def test_a_second_serve_needs_a_folder_of_its_own(served: Served):
+    environment = {k: v for k, v in serve_environment().items() if k.startswith("SCA_")}
+    run = sca("serve", "--build", BUILD, **environment)
+    assert run.returncode == 1
+    assert "another ./sca serve runs on" in run.stderr
+    assert "--build FOLDER" in run.stderr
 
 
 def test_talk_says_when_a_file_is_no_sound(tmp_path):
@@ -170,7 +185,7 @@ def test_no_process_outlives_serve(tmp_path, ending):
     before = set(processes_of(-1))
     environment = serve_environment()
     log = tmp_path / "log"
-    process = start_serving(environment, log)
+    process = start_serving(environment, log, ANOTHER_BUILD)
     try:
         wait_until_answered(f"http://127.0.0.1:{environment['SCA_BRIDGE_PORT']}/readyz", process, log)
         children = set(processes_of(process.pid)) - before
@@ -196,7 +211,7 @@ def test_serve_ends_when_triton_does(tmp_path):
     environment = serve_environment()
     log = tmp_path / "log"
     before = set(processes_of(-1))
-    process = start_serving(environment, log)
+    process = start_serving(environment, log, ANOTHER_BUILD)
     try:
         wait_until_answered(f"http://127.0.0.1:{environment['SCA_BRIDGE_PORT']}/readyz", process, log)
         (triton,) = [line for line in set(processes_of(-1)) - before if "bin/tritonserver" in line]

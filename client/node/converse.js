@@ -13,11 +13,15 @@ const OUTPUT_RATE = 24000;
 const OPTIONS = {}; // of the conversation, for example { voice: { string_param: "ethan" } }
 
 const [input, output, address = "127.0.0.1:8001"] = process.argv.slice(2);
+if (!output) fail("usage: node client/node/converse.js IN.wav OUT.wav [HOST:PORT]");
 const definition = protoLoader.loadSync(new URL("kserve.proto", import.meta.url).pathname, { keepCase: true });
 const { inference } = grpc.loadPackageDefinition(definition);
 const client = new inference.GRPCInferenceService(address, grpc.credentials.createInsecure());
 
-const sound = readFileSync(input).subarray(WAV_HEADER_BYTES);
+const file = readFileSync(input);
+const format = [file.readUInt32LE(24), file.readUInt16LE(22), file.readUInt16LE(34)]; // Hz, channels, bits
+if (format.join() !== "16000,1,16") fail(`${input} is ${format.join(", ")}, expected 16000 Hz, 1 channel, 16 bits`);
+const sound = file.subarray(WAV_HEADER_BYTES);
 const ticks = Math.ceil(sound.length / TICK_BYTES);
 const conversation = `node-${process.pid}-${Date.now()}`;
 const heard = [];

@@ -58,7 +58,7 @@ class Conversation {
   event(event) {
     if (event.type === "session.opened") this.opened(event);
     else if (event.type === "text") this.write(event.text);
-    else if (event.type === "reset") element("text").textContent = "";
+    else if (event.type === "reset") this.forget();
     else if (event.type === "error") this.fail(event.message);
   }
 
@@ -102,6 +102,11 @@ class Conversation {
     element("heard").textContent = `${playedS.toFixed(1)} s`;
     element("buffer").textContent = `${(bufferS * 1000).toFixed(0)} ms`;
     element("gaps").textContent = String(gaps);
+  }
+
+  forget() {
+    element("text").textContent = "";
+    this.playback.port.postMessage("skip");
   }
 
   reset() {

@@ -22,7 +22,7 @@ class Playback extends AudioWorkletProcessor {
     this.gaps = 0;
     this.squares = 0; // of the samples played since the last report
     this.reported = 0;
-    this.port.onmessage = ({ data }) => this.write(new Int16Array(data));
+    this.port.onmessage = ({ data }) => (data === "skip" ? this.skip() : this.write(new Int16Array(data)));
   }
 
   write(pcm) {
@@ -31,6 +31,11 @@ class Playback extends AudioWorkletProcessor {
     if (this.written - this.played > GREATEST_WAIT_S * sampleRate) {
       this.played = this.written - Math.round(this.cushionS * sampleRate); // after a stall, late sound is left out
     }
+  }
+
+  skip() {
+    this.played = this.written;
+    this.playing = false;
   }
 
   process(_, [[left, ...others]]) {
