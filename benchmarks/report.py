@@ -30,16 +30,27 @@ class Row:
     deadline_misses: int  # answers later than the next tick was due
     stages_ms: Mapping[str, float] = field(default_factory=dict)  # means, where they were measured
     tick_ms: int = 320
+    paced: bool = (
+        False  # in real time: then a tick's time is a delay, and says nothing of how much more there is room for
+    )
 
     @classmethod
     def of(
-        cls, what: str, sessions: int, tick_ms: int, latencies_s: Sequence[float], stages_ms: Mapping[str, float] = {}
+        cls,
+        what: str,
+        sessions: int,
+        tick_ms: int,
+        latencies_s: Sequence[float],
+        stages_ms: Mapping[str, float] = {},
+        paced: bool = False,
     ) -> Row:
         """From every measured latency, in seconds."""
         latencies_ms = np.asarray(latencies_s) * 1000
         p50, p95, p99 = np.percentile(latencies_ms, [50, 95, 99])
         misses = int((latencies_ms > tick_ms).sum())
-        return cls(what, sessions, len(latencies_ms), float(p50), float(p95), float(p99), misses, stages_ms, tick_ms)
+        return cls(
+            what, sessions, len(latencies_ms), float(p50), float(p95), float(p99), misses, stages_ms, tick_ms, paced
+        )
 
     @property
     def real_time_factor(self) -> float:
@@ -76,8 +87,8 @@ def show(rows: Sequence[Row], file: Path) -> None:
             f"{row.p95_ms:.1f}",
             f"{row.p99_ms:.1f}",
             f"{row.deadline_misses}/{row.ticks}",
-            f"{row.real_time_factor:.2f}",
-            f"{row.audio_s_per_s:.1f}",
+            "in real time" if row.paced else f"{row.real_time_factor:.2f}",
+            "–" if row.paced else f"{row.audio_s_per_s:.1f}",
         )
     console.print(ticks)
     staged = [row for row in rows if row.stages_ms]

@@ -29,7 +29,7 @@ async def _converse_at_once(settings: Settings, count: int, ticks: int) -> Row:
     conversations = [_converse(link, settings, begin + tick_s * i / count, ticks) for i in range(count)]
     latencies = [latency for each in await asyncio.gather(*conversations) for latency in each]
     await link.close()
-    return Row.of("triton", count, settings.audio.tick_ms, latencies)
+    return Row.of("triton", count, settings.audio.tick_ms, latencies, paced=True)
 
 
 async def _converse(link: TritonLink, settings: Settings, begin: float, ticks: int) -> list[float]:
