@@ -101,8 +101,6 @@ def show(rows: Sequence[Row], file: Path) -> None:
         console.print(stages)
     console.print(f"all figures: {file}", highlight=False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figures = [
-        {**asdict(row), "real_time_factor": row.real_time_factor, "audio_s_per_s": row.audio_s_per_s} for row in rows
-    ]
+    figures = [asdict(row) for row in rows]
     record = {"command": command, "machine": machine(), "date": str(date.today()), "rows": figures}
     file.write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -64,7 +64,12 @@ def question(checkpoint: Checkpoint, extractor, pcm):
 
 
 def test_generate_hears_and_speaks(checkpoint: Checkpoint, question):
-    kwargs = {"thinker_max_new_tokens": 12, "talker_max_new_tokens": 40, "talker_do_sample": False}
+    kwargs = {
+        "thinker_max_new_tokens": 12,
+        "talker_max_new_tokens": 40,
+        "talker_do_sample": False,
+        "talker_repetition_penalty": 1.0,
+    }
     sequences, waveform = checkpoint.model.generate(**question, speaker="ethan", **kwargs)
     assert sequences.shape[1] > question["input_ids"].shape[1]
     assert 0.03 < waveform.std() < 0.3, "neither silent nor noise at full scale"

@@ -118,7 +118,7 @@ def test_reset_forgets_what_was_said(triton, pcm):
         text = "".join(answer.as_numpy("TEXT").item().decode() for answer in answers)
         return text, json.loads(answers[0].as_numpy("EVENTS").item())
 
-    short, long = [heard, silence], [heard, heard, pcm[5 * TICK : 6 * TICK], silence]
+    short, long = [heard, silence], [heard, silence, silence, silence]  # to mel_frontend, both end alike
     assert after(short)[0] != after(long)[0]
     assert after(short, reset=True)[0] == after(long, reset=True)[0]
     assert after(short, reset=True)[1] == [{"type": "reset"}]
