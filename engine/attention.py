@@ -20,6 +20,15 @@ def project(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[T
     return queries, keys, attention.v_proj(hidden).view(shape)
 
 
+def new_cache(model: Any, rows: int, positions: int) -> tuple[Tensor, Tensor]:
+    """Zeroed keys and values [layers, rows, heads, positions, D], of the weights' kind and in their place."""
+    attention = model.layers[0].self_attn
+    weight = attention.k_proj.weight
+    heads = weight.shape[0] // attention.head_dim
+    keys = weight.new_zeros(len(model.layers), rows, heads, positions, attention.head_dim)
+    return keys, torch.zeros_like(keys)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding in transformers' half-split layout; D is the last dimension of all three."""
     half = x.shape[-1] // 2

@@ -8,21 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.attention import feed_forward, project
+from engine.attention import feed_forward, new_cache, project
 
 
 class FrameDecoder:
     """Sixteen positions at most, the same for every row: no gathering, no mask, rotations known beforehand."""
 
     def __init__(self, model: Any, rows: int, positions: int):
-        attention = model.layers[0].self_attn
-        weight = attention.k_proj.weight
-        heads = weight.shape[0] // attention.head_dim
-        shape = (len(model.layers), rows, heads, positions, attention.head_dim)
         self._model = model
-        self._keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self._values = torch.zeros_like(self._keys)
-        cos, sin = model.rotary_emb(self._keys, torch.arange(positions, device=weight.device)[None])
+        self._keys, self._values = new_cache(model, rows, positions)
+        cos, sin = model.rotary_emb(self._keys, torch.arange(positions, device=self._keys.device)[None])
         self._cos, self._sin = cos[0], sin[0]  # [positions, D]
 
     def forward(self, inputs: Tensor, start: int) -> Tensor:

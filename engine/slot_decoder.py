@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.attention import feed_forward, project
+from engine.attention import feed_forward, new_cache, project
 
 
 class SlotDecoder:
@@ -20,14 +20,9 @@ class SlotDecoder:
     """
 
     def __init__(self, model: Any, slots: int, positions: int):
-        attention = model.layers[0].self_attn
-        weight = attention.k_proj.weight
-        heads = weight.shape[0] // attention.head_dim
-        shape = (len(model.layers), slots, heads, positions, attention.head_dim)
         self.model = model
         self.positions = positions
-        self._keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self._values = torch.zeros_like(self._keys)
+        self._keys, self._values = new_cache(model, slots, positions)
 
     @property
     def device(self) -> torch.device:
