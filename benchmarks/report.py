@@ -30,9 +30,7 @@ class Row:
     deadline_misses: int  # answers later than the next tick was due
     stages_ms: Mapping[str, float] = field(default_factory=dict)  # means, where they were measured
     tick_ms: int = 320
-    paced: bool = (
-        False  # in real time: then a tick's time is a delay, and says nothing of how much more there is room for
-    )
+    paced: bool = False  # in real time; a tick's time is then a delay, and tells of no throughput
 
     @classmethod
     def of(

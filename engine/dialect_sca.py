@@ -47,7 +47,7 @@ class ScaDialect:
         )
         self.talker = Talker(checkpoint.model.talker, slots, positions=TALKER_OPENING + ticks * self._talker_step)
 
-    def opening_tokens(self, system_prompt: str) -> list[int]:
+    def _opening_tokens(self, system_prompt: str) -> list[int]:
         """The thinker's opening. Raises `OptionError` when it is longer than the slot's share for it."""
         tokens: list[int] = []
         if system_prompt:
@@ -63,8 +63,8 @@ class ScaDialect:
         return tokens
 
     def begin(self, conversation: Conversation) -> None:
-        """Feeds the openings."""
-        tokens = torch.tensor([self.opening_tokens(conversation.options.system_prompt)])
+        """Feeds the openings. Raises `OptionError` when the system prompt is too long."""
+        tokens = torch.tensor([self._opening_tokens(conversation.options.system_prompt)])
         self.thinker.decoder.forward(self.thinker.embed(tokens), [conversation.slot], [0])
         conversation.thinker_positions = tokens.shape[1]
 

@@ -61,7 +61,6 @@ class Engine:
         Raises `SlotsFullError` when no slot is free, `OptionError` when the system prompt is too long.
         """
         self.close(key)
-        self.dialect.opening_tokens(options.system_prompt)
         if not self._free:
             raise SlotsFullError(
                 f"all {self.settings.engine.slots} slots hold a conversation (engine.slots), try again later"
@@ -70,7 +69,7 @@ class Engine:
         try:
             self._conversations[key] = self._begin(slot, options)
         except BaseException:
-            self._free.append(slot)
+            self._release(slot)
             raise
 
     @torch.inference_mode()
@@ -107,8 +106,7 @@ class Engine:
         """Ends a conversation and frees its slot; nothing of it is kept. One that is not open is no error."""
         conversation = self._conversations.pop(key, None)
         if conversation is not None:
-            self._free.append(conversation.slot)
-            self._wipe(conversation.slot)
+            self._release(conversation.slot)
 
     def sweep(self) -> list[Hashable]:
         """Closes and returns the conversations that have been idle for too long: Triton never says that one died."""
@@ -166,7 +164,8 @@ class Engine:
             for row, (key, conversation) in enumerate(ready.items())
         }
 
-    def _wipe(self, slot: int) -> None:
+    def _release(self, slot: int) -> None:
+        self._free.append(slot)
         self.dialect.thinker.decoder.wipe(slot)
         self.dialect.talker.decoder.wipe(slot)
 

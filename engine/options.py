@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from config.settings import EngineSettings, SamplingSettings, SettingsError
+from config.settings import OPTIONS, EngineSettings, SamplingSettings, SettingsError
 from engine.errors import OptionError
 
 MAX_SEED = 2**63 - 1
@@ -37,7 +37,7 @@ def parse_options(
     for name, value in parameters.items():
         known = draws if name in draws else others
         if name not in known:
-            raise OptionError(f"unknown option {name!r}, expected one of {', '.join([*others, *draws])}")
+            raise OptionError(f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
         known[name] = _as(type(known[name]), name, value)
     if others["dialect"] != "sca":
         raise OptionError(f"dialect is {others['dialect']!r}, expected 'sca'")

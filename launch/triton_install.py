@@ -76,7 +76,9 @@ class TritonInstall:
         shutil.copytree(self.python_backend, backends / "python")
         shutil.copy2(self.stub, backends / "python")
         (backends / "python" / self.stub.name).chmod(0o755)
-        shutil.copytree(ROOT / "backends" / "onnxruntime", backends / "onnxruntime", ignore=_caches)
+        shutil.copytree(
+            ROOT / "backends" / "onnxruntime", backends / "onnxruntime", ignore=shutil.ignore_patterns("__pycache__")
+        )
 
         python.mkdir()
         for package in ("config", "engine"):
@@ -84,6 +86,3 @@ class TritonInstall:
         for part in (Path(sys.prefix) / "triton_numpy").glob("numpy*"):  # on Python 3.13 alone: see deploy/install.sh
             (python / part.name).symlink_to(part)  # its metadata too, from which others read its version
         return folder
-
-
-_caches = shutil.ignore_patterns("__pycache__")

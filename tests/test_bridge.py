@@ -14,7 +14,6 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_grpc import converse
 from client.python_websocket import talk
-from frontend.ticker import Ticker
 from tests.conftest import IDLE_TIMEOUT_S, Served
 from tests.test_triton import TICK
 
@@ -292,15 +291,3 @@ def test_probes(served: Served):
     assert health(served)["status"] == "ok"
     with urllib.request.urlopen(f"{served.http}/readyz") as response:
         assert json.load(response) == {"status": "ready"}
-
-
-@pytest.mark.parametrize("sizes", [[1] * 25, [3, 9, 1, 12], [25], [10, 10, 5]])
-def test_the_ticker_cuts_the_same_ticks_of_any_frames(sizes):
-    data = bytes(range(25))
-    ticker, ticks, start = Ticker(10), [], 0
-    for size in sizes:
-        ticks += ticker.feed(data[start : start + size])
-        start += size
-    assert ticks == [data[:10], data[10:20]]
-    assert ticker.flush() == data[20:] + bytes(5)
-    assert ticker.flush() == bytes(10)

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-NO_SEQUENCE = 0  # the correlation id of a request outside any sequence
+NO_SEQUENCE = 0  # the correlation id of a request to a model without states
 
 
 class SequenceStates:
@@ -141,7 +141,7 @@ class TritonPythonModel:
     def _run(
         self, requests: Sequence[Any], inputs: Sequence[Sequence[np.ndarray]], states: Sequence[Sequence[np.ndarray]]
     ) -> list[Any]:
-        sizes = [tensors[0].shape[0] for tensors in inputs]  # 1 each, but Triton's warm-up may send more
+        sizes = [tensors[0].shape[0] for tensors in inputs]  # 1 in a sequence; a model without states may get more
         feed = {name: np.concatenate([tensors[i] for tensors in inputs]) for i, name in enumerate(self.inputs)}
         for i, name in enumerate(self.states.input_names):
             feed[name] = np.concatenate(
