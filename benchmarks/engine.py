@@ -30,11 +30,11 @@ def bench_engine(checkpoint: Checkpoint, settings: Settings, sessions: Sequence[
         for tick in track(range(WARM_UP_TICKS + ticks), description=f"{count} sessions", transient=True):
             if tick == WARM_UP_TICKS:
                 latencies.clear()
-                engine.dialect.stopwatch.start()
+                engine.dialect.stopwatch.read()
             begun = time.perf_counter()
             engine.tick({key: heard[(tick + key) % len(heard)] for key in range(count)})
             latencies.append(time.perf_counter() - begun)
-        stages = {stage: seconds / ticks * 1000 for stage, seconds in engine.dialect.stopwatch.stop().items()}
+        stages = {stage: seconds / ticks * 1000 for stage, seconds in engine.dialect.stopwatch.read().items()}
         rows.append(Row.of("engine", count, settings.audio.tick_ms, latencies, stages))
         for key in range(count):
             engine.close(key)

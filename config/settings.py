@@ -20,6 +20,8 @@ else:
 DEFAULTS = Path(__file__).parent / "default.toml"
 NOT_SETTINGS = {"SCA_VENV", "SCA_PYTHON", "SCA_CONFIG"}  # read by ./sca itself
 
+TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
 CODEC_FRAME_MS = 80  # a codec frame, and also an audio token of the thinker
 INPUT_HZ = 16_000  # the microphone's rate
 OUTPUT_HZ = 24_000  # code2wav's rate
@@ -91,13 +93,25 @@ class EngineSettings:
     text_tokens_per_tick: int
     slots: int
     context_s: int
+    context_full: str
     prompt_positions: int
+    prompts_kept: int
+    cuda_graphs: bool
     cpu_threads: int
     idle_timeout_s: float
 
     def __post_init__(self) -> None:
         _expect(self.dialect == "sca", "engine.dialect", self.dialect, "sca")
-        for name in ("text_tokens_per_tick", "slots", "context_s", "prompt_positions", "cpu_threads", "idle_timeout_s"):
+        _expect(self.context_full in ("slide", "stop"), "engine.context_full", self.context_full, "slide or stop")
+        for name in (
+            "text_tokens_per_tick",
+            "slots",
+            "context_s",
+            "prompt_positions",
+            "prompts_kept",
+            "cpu_threads",
+            "idle_timeout_s",
+        ):
             value = getattr(self, name)
             _expect(0 < value < 1e6, f"engine.{name}", value, "a number above 0 and below a million")
 
@@ -193,6 +207,11 @@ class Settings:
             f"a divisor of the {frames} codec frames in a tick of {self.audio.tick_ms} ms",
         )
 
+    @property
+    def context_ticks(self) -> int:
+        """Ticks that a slot's caches hold; never one alone, since the first stays when the oldest leave."""
+        return max(2, -(-self.engine.context_s * 1000 // self.audio.tick_ms))
+
     @classmethod
     def load(cls, file: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
         """Defaults, then `file` (else $SCA_CONFIG), then SCA_<SECTION>_<KEY>; raises `SettingsError`."""
@@ -265,14 +284,16 @@ def _from_environment(values: dict[str, Any], environ: Mapping[str, str]) -> dic
 
 def _typed(name: str, value: Any, expected: type) -> Any:
     """`value` as `expected`; text, as the environment gives it, is read as a number where one is expected."""
-    words = {int: "a whole number", float: "a number", str: "text"}[expected]
-    if isinstance(value, str) and expected is not str:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[expected]
+    if isinstance(value, str) and expected is bool and value.lower() in TRUTHS:
+        return TRUTHS[value.lower()]
+    if isinstance(value, str) and expected in (int, float):
         try:
             return expected(value)
         except ValueError as error:
             raise SettingsError(f"{name} is {value!r}, expected {words}") from error
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, expected) or isinstance(value, bool):
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise SettingsError(f"{name} is {value!r}, expected {words}")
     return value

@@ -1,41 +1,70 @@
-"""What every decoder here does with a layer of transformers', whatever it keeps its keys and values in."""
+"""Attention over slots: each row of a batch reads the keys and values of its own slot, where they lie."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+CPU_GRANULE = 512  # positions; at multiples of it torch's CPU kernel sums a row alike, however long the others are
 
 
-def project(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden [B, T, H] -> queries, keys (both rotated) and values, each [B, T, heads, D].
+@dataclass
+class Cursor:
+    """Where the rows of a batch stand in a decoder's caches.
 
-    cos, sin: [T, D], or [B, T, D] where rows stand at different positions.
+    `slots` and `starts` are what the computation reads; they keep their place in memory, as a captured graph needs.
+    The plain numbers repeat them for the CPU, which slices the caches by them. Rows from `count` on are padding.
     """
-    shape = (*hidden.shape[:2], -1, attention.head_dim)
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    queries = rotate(attention.q_norm(attention.q_proj(hidden).view(shape)), cos, sin)
-    keys = rotate(attention.k_norm(attention.k_proj(hidden).view(shape)), cos, sin)
-    return queries, keys, attention.v_proj(hidden).view(shape)
+
+    slots: Tensor  # [R] int64
+    starts: Tensor  # [R] int64, the position that a row's next input has
+    count: int = 0
+    low: int = 0  # the rows' slots lie from `low` ...
+    high: int = 1  # ... to before `high`
+    end: int = 0  # the greatest start
+
+    def place(self, slots: list[int], starts: list[int]) -> None:
+        """Tells the plain numbers of the rows that are no padding."""
+        self.count, self.low, self.high, self.end = len(slots), min(slots), max(slots) + 1, max(starts)
+
+    def advance(self, positions: int) -> None:
+        """Every row has fed so many positions."""
+        self.starts += positions
+        self.end += positions
 
 
-def new_cache(model: Any, rows: int, positions: int) -> tuple[Tensor, Tensor]:
-    """Zeroed keys and values [layers, rows, heads, positions, D], of the weights' kind and in their place."""
-    attention = model.layers[0].self_attn
-    weight = attention.k_proj.weight
-    heads = weight.shape[0] // attention.head_dim
-    keys = weight.new_zeros(len(model.layers), rows, heads, positions, attention.head_dim)
-    return keys, torch.zeros_like(keys)
+class CpuAttention:
+    """torch's attention over the slots from the lowest to the highest of a batch, without copying keys or values."""
 
+    def __init__(self, cursor: Cursor, length: int, capacity: int, groups: int):
+        """For `length` new positions a row, `groups` query heads to a key head, caches of `capacity` positions."""
+        self._groups, self._length = groups, length
+        self._count, self._low, self._high = cursor.count, cursor.low, cursor.high
+        self._end = min(capacity, -(-(cursor.end + length) // CPU_GRANULE) * CPU_GRANULE)
+        self._offsets = cursor.slots[: self._count] - self._low
+        self._together = self._count == self._high - self._low  # rows are sorted by slot
+        positions = torch.zeros(self._high - self._low, length, dtype=torch.int64)
+        positions[self._offsets] = cursor.starts[: self._count, None] + torch.arange(length)
+        visible = torch.arange(self._end) <= positions[:, None, :, None]  # [slots, 1, T, end]
+        self._visible = visible.repeat(1, 1, groups, 1) if length > 1 else visible
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in transformers' half-split layout; D is the last dimension of all three."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
-
-
-def feed_forward(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a layer: both residuals around its feed-forward network or its experts."""
-    hidden = hidden + attended
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    def __call__(self, queries: Tensor, cache: Tensor, scale: float) -> Tensor:
+        """queries [R, T, heads, D], a layer's cache [slots, 2 * key heads, positions, D] -> [R, T, heads * D]."""
+        rows, length, heads, size = queries.shape
+        key_heads = heads // self._groups
+        folded = queries[: self._count].unflatten(2, (key_heads, self._groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        if not self._together:
+            spread = folded.new_zeros(self._high - self._low, *folded.shape[1:])
+            spread[self._offsets] = folded
+            folded = spread
+        here = cache[self._low : self._high, :, : self._end]
+        heard = F.scaled_dot_product_attention(
+            folded, here[:, :key_heads], here[:, key_heads:], attn_mask=self._visible, scale=scale
+        )  # [slots, key heads, groups * T, D]
+        if not self._together:
+            heard = heard[self._offsets]
+        heard = heard.unflatten(2, (self._groups, length)).permute(0, 3, 1, 2, 4)
+        return F.pad(heard.reshape(self._count, length, heads * size), (0, 0, 0, 0, 0, rows - self._count))

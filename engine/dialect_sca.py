@@ -11,41 +11,247 @@ talker with transformers' own opening of an answer, which names the voice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from config.settings import Settings
+from engine.attention import Cursor
+from engine.batch import Batch, ladder, rung
 from engine.checkpoint import Checkpoint
 from engine.conversation import Conversation
 from engine.errors import OptionError
-from engine.sampler import draw_code, draw_residual, draw_text
+from engine.graphs import Step, Steps
+from engine.openings import Openings
+from engine.sampler import Sampler, draw
 from engine.stopwatch import Stopwatch
 from engine.talker import Talker
 from engine.thinker import Thinker
 
 TALKER_OPENING = 5  # positions of the talker's opening
+LEAVING_SHARE = 8  # when a context is full, one in so many of its ticks leaves
 
 
 class ScaDialect:
     """Ticks of the dialect over one thinker and one talker."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings):
-        self.stopwatch = Stopwatch()
-        self._config = checkpoint.model.config
+        config, engine = checkpoint.model.config, settings.engine
+        self._config = config
         self._tokenizer = checkpoint.tokenizer
-        self._prompt_positions = settings.engine.prompt_positions
-        self._text_tokens = settings.engine.text_tokens_per_tick
-        self._frames_per_token = settings.audio.codec_frames // self._text_tokens
-        ticks = -(-settings.engine.context_s * 1000 // settings.audio.tick_ms)
-        self._thinker_step = settings.audio.codec_frames + self._text_tokens
-        self._talker_step = settings.audio.codec_frames
-        slots = settings.engine.slots
+        self._prompt_positions = engine.prompt_positions
+        self._text_tokens = engine.text_tokens_per_tick
+        self._frames = settings.audio.codec_frames
+        self._mel_frames = settings.audio.mel_frames
+        self._slots = engine.slots
+        self.context_ticks = settings.context_ticks
+        self._thinker_step = self._frames + self._text_tokens
+
+        rows = rung(engine.slots, engine.slots, checkpoint.model.device)
         self.thinker = Thinker(
-            checkpoint.model.thinker, slots, positions=self._prompt_positions + ticks * self._thinker_step
+            checkpoint.model.thinker, engine.slots, engine.prompt_positions + self.context_ticks * self._thinker_step
         )
-        self.talker = Talker(checkpoint.model.talker, slots, positions=TALKER_OPENING + ticks * self._talker_step)
+        self.talker = Talker(
+            checkpoint.model.talker, engine.slots, rows, TALKER_OPENING + self.context_ticks * self._frames
+        )
+        self._device = self.thinker.decoder.device
+        self._thinker_openings = Openings(engine.prompts_kept)
+        self._talker_openings = Openings(len(config.talker_config.speaker_id))
+        self._sampler = Sampler(engine.slots, self.talker.codebook_size, self._device)
+        begin = torch.tensor(config.talker_config.codec_bos_id, device=self._device)
+        self._begin_frame = self.talker.embed(begin)
+        self._heard_frames = self._begin_frame.repeat(engine.slots + 1, 1)  # [slots, H'] what the talker hears next
+        self._batches: dict[int, Batch] = {}
+        self.stopwatch = Stopwatch(self._device)
+        self._run = Steps(self.stopwatch)
+
+    def begin(self, conversation: Conversation) -> None:
+        """Puts the openings into the conversation's slot. Raises `OptionError` when the system prompt is too long."""
+        slot, options = conversation.slot, conversation.options
+        tokens = self._opening_tokens(options.system_prompt)
+        self.thinker.decoder.place(slot, self._thinker_openings.get(tuple(tokens), lambda: self._read_prompt(tokens)))
+        self.talker.decoder.place(slot, self._talker_openings.get(options.voice, lambda: self._read_voice(options.voice)))
+        self._heard_frames[slot] = self._begin_frame
+        self._sampler.place(slot, options)
+        conversation.opening = len(tokens)
+
+    def end(self, slot: int) -> None:
+        """Wipes a slot: nothing of its conversation is left."""
+        self.thinker.decoder.wipe(slot)
+        self.talker.decoder.wipe(slot)
+        self._heard_frames[slot] = self._begin_frame
+        self._sampler.wipe(slot)
+
+    def is_full(self, conversation: Conversation) -> bool:
+        """Whether no further tick fits into the conversation's context."""
+        return conversation.ticks >= self.context_ticks
+
+    def slide(self, conversation: Conversation) -> None:
+        """Lets the oldest ticks leave. The openings and the first tick stay: attention leans on first positions."""
+        leaving = max(1, self.context_ticks // LEAVING_SHARE)
+        for decoder, opening, step in (
+            (self.thinker.decoder, conversation.opening, self._thinker_step),
+            (self.talker.decoder, TALKER_OPENING, self._frames),
+        ):
+            decoder.forget(
+                conversation.slot,
+                kept=opening + step,
+                leaving=leaving * step,
+                length=opening + conversation.ticks * step,
+            )
+        conversation.ticks -= leaving
+
+    def positions(self, conversation: Conversation) -> int:
+        """How many positions of the thinker's cache the conversation takes."""
+        return conversation.opening + conversation.ticks * self._thinker_step
+
+    def tick(self, conversations: Sequence[Conversation], log_mel: Tensor) -> tuple[Tensor, Tensor]:
+        """One tick of each conversation, sorted by slot.
+
+        log_mel [B, 128, T] -> codes [B, 16, frames] and text tokens [B, tokens], both int64 on the CPU.
+        """
+        batch = self._fill(conversations, log_mel)
+        self._tick(batch)
+        said = batch.said[: len(conversations)].to("cpu", copy=True)  # here alone the host waits for the device
+        for conversation in conversations:
+            conversation.ticks += 1
+            conversation.age += 1
+        tokens, codes = said.split([self._text_tokens, said.shape[1] - self._text_tokens], dim=1)
+        return codes.unflatten(1, (self._frames, -1)).transpose(1, 2), tokens
+
+    def capture(self) -> int:
+        """Captures the steps of a tick for every size of batch; returns how many graphs there are."""
+        graphs = 0
+        for rows in ladder(self._slots, self._device):
+            batch = self._batches.setdefault(rows, self._new_batch(rows))
+            for batch.sampled in (False, True):
+                for name, step in self._steps().items():
+                    batch.slots.fill_(self._slots)
+                    batch.thinker.starts.zero_()
+                    batch.talker.starts.zero_()
+                    self._run.capture(name, step, batch)
+                    graphs += 1
+        return graphs
+
+    def _tick(self, batch: Batch) -> None:
+        steps, tokens = self._steps(), self._text_tokens
+        frames = batch.said[:, tokens:].unflatten(1, (self._frames, -1))
+        for name in ("encoder", "prefill"):
+            self._run(name, steps[name], batch)
+        frame = 0
+        for token in range(tokens):
+            self._run("text", steps["text"], batch)
+            batch.said[:, token] = batch.token
+            for _ in range(self._frames // tokens):
+                self._run("talker", steps["talker"], batch)
+                self._run("code predictor", steps["code predictor"], batch)
+                frames[:, frame] = batch.codes
+                frame += 1
+
+    def _steps(self) -> dict[str, Step]:
+        return {
+            "encoder": self._hear,
+            "prefill": self._listen,
+            "text": self._write,
+            "talker": self._speak,
+            "code predictor": self._complete,
+        }
+
+    def _hear(self, batch: Batch) -> None:
+        batch.heard.copy_(self.thinker.hear(batch.log_mel))
+
+    def _listen(self, batch: Batch) -> None:
+        batch.hidden.copy_(self.thinker.decoder.forward(batch.heard, batch.thinker)[:, -1])
+
+    def _write(self, batch: Batch) -> None:
+        logits = self.thinker.logits(batch.hidden)
+        if batch.sampled:
+            numbers = self._sampler.numbers(batch.slots, batch.drawn, 1)
+            batch.drawn += 1
+            batch.token.copy_(draw(logits, self._sampler.text(batch.slots), numbers[:, 0]))
+        else:
+            batch.token.copy_(logits.argmax(dim=-1))
+        hidden = self.thinker.decoder.forward(self.thinker.embed(batch.token[:, None]), batch.thinker)[:, -1]
+        batch.hidden.copy_(hidden)
+        batch.condition.copy_(self.talker.project_text(hidden))
+
+    def _speak(self, batch: Batch) -> None:
+        inputs = self._heard_frames[batch.slots] + batch.condition
+        hidden = self.talker.decoder.forward(inputs[:, None], batch.talker)[:, -1]
+        batch.spoken.copy_(hidden)
+        logits = self._sampler.penalise(self.talker.logits(hidden), batch.slots)
+        if batch.sampled:
+            numbers = self._sampler.numbers(batch.slots, batch.drawn, 1)
+            batch.drawn += 1
+            batch.first.copy_(draw(logits, self._sampler.code(batch.slots), numbers[:, 0]))
+        else:
+            batch.first.copy_(logits.argmax(dim=-1))
+        self._sampler.note_spoken(batch.slots, batch.first)
+
+    def _complete(self, batch: Batch) -> None:
+        if batch.sampled:
+            others = self.talker.codebooks - 1
+            numbers = self._sampler.numbers(batch.slots, batch.drawn, others)
+            batch.drawn += others
+            warp = self._sampler.residual(batch.slots)
+            codes, heard = self.talker.complete(
+                batch.spoken, batch.first, lambda logits, codebook: draw(logits, warp, numbers[:, codebook - 1])
+            )
+        else:
+            codes, heard = self.talker.complete(batch.spoken, batch.first, lambda logits, _: logits.argmax(dim=-1))
+        batch.codes.copy_(codes)
+        self._heard_frames[batch.slots] = heard
+
+    def _fill(self, conversations: Sequence[Conversation], log_mel: Tensor) -> Batch:
+        """The batch of this many conversations, with their places and what they heard."""
+        rows = rung(len(conversations), self._slots, self._device)
+        batch = self._batches.get(rows) or self._batches.setdefault(rows, self._new_batch(rows))
+        draws = self._text_tokens + self._frames * self.talker.codebooks
+        slots = [conversation.slot for conversation in conversations]
+        thinker = [self.positions(conversation) for conversation in conversations]
+        talker = [TALKER_OPENING + conversation.ticks * self._frames for conversation in conversations]
+        drawn = [conversation.age * draws for conversation in conversations]
+        padding = rows - len(slots)
+        numbers = torch.tensor(
+            [slots + [self._slots] * padding, *(each + [0] * padding for each in (thinker, talker, drawn))]
+        ).to(self._device)
+        for place, values in zip(
+            (batch.slots, batch.thinker.starts, batch.talker.starts, batch.drawn), numbers, strict=True
+        ):
+            place.copy_(values)
+        batch.thinker.place(slots, thinker)
+        batch.talker.place(slots, talker)
+        batch.log_mel[: len(slots)].copy_(log_mel)
+        batch.log_mel[len(slots) :] = 0  # padding hears nobody
+        batch.sampled = any(conversation.options.samples for conversation in conversations)
+        return batch
+
+    def _new_batch(self, rows: int) -> Batch:
+        """All of it padding."""
+        weight = self.thinker.decoder.dtype
+        slots = torch.full((rows,), self._slots, device=self._device)
+
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=torch.int64, device=self._device)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=weight, device=self._device)
+
+        return Batch(
+            slots=slots,
+            drawn=integers(),
+            thinker=Cursor(slots, integers()),
+            talker=Cursor(slots, integers()),
+            log_mel=numbers(128, self._mel_frames),
+            heard=numbers(self._frames, self.thinker.hidden_size),
+            hidden=numbers(self.thinker.hidden_size),
+            condition=numbers(self.talker.hidden_size),
+            spoken=numbers(self.talker.hidden_size),
+            token=integers(),
+            first=integers(),
+            codes=integers(self.talker.codebooks),
+            said=integers(self._text_tokens + self._frames * self.talker.codebooks),
+        )
 
     def _opening_tokens(self, system_prompt: str) -> list[int]:
         """The thinker's opening. Raises `OptionError` when it is longer than the slot's share for it."""
@@ -62,67 +268,15 @@ class ScaDialect:
             )
         return tokens
 
-    def begin(self, conversation: Conversation) -> None:
-        """Feeds the openings. Raises `OptionError` when the system prompt is too long."""
-        tokens = torch.tensor([self._opening_tokens(conversation.options.system_prompt)])
-        self.thinker.decoder.forward(self.thinker.embed(tokens), [conversation.slot], [0])
-        conversation.thinker_positions = tokens.shape[1]
+    def _read_prompt(self, tokens: list[int]) -> Tensor:
+        return self.thinker.decoder.read(self.thinker.embed(self._tokens(tokens)))
 
+    def _read_voice(self, voice: str) -> Tensor:
         config, talker = self._config, self._config.talker_config
-        voice = talker.speaker_id[conversation.options.voice]
-        codec = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id, voice]
-        codes = self.talker.embed(torch.tensor([[*codec, talker.codec_pad_id]]))
-        text = self.thinker.embed(torch.tensor([[config.tts_pad_token_id] * 4 + [config.tts_bos_token_id]]))
-        self.talker.decoder.forward(self.talker.project_text(text) + codes, [conversation.slot], [0])
-        conversation.talker_positions = TALKER_OPENING
-        conversation.heard_frame = self.talker.embed(torch.tensor(talker.codec_bos_id))
+        codec = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id]
+        codes = self.talker.embed(self._tokens([*codec, talker.speaker_id[voice], talker.codec_pad_id]))
+        text = self.thinker.embed(self._tokens([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id]))
+        return self.talker.decoder.read(self.talker.project_text(text) + codes)
 
-    def has_room(self, conversation: Conversation) -> bool:
-        """Whether another tick fits into the conversation's caches."""
-        return (
-            conversation.thinker_positions + self._thinker_step <= self.thinker.decoder.positions
-            and conversation.talker_positions + self._talker_step <= self.talker.decoder.positions
-        )
-
-    def tick(self, conversations: Sequence[Conversation], log_mel: Tensor) -> tuple[Tensor, Tensor]:
-        """One tick of each conversation. log_mel: [B, 128, T] -> codes [B, 16, frames], text tokens [B, tokens]."""
-        samplers = [conversation.sampler for conversation in conversations]
-        with self.stopwatch("encoder"):
-            heard = self.thinker.hear(log_mel)
-        with self.stopwatch("prefill"):
-            hidden = self._think(conversations, heard)
-        tokens: list[Tensor] = []
-        frames: list[Tensor] = []
-        for _ in range(self._text_tokens):
-            with self.stopwatch("text"):
-                token = draw_text(self.thinker.logits(hidden), samplers)
-                tokens.append(token)
-                hidden = self._think(conversations, self.thinker.embed(token[:, None]))
-                condition = self.talker.project_text(hidden)
-            frames += [self._speak(conversations, condition) for _ in range(self._frames_per_token)]
-        return torch.stack(frames, dim=2), torch.stack(tokens, dim=1)
-
-    def _think(self, conversations: Sequence[Conversation], embeddings: Tensor) -> Tensor:
-        """Feeds the thinker [B, T, H]; returns the last position's hidden state [B, H]."""
-        slots = [conversation.slot for conversation in conversations]
-        starts = [conversation.thinker_positions for conversation in conversations]
-        hidden = self.thinker.decoder.forward(embeddings, slots, starts)[:, -1]
-        for conversation in conversations:
-            conversation.thinker_positions += embeddings.shape[1]
-        return hidden
-
-    def _speak(self, conversations: Sequence[Conversation], condition: Tensor) -> Tensor:
-        """One codec frame of each conversation: condition [B, H'] -> codes [B, 16]."""
-        samplers = [conversation.sampler for conversation in conversations]
-        slots = [conversation.slot for conversation in conversations]
-        starts = [conversation.talker_positions for conversation in conversations]
-        heard = torch.stack([conversation.heard_frame for conversation in conversations])
-        with self.stopwatch("talker"):
-            hidden = self.talker.decoder.forward((heard + condition)[:, None], slots, starts)[:, -1]
-            first = draw_code(self.talker.logits(hidden), samplers)
-        with self.stopwatch("code predictor"):
-            codes, total = self.talker.speak(hidden, first, partial(draw_residual, samplers=samplers))
-        for conversation, embedding in zip(conversations, total, strict=True):
-            conversation.talker_positions += 1
-            conversation.heard_frame = embedding
-        return codes
+    def _tokens(self, tokens: list[int]) -> Tensor:
+        return torch.tensor([tokens], device=self._device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from engine.conversation import Conversation
 from engine.dialect_sca import ScaDialect
 from engine.errors import ContextFullError, ConversationError, SlotsFullError
 from engine.options import Options, parse_options
-from engine.sampler import Sampler
 from engine.text import TextStream
 
 
@@ -65,7 +65,7 @@ class Engine:
             raise SlotsFullError(
                 f"all {self.settings.engine.slots} slots hold a conversation (engine.slots), try again later"
             )
-        slot = self._free.pop()
+        slot = heappop(self._free)  # the lowest: batches stay close together
         try:
             self._conversations[key] = self._begin(slot, options)
         except BaseException:
@@ -94,6 +94,7 @@ class Engine:
             except ConversationError as error:
                 results[key] = error
         if ready:
+            ready = dict(sorted(ready.items(), key=lambda item: item[1].slot))
             try:
                 results.update(self._tick(ready, torch.stack([log_mels[key] for key in ready])))
             except BaseException:
@@ -107,6 +108,10 @@ class Engine:
         conversation = self._conversations.pop(key, None)
         if conversation is not None:
             self._release(conversation.slot)
+
+    def positions(self, key: Hashable) -> int:
+        """How many positions of the thinker's cache a conversation takes. Raises `ConversationError`."""
+        return self.dialect.positions(self._conversation(key))
 
     def sweep(self) -> list[Hashable]:
         """Closes and returns the conversations that have been idle for too long: Triton never says that one died."""
@@ -129,9 +134,7 @@ class Engine:
         conversation = Conversation(
             slot=slot,
             options=options,
-            sampler=Sampler(options, self.dialect.talker.codebook_size),
             text=TextStream(self._tokenizer),
-            heard_frame=torch.empty(0),
             last_tick_s=self._clock(),
         )
         self.dialect.begin(conversation)
@@ -149,25 +152,26 @@ class Engine:
     def _ready(self, key: Hashable) -> Conversation:
         conversation = self._conversation(key)
         conversation.last_tick_s = self._clock()
-        if not self.dialect.has_room(conversation):
-            raise ContextFullError(
-                f"conversation {key!r} has filled its context of {self.settings.engine.context_s} s "
-                "(engine.context_s): reset it, or open another"
-            )
+        if self.dialect.is_full(conversation):
+            if self.settings.engine.context_full == "stop":
+                raise ContextFullError(
+                    f"conversation {key!r} has filled its context of {self.settings.engine.context_s} s "
+                    "(engine.context_s): reset it, open another, or serve with engine.context_full = 'slide'"
+                )
+            self.dialect.slide(conversation)
         return conversation
 
     def _tick(self, ready: Mapping[Hashable, Conversation], log_mel: Tensor) -> dict[Hashable, Spoken]:
         codes, tokens = self.dialect.tick(list(ready.values()), log_mel)
-        codes, spoken = codes.cpu(), tokens.tolist()
+        spoken = tokens.tolist()
         return {
             key: Spoken(codes[row], spoken[row], conversation.text.feed(spoken[row]))
             for row, (key, conversation) in enumerate(ready.items())
         }
 
     def _release(self, slot: int) -> None:
-        self._free.append(slot)
-        self.dialect.thinker.decoder.wipe(slot)
-        self.dialect.talker.decoder.wipe(slot)
+        self.dialect.end(slot)
+        heappush(self._free, slot)
 
 
 def load_engine(source: str, settings: Settings) -> Engine:

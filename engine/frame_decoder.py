@@ -4,41 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.attention import feed_forward, new_cache, project
+from engine.layer import Layer, norm, rotations
 
 
 class FrameDecoder:
-    """Sixteen positions at most, the same for every row: no gathering, no mask, rotations known beforehand."""
+    """Sixteen positions at most, the same for every row: no slots, no mask."""
 
     def __init__(self, model: Any, rows: int, positions: int):
         self._model = model
-        self._keys, self._values = new_cache(model, rows, positions)
-        cos, sin = model.rotary_emb(self._keys, torch.arange(positions, device=self._keys.device)[None])
-        self._cos, self._sin = cos[0], sin[0]  # [positions, D]
+        self._layers = [Layer(layer) for layer in model.layers]
+        first = self._layers[0]
+        self._key_heads, self._groups = first.key_heads, first.heads // first.key_heads
+        self._cache = model.norm.weight.new_zeros(
+            len(self._layers), rows, 2 * first.key_heads, positions, first.head_size
+        )  # keys, then values
+        self._cos, self._sin = rotations(model, positions)
 
     def forward(self, inputs: Tensor, start: int) -> Tensor:
         """Feeds [B, T, H] at positions start...; returns the last position's hidden state [B, H]."""
         batch, length, _ = inputs.shape
         end = start + length
-        here = (slice(batch), slice(None), slice(start, end))
+        cos, sin = self._cos[start:end], self._sin[start:end]
         hidden = inputs
-        for layer, layer_keys, layer_values in zip(self._model.layers, self._keys, self._values, strict=True):
-            queries, keys, values = project(
-                layer.self_attn, layer.input_layernorm(hidden), self._cos[start:end], self._sin[start:end]
-            )
-            layer_keys[here] = keys.transpose(1, 2)
-            layer_values[here] = values.transpose(1, 2)
-            heard = F.scaled_dot_product_attention(
-                queries.transpose(1, 2),
-                layer_keys[:batch, :, :end],
-                layer_values[:batch, :, :end],
-                is_causal=length > 1,  # only ever at the start
-                scale=layer.self_attn.scaling,
-                enable_gqa=True,
-            )  # [B, heads, T, D]
-            hidden = feed_forward(layer, hidden, layer.self_attn.o_proj(heard.transpose(1, 2).flatten(2)))
-        return self._model.norm(hidden[:, -1])
+        for layer, cache in zip(self._layers, self._cache[:, :batch], strict=True):
+            queries, keys_values = layer.project(hidden, cos, sin)
+            cache[:, :, start:end] = keys_values.transpose(1, 2)
+            keys, values = cache[:, : self._key_heads, :end], cache[:, self._key_heads :, :end]
+            if length == 1:  # query heads of a key head as positions: the fast kernels want as many of one as of the other
+                folded = queries[:, 0].unflatten(1, (self._key_heads, self._groups))
+                heard = F.scaled_dot_product_attention(folded, keys, values, scale=layer.scale).flatten(1)[:, None]
+            else:  # only ever at the start
+                heard = F.scaled_dot_product_attention(
+                    queries.transpose(1, 2), keys, values, is_causal=True, scale=layer.scale, enable_gqa=True
+                )
+                heard = heard.transpose(1, 2).flatten(2)
+            hidden = layer.finish(hidden, heard)
+        return norm(hidden[:, -1], self._model.norm)

@@ -22,6 +22,11 @@ class Options:
     sampling: SamplingSettings
     seed: int
 
+    @property
+    def samples(self) -> bool:
+        """Whether anything is drawn; else all is greedy."""
+        return self.sampling.text_temperature > 0 or self.sampling.temperature > 0
+
 
 def parse_options(
     parameters: Mapping[str, Any], engine: EngineSettings, sampling: SamplingSettings, voices: Sequence[str]

@@ -1,9 +1,12 @@
-"""Draws tokens and codes; each conversation from its own generator, so that its draws are the same in any company."""
+"""Draws tokens and codes for all rows of a batch at once.
+
+Every draw of a conversation uses one number, which follows from the conversation's seed and from how many it has drawn
+before, and from nothing else: the same seed draws the same in any company.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,72 +17,110 @@ RESIDUAL_TOP_K = 50  # what transformers' talker gives to its code predictor
 RESIDUAL_TOP_P = 0.8
 
 
-@dataclass(frozen=True)
-class Draws:
-    """How one kind of token is drawn; temperature 0 is greedy."""
+class Warp(NamedTuple):
+    """How the rows of a batch draw one kind of token, each [B]; temperature 0 is greedy."""
 
-    temperature: float
-    top_k: int
-    top_p: float
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
 
 
 class Sampler:
-    """One conversation's generator, and which codes of the first codebook it has spoken."""
+    """The choices of every slot's conversation, and which codes of the first codebook it has spoken."""
 
-    def __init__(self, options: Options, codebook_size: int):
-        sampling = options.sampling
-        self.text = Draws(sampling.text_temperature, sampling.top_k, sampling.top_p)
-        self.code = Draws(sampling.temperature, sampling.top_k, sampling.top_p)
-        greedy = sampling.temperature == 0
-        self.residual = Draws(0.0 if greedy else 1.0, RESIDUAL_TOP_K, RESIDUAL_TOP_P)
-        self.repetition_penalty = sampling.repetition_penalty
-        self.spoken = torch.zeros(codebook_size, dtype=torch.bool)
-        self.generator = torch.Generator().manual_seed(options.seed)
+    def __init__(self, slots: int, codebook_size: int, device: torch.device):
+        self._choices = torch.zeros(slots + 1, 6, device=device)
+        self._seeds = torch.zeros(slots + 1, dtype=torch.int64, device=device)
+        self._spoken = torch.zeros(slots + 1, codebook_size, dtype=torch.bool, device=device)
+        self._true = torch.ones((), dtype=torch.bool, device=device)
+        self.wipe(slots)
 
+    def place(self, slot: int, options: Options) -> None:
+        """Begins a slot with a conversation's choices."""
+        chosen = options.sampling
+        row = [
+            chosen.text_temperature,
+            chosen.temperature,
+            float(chosen.temperature > 0),  # the other codebooks' temperature
+            float(chosen.top_k),
+            chosen.top_p,
+            chosen.repetition_penalty,
+        ]
+        self._choices[slot] = torch.tensor(row, device=self._choices.device)
+        self._seeds[slot] = options.seed
+        self._spoken[slot] = False
 
-def draw_text(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
-    """[B, vocabulary] -> tokens [B]."""
-    return _draw(logits, samplers, [sampler.text for sampler in samplers])
+    def wipe(self, slot: int) -> None:
+        """Forgets a slot; what is left of it is greedy."""
+        self._choices[slot] = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0], device=self._choices.device)
+        self._seeds[slot] = 0
+        self._spoken[slot] = False
 
+    def text(self, slots: Tensor) -> Warp:
+        """How rows draw text tokens."""
+        text, _, _, top_k, top_p, _ = self._choices[slots].unbind(1)
+        return Warp(text, top_k, top_p)
 
-def draw_code(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
-    """Logits of the first codebook [B, V] -> codes [B]; codes already spoken are penalised."""
-    for row, sampler in enumerate(samplers):
-        if sampler.repetition_penalty != 1.0:
-            spoken = sampler.spoken.to(logits.device)
-            penalised = torch.where(
-                logits[row] < 0, logits[row] * sampler.repetition_penalty, logits[row] / sampler.repetition_penalty
-            )
-            logits[row] = torch.where(spoken, penalised, logits[row])
-    codes = _draw(logits, samplers, [sampler.code for sampler in samplers])
-    for code, sampler in zip(codes.tolist(), samplers, strict=True):
-        sampler.spoken[code] = True
-    return codes
+    def code(self, slots: Tensor) -> Warp:
+        """How rows draw codes of the first codebook."""
+        _, code, _, top_k, top_p, _ = self._choices[slots].unbind(1)
+        return Warp(code, top_k, top_p)
 
-
-def draw_residual(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
-    """Logits of any other codebook [B, V] -> codes [B]."""
-    return _draw(logits, samplers, [sampler.residual for sampler in samplers])
-
-
-def _draw(logits: Tensor, samplers: Sequence[Sampler], draws: Sequence[Draws]) -> Tensor:
-    chosen = logits.argmax(dim=-1)
-    for row, (sampler, draw) in enumerate(zip(samplers, draws, strict=True)):
-        if draw.temperature > 0:
-            below_likeliest = logits[row] - logits[row].max()  # so that no temperature, however low, overflows
-            probabilities = _warp(below_likeliest / draw.temperature, draw).cpu()
-            chosen[row] = torch.multinomial(probabilities, 1, generator=sampler.generator).item()
-    return chosen
-
-
-def _warp(logits: Tensor, draw: Draws) -> Tensor:
-    """Top-k, then top-p, as transformers' logits warpers: [V] -> probabilities [V]."""
-    if 0 < draw.top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(draw.top_k).values[-1], -torch.inf)
-    if draw.top_p < 1.0:
-        ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        logits = logits.masked_fill(
-            torch.zeros_like(logits, dtype=torch.bool).scatter(0, order, before > draw.top_p), -torch.inf
+    def residual(self, slots: Tensor) -> Warp:
+        """How rows draw codes of the other codebooks."""
+        temperature = self._choices[slots, 2]
+        return Warp(
+            temperature,
+            torch.full_like(temperature, RESIDUAL_TOP_K),
+            torch.full_like(temperature, RESIDUAL_TOP_P),
         )
-    return logits.softmax(dim=-1)
+
+    def penalise(self, logits: Tensor, slots: Tensor) -> Tensor:
+        """Logits of the first codebook [B, V], those of codes already spoken made less likely."""
+        penalty = self._choices[slots, 5, None]
+        return torch.where(
+            self._spoken[slots], torch.where(logits < 0, logits * penalty, logits / penalty), logits
+        )
+
+    def note_spoken(self, slots: Tensor, codes: Tensor) -> None:
+        """Remembers codes of the first codebook [B]."""
+        self._spoken.index_put_((slots, codes), self._true)
+
+    def numbers(self, slots: Tensor, drawn: Tensor, count: int) -> Tensor:
+        """The next `count` numbers of each row, evenly over [0, 1): [B, count]; drawn [B] is how many went before.
+
+        SplitMix64 (Steele, Lea, Flood 2014: Fast splittable pseudorandom number generators), on int64 that wraps.
+        """
+        index = drawn[:, None] + torch.arange(1, count + 1, device=drawn.device)
+        mixed = _mix(_mix(self._seeds[slots])[:, None] + index * -0x61C8864680B583EB)
+        return _shift(mixed, 40).float() / 2**24
+
+
+def draw(logits: Tensor, warp: Warp, numbers: Tensor) -> Tensor:
+    """logits [B, V] float32, numbers [B] in [0, 1) -> tokens [B]: top-k, then top-p, as transformers' warpers."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    greedy = warp.temperature == 0
+    below_likeliest = ordered - ordered[:, :1]  # so that no temperature, however low, overflows
+    scores = below_likeliest / torch.where(greedy, 1.0, warp.temperature)[:, None]
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    among_top_k = (rank < warp.top_k[:, None]) | (warp.top_k[:, None] == 0)
+    probabilities = scores.masked_fill(~among_top_k, -torch.inf).softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    among_top_p = (before <= warp.top_p[:, None]) | (warp.top_p[:, None] == 1)
+    probabilities = probabilities * among_top_p
+    heights = probabilities.cumsum(dim=-1)
+    drawn = (heights <= numbers[:, None] * heights[:, -1:]).sum(dim=-1, keepdim=True)
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # should rounding have the number reach the top
+    tokens = order.gather(1, torch.minimum(drawn, last))[:, 0]
+    return torch.where(greedy, logits.argmax(dim=-1), tokens)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * -0x40A7B892E31B1A47
+    z = (z ^ _shift(z, 27)) * -0x6B2FB644ECCEEE15
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right; torch's repeats the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,60 +1,99 @@
-"""A transformer decoder over slots: transformers' own layers, and keys and values that stay where they were put."""
+"""A transformer decoder over slots: keys and values stay where they were put, and never grow past their place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.attention import feed_forward, new_cache, project
+from engine.attention import CPU_GRANULE, CpuAttention, Cursor
+from engine.layer import Layer, norm, rotate, rotations
+
+Attend = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class SlotDecoder:
     """Runs the layers of a thinker or a talker for any subset of its slots at once.
 
-    Each slot owns a row of the preallocated caches. Rows need not be in step: a row's `start` says how many
-    positions it has seen. What lies behind a row's end is never attended to, so a slot needs no wiping to be used
-    again; `wipe` is there so that nothing of a conversation outlives it.
+    Each slot owns a row of the preallocated caches; the row behind the last is the spare one, which a batch's padding
+    uses. Rows need not be in step: a cursor says how many positions each has seen. What lies behind a row's end is
+    never attended to.
     """
 
     def __init__(self, model: Any, slots: int, positions: int):
-        self.model = model
-        self.positions = positions
-        self._keys, self._values = new_cache(model, slots, positions)
+        self._model = model
+        self._layers = [Layer(layer) for layer in model.layers]
+        weight = model.norm.weight
+        self.device: torch.device = weight.device
+        if self.device.type == "cpu":
+            positions = -(-positions // CPU_GRANULE) * CPU_GRANULE
+        first = self._layers[0]
+        self._cache = weight.new_zeros(
+            len(self._layers), slots + 1, 2 * first.key_heads, positions, first.head_size
+        )  # keys, then values
+        self._cos, self._sin = rotations(model, positions)
 
     @property
-    def device(self) -> torch.device:
-        """Where the caches lie."""
-        return self._keys.device
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of the caches."""
+        return self._cache.dtype
 
-    def forward(self, embeddings: Tensor, slots: list[int], starts: list[int]) -> Tensor:
-        """Feeds [B, T, H], row b at positions starts[b]... of slot slots[b]; returns last hidden states [B, T, H]."""
+    def forward(self, embeddings: Tensor, cursor: Cursor) -> Tensor:
+        """Feeds [R, T, H], each row at its place, and advances the cursor; returns last hidden states [R, T, H]."""
         length = embeddings.shape[1]
-        end = max(starts) + length
-        rows = torch.tensor(slots, device=self.device)
-        positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(length, device=self.device)
-        visible = torch.arange(end, device=self.device) <= positions[:, None, :, None]  # [B, 1, T, end]
-        cos, sin = self.model.rotary_emb(embeddings, positions)
-
+        positions = cursor.starts[:, None] + torch.arange(length, device=self.device)
+        here = (cursor.slots[:, None], slice(None), positions)
+        cos, sin = self._cos[positions], self._sin[positions]
+        attend = self._attention(cursor, length)
         hidden = embeddings
-        for layer, layer_keys, layer_values in zip(self.model.layers, self._keys, self._values, strict=True):
-            queries, keys, values = project(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
-            layer_keys[rows[:, None], :, positions] = keys
-            layer_values[rows[:, None], :, positions] = values
+        for layer, cache in zip(self._layers, self._cache, strict=True):
+            queries, keys_values = layer.project(hidden, cos, sin)
+            cache[here] = keys_values
+            hidden = layer.finish(hidden, attend(queries, cache, layer.scale))
+        cursor.advance(length)
+        return norm(hidden, self._model.norm)
+
+    def read(self, embeddings: Tensor) -> Tensor:
+        """Keys and values of an opening [1, n, H], in no slot yet: [layers, 2 * key heads, n, D]."""
+        length = embeddings.shape[1]
+        hidden, kept = embeddings, []
+        for layer in self._layers:
+            queries, keys_values = layer.project(hidden, self._cos[:length], self._sin[:length])
+            keys, values = keys_values.transpose(1, 2).chunk(2, dim=1)
             heard = F.scaled_dot_product_attention(
-                queries.transpose(1, 2),
-                layer_keys[rows, :, :end],
-                layer_values[rows, :, :end],
-                attn_mask=visible,
-                scale=layer.self_attn.scaling,
-                enable_gqa=True,
-            )  # [B, heads, T, D]
-            hidden = feed_forward(layer, hidden, layer.self_attn.o_proj(heard.transpose(1, 2).flatten(2)))
-        return self.model.norm(hidden)
+                queries.transpose(1, 2), keys, values, is_causal=True, scale=layer.scale, enable_gqa=True
+            )
+            hidden = layer.finish(hidden, heard.transpose(1, 2).flatten(2))
+            kept.append(keys_values[0].transpose(0, 1))
+        return torch.stack(kept)
+
+    def place(self, slot: int, opening: Tensor) -> None:
+        """Begins a slot with an opening that was read before."""
+        self._cache[:, slot, :, : opening.shape[2]] = opening
+
+    def forget(self, slot: int, kept: int, leaving: int, length: int) -> None:
+        """Drops `leaving` of a slot's `length` positions, those behind the first `kept`; the rest moves up.
+
+        A moved key is rotated back by as much, so that it is what it would be had it been fed at its new position:
+        positions never leave the range that the model knows.
+        """
+        moved = self._cache[:, slot, :, kept + leaving : length].clone()
+        keys = moved[:, : self._layers[0].key_heads]
+        unscaled = self._cos[leaving].square() + self._sin[leaving].square()  # of rotary kinds that scale attention
+        keys.copy_(rotate(keys, self._cos[leaving] / unscaled.sqrt(), -self._sin[leaving] / unscaled.sqrt()))
+        self._cache[:, slot, :, kept : length - leaving] = moved
 
     def wipe(self, slot: int) -> None:
         """Forgets all of a slot."""
-        self._keys[:, slot] = 0
-        self._values[:, slot] = 0
+        self._cache[:, slot] = 0
+
+    def _attention(self, cursor: Cursor, length: int) -> Attend:
+        if self.device.type == "cpu":
+            first = self._layers[0]
+            return CpuAttention(cursor, length, self._cache.shape[3], first.heads // first.key_heads)
+        from engine.attention_kernel import KernelAttention  # its compiler comes with torch for CUDA alone
+
+        return KernelAttention(cursor, length)

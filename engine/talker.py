@@ -11,27 +11,30 @@ from torch import Tensor
 from engine.frame_decoder import FrameDecoder
 from engine.slot_decoder import SlotDecoder
 
-Draw = Callable[[Tensor], Tensor]  # logits [B, vocabulary] -> codes [B]
+Draw = Callable[[Tensor, int], Tensor]  # logits [B, vocabulary], codebook -> codes [B]
 
 
 class Talker:
     """transformers' talker with its code predictor, for many conversations at once."""
 
-    def __init__(self, talker: Any, slots: int, positions: int):
+    def __init__(self, talker: Any, slots: int, rows: int, positions: int):
         self._talker = talker
         self._predictor = talker.code_predictor
-        self.codebooks = talker.config.num_code_groups
-        self.codebook_size = self._predictor.vocab_size
+        self.hidden_size: int = talker.config.text_config.hidden_size
+        self.codebooks: int = talker.config.num_code_groups
+        self.codebook_size: int = self._predictor.vocab_size
         self.decoder = SlotDecoder(talker.model, slots, positions)
-        self._frame_decoder = FrameDecoder(self._predictor.model, slots, positions=self.codebooks)
+        self._frame_decoder = FrameDecoder(self._predictor.model, rows, positions=self.codebooks)
 
     def project_text(self, hidden: Tensor) -> Tensor:
         """The thinker's [..., H] as conditions of the talker [..., H']."""
-        return self._talker.text_projection(hidden.to(self.decoder.device))
+        projected: Tensor = self._talker.text_projection(hidden)
+        return projected
 
     def embed(self, codes: Tensor) -> Tensor:
         """Codes of the first codebook and the codec's special tokens [...] -> [..., H']."""
-        return self._talker.model.codec_embedding(codes.to(self.decoder.device))
+        embeddings: Tensor = self._talker.model.codec_embedding(codes)
+        return embeddings
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, H'] -> logits of the first codebook [B, codebook size], float32.
@@ -39,9 +42,10 @@ class Talker:
         Only codes that code2wav can decode: the special tokens behind them, the end of speech too, have no place in
         a stream that never ends.
         """
-        return self._talker.codec_head(hidden)[:, : self.codebook_size].float()
+        logits: Tensor = self._talker.codec_head(hidden)
+        return logits[:, : self.codebook_size].float()
 
-    def speak(self, hidden: Tensor, first: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def complete(self, hidden: Tensor, first: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Completes a frame: last hidden states [B, H'] and codes of the first codebook [B] -> the frame's codes
         [B, 16], and the sum of their embeddings [B, H'], which the next frame hears.
         """
@@ -49,10 +53,11 @@ class Talker:
         total, codes = embedding, [first]
         inputs = torch.stack([hidden, embedding], dim=1)  # [B, 2, H']
         position = 0
-        for head, table in zip(self._predictor.lm_head, self._predictor.model.codec_embedding, strict=True):
+        predictor = self._predictor
+        for head, table in zip(predictor.lm_head, predictor.model.codec_embedding, strict=True):
             predicted = self._frame_decoder.forward(inputs, position)
             position += inputs.shape[1]
-            code = draw(head(predicted).float())
+            code = draw(head(predicted).float(), len(codes))
             embedding = table(code)
             total = total + embedding
             codes.append(code)

@@ -45,6 +45,7 @@ class ScaOracle:
         text = torch.tensor([[config.tts_pad_token_id] * 4 + [config.tts_bos_token_id]])
         text_embeds = model.talker.text_projection(model.thinker.get_input_embeddings()(text))
         self._talk(codec_embeds + text_embeds)
+        self.openings = (self.thinker_cache.get_seq_length(), self.talker_cache.get_seq_length())
         self.recurrent = model.talker.get_input_embeddings()(torch.tensor([[talker.codec_bos_id]]))
 
     @torch.no_grad()
@@ -62,6 +63,24 @@ class ScaOracle:
             condition = self.model.talker.text_projection(hidden)
             frames += [self._frame(condition) for _ in range(frames_per_token)]
         return tokens, torch.stack(frames, dim=1)
+
+    def forget(self, kept_ticks: int, leaving: int, ticks: int) -> None:
+        """Cuts both caches as a sliding context does: `leaving` ticks go, those behind the first `kept_ticks`."""
+        thinker, talker = self.model.thinker.model, self.model.talker.model
+        caches = (self.thinker_cache, self.talker_cache)
+        for cache, opening, model in zip(caches, self.openings, (thinker, talker), strict=True):
+            step, rest = divmod(cache.get_seq_length() - opening, ticks)
+            assert rest == 0
+            first, gone = opening + kept_ticks * step, leaving * step
+            angles = torch.outer(torch.tensor([-float(gone)]).double(), model.rotary_emb.inv_freq.double())
+            turn = torch.polar(torch.ones_like(angles), angles)  # as complex numbers: not how the engine rotates
+            for layer in cache.layers:
+                half = layer.keys.shape[-1] // 2
+                late = layer.keys[:, :, first + gone :].double()
+                turned = torch.complex(late[..., :half], late[..., half:]) * turn
+                late = torch.cat([turned.real, turned.imag], dim=-1).float()
+                layer.keys = torch.cat([layer.keys[:, :, :first], late], dim=2)
+                layer.values = torch.cat([layer.values[:, :, :first], layer.values[:, :, first + gone :]], dim=2)
 
     def _frame(self, condition: Tensor) -> Tensor:
         talker = self.model.talker

@@ -39,11 +39,16 @@ def test_a_slot_used_again_remembers_nothing(checkpoint: Checkpoint, settings, l
     assert same(first, converse(engine, "third", log_mels[:5]))
 
 
-def test_a_closed_conversation_leaves_no_trace(engine: Engine, log_mels):
-    converse(engine, "gone", log_mels[:3])
-    for decoder in (engine.dialect.thinker.decoder, engine.dialect.talker.decoder):
-        assert not decoder._keys.any()
-        assert not decoder._values.any()
+def test_a_closed_conversation_leaves_no_trace(engine: Engine, settings, log_mels):
+    decoders = (engine.dialect.thinker.decoder, engine.dialect.talker.decoder)
+    engine.open("gone", engine.parse_options({"system_prompt": "A secret.", "temperature": 1.0}))
+    engine.tick({"gone": log_mels[0]})
+    assert all(decoder._cache[:, 0].any() for decoder in decoders)
+    engine.close("gone")
+    spare = settings.engine.slots  # holds what padding computes
+    assert not any(decoder._cache[:, :spare].any() for decoder in decoders)
+    assert not engine.dialect._sampler._spoken[:spare].any()
+    assert not engine.dialect._sampler._seeds[:spare].any()
     assert engine.open_conversations == 0
 
 
@@ -87,7 +92,7 @@ def test_idle_conversations_are_swept(checkpoint: Checkpoint, settings, log_mels
 
 
 def test_a_full_context_is_an_error_for_that_conversation_alone(checkpoint: Checkpoint, settings, log_mels):
-    engine = Engine(checkpoint, settings.with_values(engine={"context_s": 2, "prompt_positions": 1}))
+    engine = Engine(checkpoint, settings.with_values(engine={"context_s": 2, "context_full": "stop"}))
     engine.open("old", engine.parse_options({}))
     for _ in range(7):  # 2 s are 6.25 ticks; a begun one counts
         assert isinstance(engine.tick({"old": log_mels[0]})["old"], Spoken)

@@ -13,41 +13,87 @@ from transformers import (
 
 from config.settings import SamplingSettings
 from engine.options import Options
-from engine.sampler import Draws, Sampler, _warp, draw_code, draw_text
+from engine.sampler import Sampler, draw
+
+VOCABULARY = 40
+SLOT = torch.tensor([0])
+DRAWS = 4000
 
 
 def sampler(seed: int = 0, **sampling) -> Sampler:
+    """One slot, taken by a conversation with these choices."""
     defaults = {"text_temperature": 0.0, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    return Sampler(Options("ethan", "", SamplingSettings(**{**defaults, **sampling}), seed), codebook_size=40)
+    one = Sampler(slots=1, codebook_size=VOCABULARY, device=torch.device("cpu"))
+    one.place(0, Options("ethan", "", SamplingSettings(**{**defaults, **sampling}), seed))
+    return one
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.6), (10, 0.8), (1, 0.1)])
 def test_probabilities_equal_transformers(top_k, top_p):
+    """Over an even grid of numbers, a token is drawn as often as its probability says."""
+    grid = (torch.arange(DRAWS) + 0.5) / DRAWS
+    warp = sampler(temperature=0.7, top_k=top_k, top_p=top_p).code(torch.zeros(DRAWS, dtype=torch.int64))
     for seed in range(20):
-        logits = torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 3
-        expected = TemperatureLogitsWarper(0.7)(None, logits[None])
+        logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
+        expected = TemperatureLogitsWarper(0.7)(None, logits)
         if top_k:
             expected = TopKLogitsWarper(top_k)(None, expected)
         if top_p < 1:
             expected = TopPLogitsWarper(top_p)(None, expected)
-        found = _warp(logits / 0.7, Draws(0.7, top_k, top_p))
-        assert torch.allclose(found, expected.softmax(-1)[0], atol=1e-6)
+        drawn = draw(logits.expand(DRAWS, -1), warp, grid)
+        share = torch.bincount(drawn, minlength=VOCABULARY) / DRAWS
+        assert torch.allclose(share, expected.softmax(-1)[0], atol=2 / DRAWS)  # a grid cell at either border
+        assert not share[expected[0] == -torch.inf].any()
 
 
 def test_the_repetition_penalty_equals_transformers():
     penalising, spoken = sampler(repetition_penalty=1.3), []
     for seed in range(30):
-        logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(seed))
+        logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed))
         processor = RepetitionPenaltyLogitsProcessor(1.3)
         expected = processor(torch.tensor([spoken], dtype=torch.long), logits.clone()) if spoken else logits
-        code = int(draw_code(logits.clone(), [penalising]))
-        assert code == int(expected.argmax())
-        spoken.append(code)
+        found = penalising.penalise(logits, SLOT)
+        assert torch.equal(found, expected)
+        code = found.argmax(dim=-1)
+        penalising.note_spoken(SLOT, code)
+        spoken.append(int(code))
 
 
-def test_greedy_is_argmax_and_draws_follow_the_probabilities():
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    assert int(draw_text(logits, [sampler()])) == 0
-    drawing = sampler(text_temperature=1.0)
-    counts = torch.bincount(torch.cat([draw_text(logits, [drawing]) for _ in range(4000)]), minlength=4)
-    assert torch.allclose(counts / 4000, logits.softmax(-1)[0], atol=0.03)  # 4 deviations of 4000 draws
+def test_a_wiped_slot_is_greedy_and_has_spoken_nothing():
+    used = sampler(text_temperature=1.0, temperature=1.0, repetition_penalty=2.0, seed=3)
+    used.note_spoken(SLOT, torch.tensor([4]))
+    used.wipe(0)
+    logits = torch.randn(1, VOCABULARY)
+    assert torch.equal(used.penalise(logits, SLOT), logits)
+    for warp in (used.text(SLOT), used.code(SLOT), used.residual(SLOT)):
+        assert torch.equal(draw(logits, warp, torch.tensor([0.999])), logits.argmax(dim=-1))
+
+
+def test_greedy_rows_among_drawing_ones_are_greedy():
+    logits = torch.randn(6, VOCABULARY)
+    warp = sampler(temperature=2.0).code(torch.zeros(6, dtype=torch.int64))
+    warp = warp._replace(temperature=torch.tensor([0.0, 2.0, 0.0, 2.0, 0.0, 2.0]))
+    drawn = draw(logits, warp, torch.full((6,), 0.97))
+    assert torch.equal(drawn[::2], logits.argmax(dim=-1)[::2])
+    assert not torch.equal(drawn[1::2], logits.argmax(dim=-1)[1::2])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
+def test_numbers_are_even_and_depend_on_seed_and_count_alone(seed):
+    one = sampler(seed=seed)
+    numbers = one.numbers(SLOT, torch.tensor([0]), DRAWS)[0]
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    counts = torch.histc(numbers, bins=16, min=0, max=1)
+    chi_square = ((counts - DRAWS / 16).square() / (DRAWS / 16)).sum()
+    assert chi_square < 37.7, "15 degrees of freedom: one in a thousand is above"
+    neighbours = torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1]
+    assert abs(neighbours) < 4 / DRAWS**0.5
+    assert torch.equal(one.numbers(SLOT, torch.tensor([100]), 5)[0], numbers[100:105])
+    assert not torch.equal(sampler(seed=max(0, seed - 1) or 5).numbers(SLOT, torch.tensor([0]), 8)[0], numbers[:8])
+
+
+def test_the_top_of_the_range_draws_a_token_that_may_be_drawn():
+    logits = torch.randn(1, VOCABULARY)
+    warp = sampler(temperature=1.0, top_k=3).code(SLOT)
+    drawn = draw(logits, warp, torch.tensor([1.0]))  # beyond any number that is drawn
+    assert int(drawn) == int(logits.topk(3).indices[0, 2])

@@ -1,0 +1,135 @@
+"""A decoder layer of transformers' with its projections packed: the same numbers from fewer, larger products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DENSE_SHARE = 4  # on the CPU, all experts are computed where a token's own are at least this fraction of them
+
+
+class Layer:
+    """What a thinker, a talker and a code predictor do between reading a hidden state and attending, and after.
+
+    Packed weights take the place of transformers' own, which become views of them: nothing is held twice.
+    """
+
+    def __init__(self, layer: Any):
+        attention = layer.self_attn
+        self.head_size: int = attention.head_dim
+        self.scale: float = attention.scaling
+        self.heads = attention.q_proj.weight.shape[0] // self.head_size
+        self.key_heads = attention.k_proj.weight.shape[0] // self.head_size
+        self._in_norm, self._out_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self._qkv = pack([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._out = attention.o_proj.weight
+        self._head_norm = torch.cat(
+            [
+                attention.q_norm.weight.expand(self.heads, -1),
+                attention.k_norm.weight.expand(self.key_heads, -1),
+            ]
+        )  # [heads + key heads, D]
+        self._head_eps: float = attention.q_norm.variance_epsilon
+        self._feed_forward = feed_forward(layer.mlp)
+
+    def project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [B, T, H] -> queries [B, T, heads, D]; keys, then values, [B, T, 2 * key heads, D]; rotated.
+
+        cos, sin: of `rotations`, at the positions of `hidden`: [T, 1, D] or [B, T, 1, D].
+        """
+        packed = F.linear(norm(hidden, self._in_norm), self._qkv).unflatten(-1, (-1, self.head_size))
+        rotating = packed[:, :, : self.heads + self.key_heads]
+        normed = F.rms_norm(rotating, (self.head_size,), eps=self._head_eps) * self._head_norm
+        rotating.copy_(rotate(normed, cos, sin))
+        return packed[:, :, : self.heads], packed[:, :, self.heads :]
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer: hidden [B, T, H] and what it attended to [B, T, heads * D] -> [B, T, H]."""
+        hidden = hidden + F.linear(attended, self._out)
+        return hidden + self._feed_forward(norm(hidden, self._out_norm))
+
+
+def pack(linears: Sequence[Any]) -> Tensor:
+    """The linears' weights as one; each linear's own becomes a view of it."""
+    if any(linear.bias is not None for linear in linears):
+        raise ValueError("these projections have no bias in Qwen3-Omni, but this checkpoint's have")
+    packed = torch.cat([linear.weight for linear in linears])
+    for linear, part in zip(linears, packed.split([len(linear.weight) for linear in linears]), strict=True):
+        linear.weight.data = part
+    return packed
+
+
+def norm(hidden: Tensor, module: Any) -> Tensor:
+    """transformers' RMS norm in one operation."""
+    return F.rms_norm(hidden, (hidden.shape[-1],), module.weight, module.variance_epsilon)
+
+
+def rotations(model: Any, positions: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position, each [positions, 1, D], as `rotate` wants them: the first half of sin negated."""
+    weight = model.norm.weight
+    cos, sin = model.rotary_emb(weight.new_empty(1), torch.arange(positions, device=weight.device)[None])
+    sin = sin[0].clone()
+    sin[:, : sin.shape[1] // 2].neg_()
+    return cos[0].clone()[:, None], sin[:, None]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in transformers' half-split layout; D is the last dimension of all three."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def feed_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
+    """`mlp` in the form that is fastest where its weights are: transformers' own, unless that has a better one."""
+    if not hasattr(mlp, "experts"):
+        return GatedMlp(mlp)
+    device = mlp.gate.weight.device
+    if device.type == "cpu" and mlp.gate.num_experts <= DENSE_SHARE * mlp.gate.top_k:
+        return DenseExperts(mlp)
+    whole: Callable[[Tensor], Tensor] = mlp
+    return whole
+
+
+class GatedMlp:
+    """A gated feed-forward network with gate and up in one product."""
+
+    def __init__(self, mlp: Any):
+        self._in = pack([mlp.gate_proj, mlp.up_proj])
+        self._out = mlp.down_proj.weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        gate, up = F.linear(x, self._in).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self._out)
+
+
+class DenseExperts:
+    """All experts of a small mixture in two products, each weighted by its routing, which is mostly zero.
+
+    On a CPU this is faster than picking a few small experts apart, and a row's result does not depend on which
+    experts the other rows want.
+    """
+
+    def __init__(self, mlp: Any):
+        experts = mlp.experts
+        gate, up = experts.gate_up_proj.chunk(2, dim=1)  # [E, I, H] each
+        self._in = torch.cat([gate.flatten(0, 1), up.flatten(0, 1)])  # [2 * E * I, H]
+        self._out = experts.down_proj.transpose(0, 1).flatten(1).contiguous()  # [H, E * I]
+        self._router = mlp.gate
+        self._shared = GatedMlp(mlp.shared_expert) if hasattr(mlp, "shared_expert") else None
+        self._shared_gate = mlp.shared_expert_gate.weight if self._shared else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, T, H] -> [B, T, H]."""
+        flat = x.flatten(0, 1)
+        logits, weights, chosen = self._router(flat)
+        routing = torch.zeros_like(logits).scatter_(1, chosen, weights)  # [B * T, E]
+        gate, up = F.linear(flat, self._in).chunk(2, dim=-1)
+        activated = (F.silu(gate) * up).unflatten(1, (routing.shape[1], -1)) * routing[:, :, None]
+        out = F.linear(activated.flatten(1), self._out)
+        if self._shared is not None:
+            out = out + torch.sigmoid(F.linear(flat, self._shared_gate)) * self._shared(flat)
+        return out.view_as(x)

@@ -1,0 +1,93 @@
+"""A conversation says the same alone, in a full batch, and among others that come and go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine, Spoken
+
+TICKS = 200
+SLOTS = 6
+SEEDS = range(8)
+DRAWING = {"temperature": 0.9, "text_temperature": 0.8, "top_k": 50, "repetition_penalty": 1.05}
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint, settings) -> Engine:
+    """Slots of a context so short that conversations of 200 ticks slide many times."""
+    return Engine(checkpoint, settings.with_values(engine={"slots": SLOTS, "context_s": 16}))
+
+
+def alone(engine: Engine, log_mels: Sequence[torch.Tensor], ticks: int, **options) -> list[Spoken]:
+    engine.open("alone", engine.parse_options(options))
+    said = [engine.tick({"alone": log_mels[tick % len(log_mels)]})["alone"] for tick in range(ticks)]
+    engine.close("alone")
+    return said
+
+
+def assert_same(found: Sequence[Spoken], expected: Sequence[Spoken]) -> None:
+    for tick, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.tokens == other.tokens, f"text tokens of tick {tick}"
+        assert torch.equal(one.codes, other.codes), f"codes of tick {tick}"
+        assert one.text == other.text
+
+
+@pytest.fixture(scope="module")
+def expected(engine: Engine, log_mels) -> dict[str, list[Spoken]]:
+    """What the watched conversation says alone."""
+    return {
+        "greedy": alone(engine, log_mels, TICKS, voice="aiden"),
+        "drawing": alone(engine, log_mels, TICKS, voice="aiden", seed=11, **DRAWING),
+    }
+
+
+@pytest.mark.parametrize("how", ["greedy", "drawing"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_among_others_that_come_and_go(engine: Engine, log_mels, expected, seed, how):
+    chance = random.Random(seed)
+    options = {"voice": "aiden", **({"seed": 11, **DRAWING} if how == "drawing" else {})}
+    others: list[int] = []
+    born = 0
+    said = []
+    for tick in range(TICKS):
+        if tick == 0:
+            while len(others) < chance.randrange(SLOTS):  # so that the watched one has any slot
+                engine.open(born, engine.parse_options({}))
+                others.append(born)
+                born += 1
+            engine.open("watched", engine.parse_options(options))
+        if len(others) < SLOTS - 1 and chance.random() < 0.3:
+            choices = DRAWING if chance.random() < 0.3 else {}
+            prompt = chance.choice(["", "Be kind.", "Be brief, and answer in one sentence."])
+            engine.open(born, engine.parse_options({"system_prompt": prompt, "seed": born, **choices}))
+            others.append(born)
+            born += 1
+        if others and chance.random() < 0.25:
+            engine.close(others.pop(chance.randrange(len(others))))
+        heard = {key: log_mels[(tick + key) % len(log_mels)] for key in others if chance.random() < 0.8}
+        heard["watched"] = log_mels[tick % len(log_mels)]
+        keys = list(heard)
+        chance.shuffle(keys)
+        said.append(engine.tick({key: heard[key] for key in keys})["watched"])
+    for key in [*others, "watched"]:
+        engine.close(key)
+    assert born > 20, "many came"
+    assert_same(said, expected[how])
+
+
+def test_in_a_full_batch(engine: Engine, log_mels, expected):
+    for key in range(SLOTS - 1):
+        engine.open(key, engine.parse_options({"seed": key, **DRAWING}))
+    engine.open("watched", engine.parse_options({"voice": "aiden"}))
+    said = []
+    for tick in range(TICKS):
+        heard = {key: log_mels[(tick * 7 + key) % len(log_mels)] for key in range(SLOTS - 1)}
+        said.append(engine.tick({**heard, "watched": log_mels[tick % len(log_mels)]})["watched"])
+    for key in [*range(SLOTS - 1), "watched"]:
+        engine.close(key)
+    assert_same(said, expected["greedy"])
