@@ -18,14 +18,14 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     from safetensors import SafetensorError
 
-    from engine.errors import CheckpointError
+    from engine.errors import CheckpointError, MemoryRefusedError
     from export.onnx_stage import ExportError
     from export.repository import build_repository
 
     try:
         with steps() as shown:
             repository = build_repository(settings, arguments.build.resolve(), shown.begin)
-    except (CheckpointError, ExportError) as error:
+    except (CheckpointError, ExportError, MemoryRefusedError) as error:
         raise UserError(str(error)) from error
     except (OSError, ValueError, SafetensorError) as error:  # a file of the checkpoint is missing or broken
         raise UserError(f"the checkpoint cannot be exported: {error}") from error

@@ -96,6 +96,7 @@ class EngineSettings:
     context_full: str
     prompt_positions: int
     prompts_kept: int
+    memory_share: float
     cuda_graphs: bool
     cpu_threads: int
     idle_timeout_s: float
@@ -103,9 +104,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         _expect(self.dialect == "sca", "engine.dialect", self.dialect, "sca")
         _expect(self.context_full in ("slide", "stop"), "engine.context_full", self.context_full, "slide or stop")
+        _expect(0 <= self.slots < 1e6, "engine.slots", self.slots, "a number from 0 (as many as fit) to a million")
+        _expect(0 < self.memory_share <= 1, "engine.memory_share", self.memory_share, "a share above 0 and up to 1")
         for name in (
             "text_tokens_per_tick",
-            "slots",
             "context_s",
             "prompt_positions",
             "prompts_kept",

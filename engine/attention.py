@@ -11,6 +11,11 @@ from torch.nn import functional as F
 CPU_GRANULE = 512  # positions; at multiples of it torch's CPU kernel sums a row alike, however long the others are
 
 
+def cache_positions(positions: int, device: torch.device) -> int:
+    """Positions to allocate where `positions` are needed."""
+    return positions if device.type != "cpu" else -(-positions // CPU_GRANULE) * CPU_GRANULE
+
+
 @dataclass
 class Cursor:
     """Where the rows of a batch stand in a decoder's caches.

@@ -22,13 +22,13 @@ from engine.checkpoint import Checkpoint
 from engine.conversation import Conversation
 from engine.errors import OptionError
 from engine.graphs import Step, Steps
+from engine.memory import TALKER_OPENING
 from engine.openings import Openings
 from engine.sampler import Sampler, draw
 from engine.stopwatch import Stopwatch
 from engine.talker import Talker
 from engine.thinker import Thinker
 
-TALKER_OPENING = 5  # positions of the talker's opening
 LEAVING_SHARE = 8  # when a context is full, one in so many of its ticks leaves
 
 
@@ -54,15 +54,15 @@ class ScaDialect:
         self.talker = Talker(
             checkpoint.model.talker, engine.slots, rows, TALKER_OPENING + self.context_ticks * self._frames
         )
-        self._device = self.thinker.decoder.device
+        self.device = self.thinker.decoder.device
         self._thinker_openings = Openings(engine.prompts_kept)
         self._talker_openings = Openings(len(config.talker_config.speaker_id))
-        self._sampler = Sampler(engine.slots, self.talker.codebook_size, self._device)
-        begin = torch.tensor(config.talker_config.codec_bos_id, device=self._device)
+        self._sampler = Sampler(engine.slots, self.talker.codebook_size, self.device)
+        begin = torch.tensor(config.talker_config.codec_bos_id, device=self.device)
         self._begin_frame = self.talker.embed(begin)
         self._heard_frames = self._begin_frame.repeat(engine.slots + 1, 1)  # [slots, H'] what the talker hears next
         self._batches: dict[int, Batch] = {}
-        self.stopwatch = Stopwatch(self._device)
+        self.stopwatch = Stopwatch(self.device)
         self._run = Steps(self.stopwatch)
 
     def begin(self, conversation: Conversation) -> None:
@@ -122,9 +122,10 @@ class ScaDialect:
     def capture(self) -> int:
         """Captures the steps of a tick for every size of batch; returns how many graphs there are."""
         graphs = 0
-        for rows in ladder(self._slots, self._device):
+        for rows in ladder(self._slots, self.device):
             batch = self._batches.setdefault(rows, self._new_batch(rows))
-            for batch.sampled in (False, True):
+            for sampled in (False, True):
+                batch.sampled = sampled
                 for name, step in self._steps().items():
                     batch.slots.fill_(self._slots)
                     batch.thinker.starts.zero_()
@@ -204,7 +205,7 @@ class ScaDialect:
 
     def _fill(self, conversations: Sequence[Conversation], log_mel: Tensor) -> Batch:
         """The batch of this many conversations, with their places and what they heard."""
-        rows = rung(len(conversations), self._slots, self._device)
+        rows = rung(len(conversations), self._slots, self.device)
         batch = self._batches.get(rows) or self._batches.setdefault(rows, self._new_batch(rows))
         draws = self._text_tokens + self._frames * self.talker.codebooks
         slots = [conversation.slot for conversation in conversations]
@@ -214,7 +215,7 @@ class ScaDialect:
         padding = rows - len(slots)
         numbers = torch.tensor(
             [slots + [self._slots] * padding, *(each + [0] * padding for each in (thinker, talker, drawn))]
-        ).to(self._device)
+        ).to(self.device)
         for place, values in zip(
             (batch.slots, batch.thinker.starts, batch.talker.starts, batch.drawn), numbers, strict=True
         ):
@@ -229,13 +230,13 @@ class ScaDialect:
     def _new_batch(self, rows: int) -> Batch:
         """All of it padding."""
         weight = self.thinker.decoder.dtype
-        slots = torch.full((rows,), self._slots, device=self._device)
+        slots = torch.full((rows,), self._slots, device=self.device)
 
         def integers(*shape: int) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=torch.int64, device=self._device)
+            return torch.zeros(rows, *shape, dtype=torch.int64, device=self.device)
 
         def numbers(*shape: int) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=weight, device=self._device)
+            return torch.zeros(rows, *shape, dtype=weight, device=self.device)
 
         return Batch(
             slots=slots,
@@ -279,4 +280,4 @@ class ScaDialect:
         return self.talker.decoder.read(self.talker.project_text(text) + codes)
 
     def _tokens(self, tokens: list[int]) -> Tensor:
-        return torch.tensor([tokens], device=self._device)
+        return torch.tensor([tokens], device=self.device)

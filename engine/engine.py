@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -16,6 +17,7 @@ from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.conversation import Conversation
 from engine.dialect_sca import ScaDialect
 from engine.errors import ContextFullError, ConversationError, SlotsFullError
+from engine.memory import available_bytes, plan_memory, resolve_slots
 from engine.options import Options, parse_options
 from engine.text import TextStream
 
@@ -36,12 +38,19 @@ class Engine:
     """
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, clock: Callable[[], float] = time.monotonic):
+        model = checkpoint.model
+        settings = resolve_slots(model.config, settings, model.device, model.dtype)
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        self.memory = plan_memory(model.config, settings, weights, model.dtype, model.device)
+        free = int(available_bytes(model.device) * settings.engine.memory_share)
+        self.memory.expect_fit(weights + free, f"{model.device.type} beside the weights")
         self.settings = settings
         self.dialect = ScaDialect(checkpoint, settings)
+        self.stage_seconds: Counter[str] = Counter()  # where all ticks' time went
         self.voices: list[str] = sorted(checkpoint.model.config.talker_config.speaker_id)
         self._tokenizer = checkpoint.tokenizer
         self._clock = clock
-        self._free = list(range(settings.engine.slots))
+        self._free = list(range(settings.engine.slots))  # a heap
         self._conversations: dict[Hashable, Conversation] = {}
         self.parse_options({})  # the settings' own defaults must be possible with this checkpoint
 
@@ -121,8 +130,11 @@ class Engine:
             self.close(key)
         return idle
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
-        """Two ticks of a conversation of its own, so that a first tick is as fast as a second."""
+        """Captures the graphs, then two ticks of a conversation of its own: a first tick is as fast as a second."""
+        if self.dialect.device.type == "cuda" and self.settings.engine.cuda_graphs:
+            self.dialect.capture()
         key = object()
         self.open(key, self.parse_options({}))
         silence = torch.full((128, self.settings.audio.mel_frames), -1.5)
@@ -163,6 +175,7 @@ class Engine:
 
     def _tick(self, ready: Mapping[Hashable, Conversation], log_mel: Tensor) -> dict[Hashable, Spoken]:
         codes, tokens = self.dialect.tick(list(ready.values()), log_mel)
+        self.stage_seconds.update(self.dialect.stopwatch.read())
         spoken = tokens.tolist()
         return {
             key: Spoken(codes[row], spoken[row], conversation.text.feed(spoken[row]))
@@ -178,4 +191,7 @@ def load_engine(source: str, settings: Settings) -> Engine:
     """An engine over the checkpoint at `source`, alone in its process. Raises `CheckpointError` or `OptionError`."""
     torch.set_num_threads(settings.engine.cpu_threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: in TF32 nothing here would be exact
-    return Engine(load_checkpoint(source, settings.qwen), settings)
+    checkpoint = load_checkpoint(source, settings.qwen)
+    checkpoint.model.code2wav = None  # runs as ONNX
+    checkpoint.model.thinker.visual = None  # nobody looks
+    return Engine(checkpoint, settings)

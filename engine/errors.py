@@ -19,3 +19,7 @@ class ContextFullError(ConversationError):
 
 class CheckpointError(Exception):
     """A checkpoint cannot be served: not Qwen3-Omni, weights missing, or not found."""
+
+
+class MemoryRefusedError(RuntimeError):
+    """What the settings ask for does not fit into the device's memory."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.attention import CPU_GRANULE, CpuAttention, Cursor
+from engine.attention import CpuAttention, Cursor, cache_positions
 from engine.layer import Layer, norm, rotate, rotations
 
 Attend = Callable[[Tensor, Tensor, float], Tensor]
@@ -28,8 +28,7 @@ class SlotDecoder:
         self._layers = [Layer(layer) for layer in model.layers]
         weight = model.norm.weight
         self.device: torch.device = weight.device
-        if self.device.type == "cpu":
-            positions = -(-positions // CPU_GRANULE) * CPU_GRANULE
+        positions = cache_positions(positions, self.device)
         first = self._layers[0]
         self._cache = weight.new_zeros(
             len(self._layers), slots + 1, 2 * first.key_heads, positions, first.head_size
@@ -85,6 +84,11 @@ class SlotDecoder:
         unscaled = self._cos[leaving].square() + self._sin[leaving].square()  # of rotary kinds that scale attention
         keys.copy_(rotate(keys, self._cos[leaving] / unscaled.sqrt(), -self._sin[leaving] / unscaled.sqrt()))
         self._cache[:, slot, :, kept : length - leaving] = moved
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of a slot's keys and values."""
+        return self._cache[:, 0].numel() * self._cache.element_size()
 
     def wipe(self, slot: int) -> None:
         """Forgets all of a slot."""

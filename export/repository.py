@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import WhisperFeatureExtractor
+from transformers import AutoConfig, WhisperFeatureExtractor
 from transformers.utils import cached_file
 
 from config import Settings
-from engine.checkpoint import check_model_type
+from engine.checkpoint import check_model_type, resolve_device, resolve_dtype
+from engine.memory import resolve_slots
 from export import triton_config
 from export.code2wav import Code2Wav
 from export.mel_frontend import MelFrontend
@@ -42,9 +43,11 @@ Report = Callable[[str], None]
 def build_repository(settings: Settings, build: Path, report: Report) -> Path:
     """Makes `build`/repository, or finds it made; returns it.
 
-    `report` is told each step before it begins. Raises `CheckpointError` or `ExportError`.
+    `report` is told each step before it begins. Raises `CheckpointError`, `ExportError` or
+    `MemoryRefusedError`.
     """
     checkpoint = find_checkpoint(settings, build, report)
+    settings = settle_slots(settings, checkpoint)
     repository = build / "repository"
     stamp = _stamp(checkpoint, settings)
     if _read(repository / STAMP) == stamp:
@@ -79,6 +82,13 @@ def build_repository(settings: Settings, build: Path, report: Report) -> Path:
     shutil.rmtree(repository, ignore_errors=True)
     staging.rename(repository)
     return repository
+
+
+def settle_slots(settings: Settings, checkpoint: str) -> Settings:
+    """Settings whose `engine.slots` is a number of conversations. Raises `MemoryRefusedError` when none fits."""
+    device = resolve_device(settings.qwen.device_map)
+    dtype = resolve_dtype(settings.qwen.torch_dtype, device)
+    return resolve_slots(AutoConfig.from_pretrained(checkpoint), settings, torch.device(device), dtype)
 
 
 def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:

@@ -26,14 +26,14 @@ RETRY_S = 1.0
 class Door:
     """Counts the conversations, and refuses one too many: Triton would let it wait in silence."""
 
-    def __init__(self, places: int):
-        self.places = places
+    def __init__(self) -> None:
+        self.places: int | None = None  # not known before Triton has answered; until then it refuses for itself
         self.taken = 0
 
     @property
     def is_full(self) -> bool:
         """Whether every place is taken."""
-        return self.taken >= self.places
+        return self.places is not None and self.taken >= self.places
 
 
 class Bridge:
@@ -41,7 +41,7 @@ class Bridge:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.door = Door(settings.engine.slots)
+        self.door = Door()
         self.not_ready: str | None = "Triton has not answered yet"
 
     async def connect(self) -> None:
@@ -53,6 +53,7 @@ class Bridge:
         while self.not_ready:
             if await self.link.is_ready():
                 try:
+                    self.door.places = await self.link.slots()
                     async for answer in self.link.converse(new_sequence_id(), self._silence()):
                         if isinstance(answer, TickError):
                             raise answer

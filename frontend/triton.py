@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from config import Settings
 
 MODEL = "duplex"
+ENGINE = "thinker_talker"  # the stage that holds the conversations
 PREFIX = f"in ensemble '{MODEL}', "  # of Triton's messages; a client knows of no ensemble
 GREATEST_SEQUENCE_ID = 2**63 - 1  # tritonclient sends it as an int64
 WATCH_S = 0.5  # how often an overdue answer is looked for
@@ -67,6 +68,12 @@ class TritonLink:
             return bool(await self._client.is_model_ready(MODEL))
         except (InferenceServerException, grpc.RpcError):
             return False
+
+    async def slots(self) -> int:
+        """How many conversations the engine behind Triton holds; its settings lie in its model's config."""
+        answer = await self._client.get_model_config(ENGINE)
+        settings = json.loads(answer.config.parameters["settings"].string_value)
+        return int(settings["engine"]["slots"])
 
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
         """Answers of one conversation, one a tick and in order, until `ticks` ends.

@@ -39,13 +39,13 @@ def test_a_slot_used_again_remembers_nothing(checkpoint: Checkpoint, settings, l
     assert same(first, converse(engine, "third", log_mels[:5]))
 
 
-def test_a_closed_conversation_leaves_no_trace(engine: Engine, settings, log_mels):
+def test_a_closed_conversation_leaves_no_trace(engine: Engine, log_mels):
     decoders = (engine.dialect.thinker.decoder, engine.dialect.talker.decoder)
     engine.open("gone", engine.parse_options({"system_prompt": "A secret.", "temperature": 1.0}))
     engine.tick({"gone": log_mels[0]})
     assert all(decoder._cache[:, 0].any() for decoder in decoders)
     engine.close("gone")
-    spare = settings.engine.slots  # holds what padding computes
+    spare = engine.settings.engine.slots  # holds what padding computes
     assert not any(decoder._cache[:, :spare].any() for decoder in decoders)
     assert not engine.dialect._sampler._spoken[:spare].any()
     assert not engine.dialect._sampler._seeds[:spare].any()

@@ -38,7 +38,7 @@ def test_a_file_may_be_named_by_the_environment(tmp_path):
         ({"SCA_BRIDGE_PORT": "70000"}, "bridge.port is 70000, expected a port, 1 to 65535"),
         ({"SCA_AUDIO_TICK_MS": "100"}, "audio.tick_ms is 100, expected 80, 160 or 320"),
         ({"SCA_AUDIO_TICK_MS": "80"}, "engine.text_tokens_per_tick is 2, expected a divisor of the 1 codec frames"),
-        ({"SCA_ENGINE_SLOTS": "0"}, "engine.slots is 0, expected a number above 0"),
+        ({"SCA_ENGINE_SLOTS": "-1"}, "engine.slots is -1, expected a number from 0 (as many as fit) to a million"),
         ({"SCA_ENGINE_DIALECT": "x"}, "engine.dialect is 'x', expected sca"),
         (
             {"SCA_QWEN_TORCH_DTYPE": "int8"},

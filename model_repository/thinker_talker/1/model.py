@@ -11,6 +11,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from config import Settings
+from metrics import EngineMetrics
 from engine.engine import Spoken, load_engine
 from engine.errors import ConversationError, OptionError
 
@@ -27,6 +28,8 @@ class TritonPythonModel:
         settings = Settings.from_json(parameters["settings"]["string_value"])
         self.engine = load_engine(parameters["checkpoint"]["string_value"], settings)
         self.engine.warm_up()
+        self.metrics = EngineMetrics(self.engine)
+        pb_utils.Logger.log_info(f"the engine takes {self.engine.memory}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One tick of every conversation that the batcher collected, computed together."""
@@ -36,11 +39,12 @@ class TritonPythonModel:
         for indices in _rounds(requests):
             for index, response in zip(indices, self._tick([requests[i] for i in indices]), strict=True):
                 responses[index] = response
+        self.metrics.update()
         return responses
 
     def finalize(self) -> None:
         """Lets go of the weights."""
-        del self.engine
+        del self.metrics, self.engine
 
     def _tick(self, requests: Sequence[Any]) -> list[Any]:
         """Responses to requests of different conversations."""

@@ -1,0 +1,124 @@
+"""What the engine takes of a device's memory, known before it takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config.settings import Settings
+from engine.attention import cache_positions
+from engine.errors import MemoryRefusedError
+
+TALKER_OPENING = 5  # positions of the talker's opening
+CPU_SLOTS = 8  # what `engine.slots = 0` means where no GPU says how many fit
+MOST_SLOTS = 128  # and where one does
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes, by what they are for."""
+
+    weights: int
+    slot: int  # the caches of one conversation
+    second: int  # of which each second of its context
+    openings: int  # of all system prompts kept, at their longest
+    slots: int
+    context_s: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.openings + self.slots * self.slot
+
+    def slots_that_fit(self, available: int) -> int:
+        """How many conversations `available` bytes hold beside weights and openings."""
+        return max(0, (available - self.weights - self.openings) // self.slot)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.slots} slots of {size(self.slot)} each ({self.context_s} s of context at {size(self.second)} a "
+            f"second, and a system prompt), {size(self.weights)} of weights, {size(self.openings)} for system prompts "
+            f"kept: {size(self.total)} in all"
+        )
+
+    def expect_fit(self, available: int, where: str) -> None:
+        """Raises `MemoryRefusedError` when it does not fit into `available` bytes, with what to change."""
+        if self.total <= available:
+            return
+        fit = self.slots_that_fit(available)
+        room = (available - self.weights - self.openings) // self.slots - (self.slot - self.second * self.context_s)
+        advice = [f"engine.slots to {fit}"] if fit else []
+        advice += [f"engine.context_s to {room // self.second}"] if room >= self.second else []
+        remedy = "lower " + " or ".join(advice) if advice else "take a smaller checkpoint or a larger device"
+        raise MemoryRefusedError(
+            f"engine.slots is {self.slots}: {self}, but {where} has {size(available)} (engine.memory_share of what "
+            f"is free): {remedy}"
+        )
+
+
+def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtype, device: torch.device) -> MemoryPlan:
+    """The plan for a checkpoint's config with `weights` bytes of them; `settings.engine.slots` may still be 0."""
+    engine, frames = settings.engine, settings.audio.codec_frames
+    thinker, talker = (
+        2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
+        for text in (config.thinker_config.text_config, config.talker_config.text_config)
+    )  # bytes of a position
+    ticks = settings.context_ticks
+    step = frames + engine.text_tokens_per_tick
+    slot = thinker * cache_positions(engine.prompt_positions + ticks * step, device)
+    slot += talker * cache_positions(TALKER_OPENING + ticks * frames, device)
+    return MemoryPlan(
+        weights=weights,
+        slot=slot,
+        second=(thinker * step + talker * frames) * 1000 // settings.audio.tick_ms,
+        openings=engine.prompts_kept * engine.prompt_positions * thinker,
+        slots=engine.slots,
+        context_s=engine.context_s,
+    )
+
+
+def resolve_slots(config: Any, settings: Settings, device: torch.device, dtype: torch.dtype) -> Settings:
+    """Settings with `engine.slots = 0` replaced by as many as fit. Raises `MemoryRefusedError` when none does."""
+    if settings.engine.slots:
+        return settings
+    if device.type == "cpu":
+        return settings.with_values(engine={"slots": CPU_SLOTS})
+    total = torch.cuda.mem_get_info(device)[1]
+    available = int(total * settings.engine.memory_share)
+    plan = plan_memory(config, settings, weights_of(config, dtype), dtype, device)
+    fit = min(MOST_SLOTS, plan.slots_that_fit(available))
+    if not fit:
+        plan_memory(config, settings.with_values(engine={"slots": 1}), plan.weights, dtype, device).expect_fit(
+            available, str(device)
+        )
+    return settings.with_values(engine={"slots": fit})
+
+
+def weights_of(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of a thinker's and a talker's weights, from the config alone."""
+    from transformers import Qwen3OmniMoeForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen3OmniMoeForConditionalGeneration(config)
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def available_bytes(device: torch.device) -> int:
+    """What is free on the device, or of this machine's memory, now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo names no MemAvailable")
+
+
+def size(count: float) -> str:
+    """Bytes for people: `1.5 GB`."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= step:
+            return f"{count / step:.3g} {unit}"
+    return f"{count:g} bytes"
