@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         repository = export(arguments.build)
         build: Path = arguments.build.resolve()
         log = build / "triton.log"
-        with TritonServer(repository, build / "triton", settings.triton, log, verbose=arguments.verbose) as triton:
+        with TritonServer(repository, build / "triton", settings, log, verbose=arguments.verbose) as triton:
             with steps() as shown:
                 shown.begin("Triton")
                 triton.wait_until_ready()

@@ -3,6 +3,7 @@
 # Further arguments go to tritonserver.
 set -euo pipefail
 
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SCA_ENGINE_CPU_THREADS:-1}}"
 repository=$(python3 -m commands export --build "${BUILD_FOLDER:-/var/lib/sca}")
 exec tritonserver \
     --model-repository="$repository" \

@@ -54,6 +54,8 @@ def complete_stage(config: Any, stage: Stage, settings: Settings) -> None:
         )
         state.initial_state.add(name=spec.name, data_type=TRITON_TYPES[spec.dtype], dims=spec.dims, zero_data=True)
     kind = "KIND_CPU"
+    if "intra_op_thread_count" not in config.parameters:
+        config.parameters["intra_op_thread_count"].string_value = str(settings.engine.cpu_threads)
     if runs_on_gpu(settings):
         kind = "KIND_GPU"
         # 1 is HEURISTIC. The backend's default measures every convolution anew at each new batch size, in mid-tick.

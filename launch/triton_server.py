@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from config.settings import TritonSettings
+from config import Settings
 from launch.triton_install import TritonInstall
 
 PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
@@ -31,10 +31,11 @@ class TritonServer:
     """`with TritonServer(...) as server:` is a server that answers; leaving the block ends it and all its children."""
 
     def __init__(
-        self, repository: Path, runtime: Path, settings: TritonSettings, log: Path, verbose: bool = False
+        self, repository: Path, runtime: Path, settings: Settings, log: Path, verbose: bool = False
     ) -> None:
         """`repository` is what to serve; `runtime` is a folder that is filled with what the server runs on."""
-        self._settings = settings
+        self._settings = settings.triton
+        self._threads = settings.engine.cpu_threads
         self._log = log
         self._install = TritonInstall.find()
         self._runtime = self._install.lay_out(runtime)
@@ -42,12 +43,12 @@ class TritonServer:
             str(self._install.server),
             f"--model-repository={repository}",
             f"--backend-directory={self._runtime / 'backends'}",
-            f"--http-address={settings.host}",
-            f"--grpc-address={settings.host}",
-            f"--metrics-address={settings.host}",
-            f"--http-port={settings.http_port}",
-            f"--grpc-port={settings.grpc_port}",
-            f"--metrics-port={settings.metrics_port}",
+            f"--http-address={settings.triton.host}",
+            f"--grpc-address={settings.triton.host}",
+            f"--metrics-address={settings.triton.host}",
+            f"--http-port={settings.triton.http_port}",
+            f"--grpc-port={settings.triton.grpc_port}",
+            f"--metrics-port={settings.triton.metrics_port}",
             "--model-control-mode=none",
             "--strict-readiness=true",
             "--exit-on-error=true",
@@ -63,7 +64,7 @@ class TritonServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
-                env=self._install.environment(),
+                env=self._install.environment(self._threads),
                 cwd=self._runtime / "python",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
