@@ -2,43 +2,101 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rich.progress import track
 
-from benchmarks.report import Row
+from benchmarks.floor import bandwidth, tick_bytes
+from benchmarks.report import BASELINE, Row
 from config import Settings
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from tests.oracle import ScaOracle
 
 WARM_UP_TICKS = 4
+AGES = (50, 500, 1000, 2000, 5000)  # ticks
+AGE_WINDOW = 20  # ticks around each of them
+PROFILED_TICKS = 3
 
 
-def bench_engine(checkpoint: Checkpoint, settings: Settings, sessions: Sequence[int], ticks: int) -> list[Row]:
-    """A row for each number of sessions; more than `engine.slots` are given slots of their own."""
-    torch.set_num_threads(settings.engine.cpu_threads)
-    engine = Engine(checkpoint, settings.with_values(engine={"slots": max(sessions)}))
-    heard = some_log_mels(settings)
+class Conversations:
+    """So many at once on an engine of their own."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
+        torch.set_num_threads(settings.engine.cpu_threads)
+        self.engine = Engine(checkpoint, settings.with_values(engine={"slots": slots}))
+        self.engine.warm_up()
+        self._tick_ms = settings.audio.tick_ms
+        self._heard = some_log_mels(settings)
+        self._count = 0
+
+    def open(self, count: int, age_s: float = 0) -> None:
+        """Begins `count` of them that are taken for `age_s` old: their caches count as full of zeros up to there."""
+        for key in range(self._count):
+            self.engine.close(key)
+        self._count = count
+        for key in range(count):
+            self.engine.open(key, self.engine.parse_options({"seed": key}))
+            ticks = round(age_s * 1000 / self._tick_ms)
+            self.engine._conversations[key].ticks = min(ticks, self.engine.dialect.context_ticks - WARM_UP_TICKS)
+
+    def tick(self, number: int) -> float:
+        """Seconds that one tick of all of them takes."""
+        begun = time.perf_counter()
+        self.engine.tick({key: self._heard[(number + key) % len(self._heard)] for key in range(self._count)})
+        return time.perf_counter() - begun
+
+
+def bench_engine(
+    checkpoint: Checkpoint, settings: Settings, sessions: Sequence[int], ticks: int, age_s: float = 0
+) -> list[Row]:
+    """A row for each number of sessions; more than `engine.slots` are given slots of their own.
+
+    Conversations are `age_s` seconds old when measuring begins: so much of their caches is read.
+    """
+    device = checkpoint.model.device
+    conversations = Conversations(checkpoint, settings, max(sessions))
+    bytes_per_s = bandwidth(device)
     rows = []
     for count in sessions:
-        for key in range(count):
-            engine.open(key, engine.parse_options({"seed": key}))
-        latencies: list[float] = []
-        for tick in track(range(WARM_UP_TICKS + ticks), description=f"{count} sessions", transient=True):
-            if tick == WARM_UP_TICKS:
-                latencies.clear()
-                engine.dialect.stopwatch.read()
-            begun = time.perf_counter()
-            engine.tick({key: heard[(tick + key) % len(heard)] for key in range(count)})
-            latencies.append(time.perf_counter() - begun)
-        stages = {stage: seconds / ticks * 1000 for stage, seconds in engine.dialect.stopwatch.read().items()}
-        rows.append(Row.of("engine", count, settings.audio.tick_ms, latencies, stages))
-        for key in range(count):
-            engine.close(key)
+        conversations.open(count, age_s)
+        for tick in range(WARM_UP_TICKS):
+            conversations.tick(tick)
+        before = dict(conversations.engine.stage_seconds)
+        latencies = [
+            conversations.tick(tick) for tick in track(range(ticks), description=f"{count} sessions", transient=True)
+        ]
+        spent = {name: total - before[name] for name, total in conversations.engine.stage_seconds.items()}
+        row = Row.of(
+            "engine",
+            count,
+            settings.audio.tick_ms,
+            latencies,
+            {name: seconds / ticks * 1000 for name, seconds in spent.items()},
+            memory_bytes=memory_in_use(device),
+        )
+        if device.type == "cuda":  # a tiny model on a CPU lies in its caches
+            floor_ms = tick_bytes(checkpoint.model, settings, count, age_s) / bytes_per_s * 1000
+            row = replace(row, floor_ms=floor_ms)
+        rows.append(row)
     return rows
+
+
+def bench_age(checkpoint: Checkpoint, settings: Settings) -> list[Row]:
+    """One conversation as it grows old: ticks around each of some ages."""
+    conversations = Conversations(checkpoint, settings, 1)
+    conversations.open(1)
+    ticks = range(max(AGES) + AGE_WINDOW)
+    latencies = [conversations.tick(tick) for tick in track(ticks, description="growing old", transient=True)]
+    return [
+        Row.of(f"tick {age}", 1, settings.audio.tick_ms, latencies[age - AGE_WINDOW : age + AGE_WINDOW])
+        for age in AGES
+    ]
 
 
 def bench_transformers(checkpoint: Checkpoint, settings: Settings, ticks: int) -> Row:
@@ -48,14 +106,39 @@ def bench_transformers(checkpoint: Checkpoint, settings: Settings, ticks: int) -
     oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, voice)
     heard = some_log_mels(settings)
     latencies = []
-    for tick in track(range(WARM_UP_TICKS + ticks), description="transformers", transient=True):
+    for tick in track(range(WARM_UP_TICKS + ticks), description=BASELINE, transient=True):
         begun = time.perf_counter()
         oracle.tick(heard[tick % len(heard)])
         latencies.append(time.perf_counter() - begun)
-    return Row.of("transformers", 1, settings.audio.tick_ms, latencies[WARM_UP_TICKS:])
+    return Row.of(BASELINE, 1, settings.audio.tick_ms, latencies[WARM_UP_TICKS:])
+
+
+def profile(checkpoint: Checkpoint, settings: Settings, count: int, age_s: float) -> str:
+    """The slowest parts of a tick of so many conversations, as torch's profiler tells them."""
+    conversations = Conversations(checkpoint, settings, count)
+    conversations.open(count, age_s)
+    for tick in range(WARM_UP_TICKS):
+        conversations.tick(tick)
+    cuda = checkpoint.model.device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
+    with torch.profiler.profile(activities=activities) as profiler:
+        for tick in range(PROFILED_TICKS):
+            conversations.tick(tick)
+    by = "self_device_time_total" if cuda else "self_cpu_time_total"
+    table: str = profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
+    return table
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the greatest of the device's so far, or this process's now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(found[1]) * 1024 if found else 0
 
 
 def some_log_mels(settings: Settings) -> list[torch.Tensor]:
     """Ticks of noise in the range of speech; what is heard does not change how long it takes."""
     random = torch.Generator().manual_seed(0)
     return [torch.rand(128, settings.audio.mel_frames, generator=random) * 2 - 1 for _ in range(16)]
+

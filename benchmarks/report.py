@@ -10,11 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.plot import draw
+from engine.memory import size
+
+BASELINE = "transformers"
+WIDTH = 160  # of tables that go into a file
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Row:
     stages_ms: Mapping[str, float] = field(default_factory=dict)  # means, where they were measured
     tick_ms: int = 320
     paced: bool = False  # in real time; a tick's time is then a delay, and tells of no throughput
+    memory_bytes: int | None = None  # of the process in `engine`, of the engine's plan behind a server
+    floor_ms: float | None = None  # what moving the tick's bytes takes at the measured bandwidth
 
     @classmethod
     def of(
@@ -41,13 +50,23 @@ class Row:
         latencies_s: Sequence[float],
         stages_ms: Mapping[str, float] = {},
         paced: bool = False,
+        **more: Any,
     ) -> Row:
-        """From every measured latency, in seconds."""
+        """From every measured latency, in seconds; `more` are fields as they are."""
         latencies_ms = np.asarray(latencies_s) * 1000
         p50, p95, p99 = np.percentile(latencies_ms, [50, 95, 99])
-        misses = int((latencies_ms > tick_ms).sum())
         return cls(
-            what, sessions, len(latencies_ms), float(p50), float(p95), float(p99), misses, stages_ms, tick_ms, paced
+            what=what,
+            sessions=sessions,
+            ticks=len(latencies_ms),
+            p50_ms=float(p50),
+            p95_ms=float(p95),
+            p99_ms=float(p99),
+            deadline_misses=int((latencies_ms > tick_ms).sum()),
+            stages_ms=stages_ms,
+            tick_ms=tick_ms,
+            paced=paced,
+            **more,
         )
 
     @property
@@ -70,12 +89,16 @@ def machine() -> str:
 
 
 def show(rows: Sequence[Row], file: Path) -> None:
-    """Prints the table and writes `file` as JSON."""
-    console = Console()
+    """Prints the table, writes `file` as JSON and its picture beside it."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     command = "./sca bench " + " ".join(sys.argv[sys.argv.index("bench") + 1 :])
     console.print(f"{command}\n{machine()}, {date.today()}\n", highlight=False)
     ticks = Table()
-    for column in ("what", "sessions", "tick p50", "p95", "p99", "missed", "RTF", "audio s/s"):
+    columns = ["what", "sessions", "tick p50", "p95", "p99", "missed", "RTF", "audio s/s", "memory"]
+    compared = [row.p50_ms for row in rows if row.what == BASELINE]
+    floored = any(row.floor_ms for row in rows)
+    columns += ["a session / transformers'"] * len(compared) + ["floor"] * floored
+    for column in columns:
         ticks.add_column(column, justify="left" if column == "what" else "right")
     for row in rows:
         ticks.add_row(
@@ -85,8 +108,11 @@ def show(rows: Sequence[Row], file: Path) -> None:
             f"{row.p95_ms:.1f}",
             f"{row.p99_ms:.1f}",
             f"{row.deadline_misses}/{row.ticks}",
-            "in real time" if row.paced else f"{row.real_time_factor:.2f}",
+            "paced" if row.paced else f"{row.real_time_factor:.2f}",
             "–" if row.paced else f"{row.audio_s_per_s:.1f}",
+            size(row.memory_bytes) if row.memory_bytes else "–",
+            *[f"{row.p50_ms / row.sessions / base:.2f}" for base in compared],
+            *[f"{row.floor_ms:.1f}" if row.floor_ms else "–"] * floored,
         )
     console.print(ticks)
     staged = [row for row in rows if row.stages_ms]
@@ -99,6 +125,8 @@ def show(rows: Sequence[Row], file: Path) -> None:
         console.print(stages)
     console.print(f"all figures: {file}", highlight=False)
     file.parent.mkdir(parents=True, exist_ok=True)
+    picture = draw(rows, file.with_suffix(".png"))
+    console.print(f"and their picture: {picture}", highlight=False)
     figures = [asdict(row) for row in rows]
     record = {"command": command, "machine": machine(), "date": str(date.today()), "rows": figures}
     file.write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -1,58 +1,59 @@
-"""./sca bench: how fast it is, in tables and JSON."""
+"""./sca bench: how fast it is, in tables, JSON and a picture."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from commands.console import UserError, add_build_argument, load_settings, quiet_libraries
+from commands.console import UserError, add_build_argument, console, load_settings, quiet_libraries
+from config import Settings
+
+if TYPE_CHECKING:
+    from benchmarks.report import Row
+    from engine.checkpoint import Checkpoint
+
+HERE = {"engine": "ticks as fast as they go", "age": "one conversation of 5,000 ticks"}
+SERVED = {
+    "triton": "over gRPC, in real time",
+    "bridge": "over WebSocket, in real time",
+    "perf-analyzer": "by NVIDIA's tool, in real time",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_build_argument(parser)
+    told = "; ".join(f"{what}: {how}" for what, how in (*HERE.items(), *SERVED.items()))
     parser.add_argument(
-        "what", choices=("engine", "triton"), help="engine: in this process; triton: a running ./sca serve"
+        "what", choices=(*HERE, *SERVED), help=f"{told}. The first two run here, the others against ./sca serve"
     )
     parser.add_argument(
         "--sessions", default="1,2,4,8", metavar="N,N,...", help="conversations at once (default: 1,2,4,8)"
     )
-    parser.add_argument("--ticks", type=int, default=100, help="engine: ticks measured for each (default: 100)")
-    parser.add_argument("--seconds", type=float, default=30, help="triton: seconds measured for each (default: 30)")
-    parser.add_argument("--baseline", choices=("transformers",), help="engine: the same ticks through transformers too")
+    parser.add_argument("--seconds", type=float, default=30, help="served: seconds measured for each (default: 30)")
+    parser.add_argument("--wav", type=Path, help="perf-analyzer: what the conversations say, 16 kHz mono")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--ticks", type=int, default=100, help="ticks measured for each (default: 100)")
+    engine.add_argument(
+        "--config", dest="architecture", choices=("served", "full"), default="served", help="full: the 30B architecture"
+    )
+    engine.add_argument("--age-s", type=float, default=0, help="how old the conversations are (default: 0)")
+    engine.add_argument("--baseline", choices=("transformers",), help="the same ticks through transformers too")
+    engine.add_argument("--baseline-ticks", type=int, help="fewer of them (default: as many)")
+    engine.add_argument("--profile", action="store_true", help="the slowest parts of the last number of sessions")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints, writes build/bench/WHAT.json."""
+    """Measures, prints, writes build/bench/WHAT.json and its picture."""
     settings = load_settings()
-    quiet_libraries()
-    from benchmarks.report import Row, show
-
     sessions = parse_sessions(arguments.sessions)
-    build: Path = arguments.build
-    rows: list[Row] = []
-    if arguments.what == "engine":
-        from benchmarks.engine import bench_engine, bench_transformers
-        from engine.checkpoint import load_checkpoint
-        from export.repository import find_checkpoint
+    quiet_libraries()
+    from benchmarks.report import show
 
-        checkpoint = load_checkpoint(find_checkpoint(settings, build.resolve(), print), settings.qwen)
-        rows = bench_engine(checkpoint, settings, sessions, arguments.ticks)
-        if arguments.baseline:
-            rows.append(bench_transformers(checkpoint, settings, arguments.ticks))
-    else:
-        from benchmarks.triton import bench_triton
-        from frontend.triton import TickError
-
-        if max(sessions) > settings.engine.slots:
-            raise UserError(
-                f"--sessions asks for {max(sessions)}, engine.slots is {settings.engine.slots}: "
-                f"serve and measure with SCA_ENGINE_SLOTS={max(sessions)}"
-            )
-        try:
-            rows = bench_triton(settings, sessions, arguments.seconds)
-        except TickError as error:
-            raise UserError(str(error)) from error
+    build: Path = arguments.build.resolve()
+    rows = _here(arguments, settings, sessions) if arguments.what in HERE else _served(arguments, settings, sessions)
     show(rows, build / "bench" / f"{arguments.what}.json")
     return 0
 
@@ -66,3 +67,64 @@ def parse_sessions(text: str) -> list[int]:
     if not sessions or min(sessions) < 1:
         raise UserError(f"--sessions is {text!r}, expected numbers above 0 such as 1,2,4")
     return sessions
+
+
+def _here(arguments: argparse.Namespace, settings: Settings, sessions: list[int]) -> list[Row]:
+    from benchmarks.engine import bench_age, bench_engine, bench_transformers, profile
+    from engine.errors import CheckpointError, MemoryRefusedError
+
+    try:
+        checkpoint = _checkpoint(arguments, settings)
+        if arguments.what == "age":
+            return bench_age(checkpoint, settings)
+        rows = bench_engine(checkpoint, settings, sessions, arguments.ticks, arguments.age_s)
+        if arguments.profile:
+            print(profile(checkpoint, settings, sessions[-1], arguments.age_s))
+        if arguments.baseline:
+            rows.append(bench_transformers(checkpoint, settings, arguments.baseline_ticks or arguments.ticks))
+    except (CheckpointError, MemoryRefusedError) as error:
+        raise UserError(str(error)) from error
+    return rows
+
+
+def _checkpoint(arguments: argparse.Namespace, settings: Settings) -> Checkpoint:
+    from engine.checkpoint import load_checkpoint, resolve_device, resolve_dtype
+
+    if arguments.architecture == "served":
+        from export.repository import find_checkpoint
+
+        return load_checkpoint(find_checkpoint(settings, arguments.build.resolve(), console.print), settings.qwen)
+    from benchmarks.full_size import full_checkpoint
+
+    device = resolve_device(settings.qwen.device_map)
+    with console.status("random weights for 34 billion parameters"):
+        return full_checkpoint(device, resolve_dtype(settings.qwen.torch_dtype, device))
+
+
+def _served(arguments: argparse.Namespace, settings: Settings, sessions: list[int]) -> list[Row]:
+    from benchmarks.bridge import bench_bridge
+    from benchmarks.perf_analyzer import PerfAnalyzerError, bench_perf_analyzer
+    from benchmarks.server import Counters
+    from benchmarks.triton import bench_triton
+    from frontend.triton import TickError
+
+    try:
+        slots = Counters.read(settings).slots
+    except OSError as error:
+        port = settings.triton.metrics_port
+        raise UserError(f"no Triton answers at {settings.triton.host}:{port} ({error}): ./sca serve first") from error
+    if max(sessions) > slots:
+        raise UserError(
+            f"--sessions asks for {max(sessions)}, Triton's engine has {slots} slots: "
+            f"serve with SCA_ENGINE_SLOTS={max(sessions)}"
+        )
+    bench: Callable[..., list[Row]] = bench_triton if arguments.what == "triton" else bench_bridge
+    try:
+        if arguments.what != "perf-analyzer":
+            return bench(settings, sessions, arguments.seconds)
+        if not arguments.wav:
+            raise UserError("perf-analyzer needs --wav FILE: what the conversations say, 16 kHz mono")
+        folder = arguments.build.resolve() / "perf_analyzer"
+        return bench_perf_analyzer(settings, sessions, arguments.seconds, arguments.wav, folder)
+    except (TickError, PerfAnalyzerError, OSError, RuntimeError) as error:
+        raise UserError(str(error)) from error

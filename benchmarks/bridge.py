@@ -1,0 +1,43 @@
+"""The whole way of a browser, over WebSocket, at the pace of microphones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from benchmarks.paced import Microphone, measure
+from benchmarks.report import Row
+from config import Settings
+
+
+def bench_bridge(settings: Settings, sessions: Sequence[int], seconds: float) -> list[Row]:
+    """A row for each number of sessions. Raises `RuntimeError` with what the bridge said when it refuses one."""
+    return [asyncio.run(_measure(settings, count, seconds)) for count in sessions]
+
+
+async def _measure(settings: Settings, count: int, seconds: float) -> Row:
+    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16"
+
+    async def converse(microphone: Microphone) -> AsyncIterator[None]:
+        async with connect(url, max_size=None, proxy=None) as socket:
+            saying = asyncio.create_task(_say(socket, microphone))
+            answers = 0
+            async for message in socket:
+                if isinstance(message, bytes):
+                    yield
+                    answers += 1
+                elif (event := json.loads(message))["type"] == "error":
+                    raise RuntimeError(event["message"])
+                if answers == microphone.ticks:
+                    break
+            await saying
+
+    return await measure("bridge", settings, count, seconds, converse)
+
+
+async def _say(socket: ClientConnection, microphone: Microphone) -> None:
+    async for _ in microphone:
+        await socket.send(microphone.pcm)
