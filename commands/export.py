@@ -10,6 +10,11 @@ from commands.console import UserError, add_build_argument, load_settings, quiet
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_build_argument(parser)
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="also the graphs, configs and script of TensorRT engines, built where trtexec is on PATH",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,6 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with steps() as shown:
             repository = build_repository(settings, arguments.build.resolve(), shown.begin)
+            if arguments.tensorrt:
+                from export.tensorrt import build_engines, build_tensorrt_repository
+
+                repository = build_tensorrt_repository(repository, shown.begin)
+                build_engines(repository, shown.begin)
     except (CheckpointError, ExportError, MemoryRefusedError) as error:
         raise UserError(str(error)) from error
     except (OSError, ValueError, SafetensorError) as error:  # a file of the checkpoint is missing or broken

@@ -17,7 +17,8 @@ triton=nvidia-pytriton==0.7.0 # carries the tritonserver binary; --no-deps: of w
 triton_numpy=numpy==1.26.4    # the server's Python processes know no numpy 2; Python 3.13 has no wheel of a numpy 1
 
 bridge=(fastapi uvicorn websockets "tritonclient[grpc]" numpy rich)
-server=("${bridge[@]}" torch transformers accelerate peft optimum onnx onnxscript onnxruntime)
+server=("${bridge[@]}" torch transformers accelerate peft optimum onnx onnxscript onnxruntime
+    nvidia-modelopt onnx-graphsurgeon onnxconverter-common onnxslim lief polygraphy) # the last six: export --tensorrt
 
 "$python" -m venv "$venv" || "$python" -m virtualenv "$venv" || {
     echo "sca: '$python -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2

@@ -34,9 +34,14 @@ def write_config(folder: Path, config: Any) -> None:
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
+def batch_size(settings: Settings) -> int:
+    """Ticks that a stage computes at once."""
+    return min(settings.engine.slots, GREATEST_BATCH)
+
+
 def complete_batching(config: Any, settings: Settings) -> None:
     """The same limits for every stateful stage: each one times out on its own."""
-    config.max_batch_size = min(settings.engine.slots, GREATEST_BATCH)
+    config.max_batch_size = batch_size(settings)
     config.sequence_batching.max_sequence_idle_microseconds = int(settings.engine.idle_timeout_s * 1e6)
 
 
@@ -75,7 +80,7 @@ def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) ->
 
 def complete_ensemble(config: Any, settings: Settings) -> None:
     """Writes the tick's dims into the config."""
-    config.max_batch_size = min(settings.engine.slots, GREATEST_BATCH)
+    config.max_batch_size = batch_size(settings)
     set_dims(config.input, "AUDIO_IN", [settings.audio.input_samples])
     set_dims(config.output, "AUDIO_OUT", [settings.audio.output_samples])
 

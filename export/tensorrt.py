@@ -1,0 +1,281 @@
+"""The two ONNX stages -> what TensorRT builds its engines from, and a repository that serves those engines.
+
+TensorRT knows no INT16, so sound goes in and out of the engines as INT32, and two casting stages of a single node keep
+the ensemble's contract. TensorRT 11 computes in the types that a graph says, so mixed precision is the graph's affair:
+ModelOpt's AutoCast puts code2wav's convolutions and matrix products into float16 where their values allow it, and
+leaves all else, the states above all, in float32. mel_frontend stays in float32: its log-mel is held to 1e-4.
+
+The engines themselves are built by the script that is written beside the repository, in a container with TensorRT.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from tritonclient.grpc import model_config_pb2
+
+from export import triton_config
+from export.onnx_stage import OPSET, ExportError
+from export.repository import STAMP
+
+STAGES = ("mel_frontend", "code2wav")
+HALF_PRECISION = ("code2wav",)
+IN_HALF = {"Conv", "ConvTranspose", "MatMul"}  # what the matrix units are for; everything else stays in float32
+CALIBRATION_TICKS = 4
+SCRIPT = "build_engines.sh"
+# Greatest differences from the float32 graph. mel_frontend: as from the extractor. code2wav: with float16 products the
+# tiny checkpoint's waveform differs by 0.012, its tails of convolutions, which reach 17, by 0.56; the bounds are thrice
+# that. What counts frames is exact.
+TOLERANCES = {
+    "mel_frontend": {"LOG_MEL": 1e-4, "new_past": 1e-4},
+    "code2wav": {"AUDIO_OUT": 1200, "WAVEFORM": 0.036, "new_conv": 1.7, "new_frames": 0, "new_kv": 0.005},
+}
+
+Feed = dict[str, np.ndarray]
+Report = Callable[[str], None]
+
+
+def build_tensorrt_repository(repository: Path, report: Report) -> Path:
+    """From a built `repository` (see `export.repository`), makes `repository`_tensorrt beside it; returns it.
+
+    Its engines are missing until its script has run.
+    """
+    made = repository.with_name(repository.name + "_tensorrt")
+    staging = made.with_name(made.name + ".new")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(repository, staging, ignore=shutil.ignore_patterns("__pycache__", STAMP))
+    commands = []
+    for name in STAGES:
+        report(f"{name}: INT32 in place of INT16" + (", AutoCast to float16" if name in HALF_PRECISION else ""))
+        folder = staging / name
+        original = folder / "1" / "model.onnx"
+        feeds = record_feeds(original, batch=1)
+        without_int16(original, original)
+        if name in HALF_PRECISION:
+            mix_precision(original, feeds)
+        original.rename(folder / "model.onnx")  # Triton is to find the engine alone
+        for data in original.parent.glob("*.data"):
+            data.rename(folder / data.name)
+        config = triton_config.read_config(folder)
+        use_tensorrt(config)
+        triton_config.write_config(folder, config)
+        save_comparison(repository / name / "1" / "model.onnx", feeds, folder)
+        commands.append(engine_commands(config))
+    report("the casts and the ensemble")
+    ensemble = triton_config.read_config(staging / "duplex")
+    add_cast(staging, "pcm_in", TensorProto.INT16, TensorProto.INT32, ensemble.input[0], ensemble.max_batch_size)
+    add_cast(staging, "pcm_out", TensorProto.INT32, TensorProto.INT16, ensemble.output[0], ensemble.max_batch_size)
+    add_casting_steps(ensemble)
+    triton_config.write_config(staging / "duplex", ensemble)
+    script = staging / SCRIPT
+    script.write_text(SCRIPT_HEAD + "\n".join(commands), encoding="utf-8")
+    script.chmod(0o755)
+    shutil.rmtree(made, ignore_errors=True)
+    staging.rename(made)
+    return made
+
+
+def build_engines(repository: Path, report: Report) -> None:
+    """Runs the script where TensorRT is, and says how to where it is not. Raises `ExportError`."""
+    if not shutil.which("trtexec"):
+        report(f"no trtexec on PATH: run {repository / SCRIPT} in a container with TensorRT, see there")
+        return
+    report("the engines: some minutes")
+    built = subprocess.run([repository / SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    (repository / "build_engines.log").write_text(built.stdout, encoding="utf-8")
+    if built.returncode != 0:
+        raise ExportError(f"{SCRIPT} ended with {built.returncode}:\n{built.stdout[-2000:]}")
+
+
+def without_int16(source: Path, target: Path) -> None:
+    """Writes `source` with every INT16 tensor an INT32 one: PCM16's values, in a type that TensorRT has."""
+    model = onnx.load(source)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.INT16:
+            value.type.tensor_type.elem_type = TensorProto.INT32
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.INT16:
+                attribute.i = TensorProto.INT32
+    _save(model, target)
+
+
+def mix_precision(path: Path, feeds: list[Feed]) -> None:
+    """Rewrites the graph in mixed precision; `feeds` tell AutoCast which values are too large for float16."""
+    from modelopt.onnx.autocast import convert_to_mixed_precision
+    from modelopt.onnx.logging_config import configure_logging
+
+    configure_logging("ERROR")  # it has a line for every node
+    calibration = path.with_name("calibration")
+    calibration.mkdir()
+    for tick, feed in enumerate(feeds):
+        np.savez(calibration / f"{tick}.npz", **feed)
+    others = sorted({node.op_type for node in onnx.load(path, load_external_data=False).graph.node} - IN_HALF)
+    mixed = convert_to_mixed_precision(
+        onnx_path=str(path),
+        low_precision_type="fp16",
+        keep_io_types=True,
+        op_types_to_exclude=others,
+        calibration_data=str(calibration),
+    )
+    _save(mixed, path)
+    shutil.rmtree(calibration)
+
+
+def record_feeds(graph: Path, batch: int) -> list[Feed]:
+    """What goes into the float32 graph over a few ticks of a stream, states and all: sound as loud as speech."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    random = np.random.RandomState(0)
+    states = {name: np.zeros(shape, kind) for name, shape, kind in _tensors(session, batch) if name.islower()}
+    names = [output.name for output in session.get_outputs()]
+    feeds = []
+    for _ in range(CALIBRATION_TICKS):
+        inputs = {name: _some(random, shape, kind) for name, shape, kind in _tensors(session, batch) if name.isupper()}
+        feeds.append({**inputs, **states})
+        found = dict(zip(names, session.run(names, feeds[-1]), strict=True))
+        states = {name: found[f"new_{name}"] for name in states}
+    return [{name: _int32(value) for name, value in feed.items()} for feed in feeds]
+
+
+def save_comparison(graph: Path, feeds: list[Feed], folder: Path) -> None:
+    """Writes Polygraphy's inputs, and what ONNX Runtime makes of them with the float32 graph."""
+    from polygraphy.comparator import IterationResult, RunResults
+    from polygraphy.json import save_json
+    from polygraphy.logger import G_LOGGER
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    kinds = {name: kind for name, _, kind in _tensors(session, 1)}
+    names = [output.name for output in session.get_outputs()]
+    results = []
+    for feed in feeds:
+        found = session.run(names, {name: value.astype(kinds[name]) for name, value in feed.items()})
+        outputs = {name: _int32(value) for name, value in zip(names, found, strict=True)}
+        results.append(IterationResult(outputs=outputs, runner_name="float32"))
+    with G_LOGGER.verbosity(G_LOGGER.WARNING):
+        save_json(feeds, str(folder / "inputs.json"), description="ticks of a stream")
+        RunResults([("float32", results)]).save(str(folder / "expected.json"))
+
+
+def use_tensorrt(config: Any) -> None:
+    """Turns a stage's config for ONNX Runtime into one for TensorRT; its states are the same."""
+    config.backend = "tensorrt"
+    config.default_model_filename = "model.plan"
+    config.parameters.clear()
+    for tensor in (*config.input, *config.output):
+        if tensor.data_type == model_config_pb2.TYPE_INT16:
+            tensor.data_type = model_config_pb2.TYPE_INT32
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1, profile=["0"])
+
+
+def add_cast(repository: Path, name: str, source: int, target: int, sound: Any, batch: int) -> None:
+    """A stage of one Cast, for ONNX Runtime, of the ensemble's tensor `sound`."""
+    samples = sound.dims[0]
+    given = helper.make_tensor_value_info("IN", source, ["batch", samples])
+    made = helper.make_tensor_value_info("OUT", target, ["batch", samples])
+    graph = helper.make_graph([helper.make_node("Cast", ["IN"], ["OUT"], to=target)], name, [given], [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    (repository / name / "1").mkdir(parents=True)
+    onnx.save(model, repository / name / "1" / "model.onnx")
+    types = {TensorProto.INT16: model_config_pb2.TYPE_INT16, TensorProto.INT32: model_config_pb2.TYPE_INT32}
+    config = model_config_pb2.ModelConfig(name=name, backend="onnxruntime")
+    config.max_batch_size = batch
+    config.input.add(name="IN", data_type=types[source], dims=[samples])
+    config.output.add(name="OUT", data_type=types[target], dims=[samples])
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)
+    triton_config.write_config(repository / name, config)
+
+
+def add_casting_steps(ensemble: Any) -> None:
+    """Puts `pcm_in` before mel_frontend and `pcm_out` behind code2wav; the ensemble's own tensors stay INT16."""
+    mel, _, code2wav = ensemble.ensemble_scheduling.step
+    mel.input_map["AUDIO_IN"] = "audio_in_int32"
+    code2wav.output_map["AUDIO_OUT"] = "audio_out_int32"
+    add = ensemble.ensemble_scheduling.step.add
+    add(model_name="pcm_in", model_version=-1, input_map={"IN": "AUDIO_IN"}, output_map={"OUT": "audio_in_int32"})
+    add(model_name="pcm_out", model_version=-1, input_map={"IN": "audio_out_int32"}, output_map={"OUT": "AUDIO_OUT"})
+
+
+def engine_commands(config: Any) -> str:
+    """Shell lines that build a stage's engine and compare it with what ONNX Runtime gave."""
+    states = config.sequence_batching.state
+    tensors = {tensor.name: list(tensor.dims) for tensor in config.input}
+    tensors |= {state.input_name: list(state.dims) for state in states}
+    most = config.max_batch_size
+    shapes = {
+        f"--{kind}Shapes": ",".join(f"{name}:{'x'.join(map(str, [batch, *dims]))}" for name, dims in tensors.items())
+        for kind, batch in (("min", 1), ("opt", min(8, most)), ("max", most))
+    }
+    build = [
+        "trtexec",
+        f"--onnx={config.name}/model.onnx",
+        f"--saveEngine={config.name}/1/model.plan",
+        "--stronglyTyped",  # the only way in TensorRT 11, and to be said in 10
+        "--noTF32",  # float32 means float32
+        *(f"{flag}={value}" for flag, value in shapes.items()),
+        "--memPoolSize=workspace:4096",
+        f"--timingCacheFile={config.name}/timing.cache",
+        "--skipInference",
+    ]
+    compare = ["polygraphy", "run", f"{config.name}/1/model.plan", "--trt", *comparison_arguments(config.name)]
+    return "\n".join([shlex.join(build), shlex.join(compare), ""])
+
+
+def comparison_arguments(name: str) -> list[str]:
+    """Polygraphy's, for any runner: the recorded ticks in, and how far each output may be from the float32 graph's."""
+    return [
+        *("--load-inputs", f"{name}/inputs.json", "--load-outputs", f"{name}/expected.json"),
+        *("--check-error-stat", "max", "--rtol", "0", "--validate", "--atol"),
+        *(f"{output}:{tolerance:g}" for output, tolerance in TOLERANCES[name].items()),
+    ]
+
+
+SCRIPT_HEAD = """#!/usr/bin/env bash
+# Builds the TensorRT engines of this repository and compares each with ONNX Runtime. To be run where the engines will
+# run: the same GPU, and the TensorRT of the same container release, for example
+#   docker run --gpus all --rm -v "$PWD:/repository" nvcr.io/nvidia/tensorrt:26.07-py3 /repository/build_engines.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+for tool in trtexec polygraphy; do
+    command -v "$tool" > /dev/null || { echo "$tool is not on PATH: run this in NVIDIA's TensorRT container" >&2; exit 1; }
+done
+
+"""
+
+
+def _tensors(session: Any, batch: int) -> list[tuple[str, list[int], Any]]:
+    kinds: Mapping[str, Any] = {
+        "tensor(int16)": np.int16,
+        "tensor(int32)": np.int32,
+        "tensor(int64)": np.int64,
+        "tensor(float)": np.float32,
+        "tensor(float16)": np.float16,
+    }
+    return [(tensor.name, [batch, *tensor.shape[1:]], kinds[tensor.type]) for tensor in session.get_inputs()]
+
+
+def _some(random: np.random.RandomState, shape: list[int], kind: Any) -> np.ndarray:
+    """Sound as loud as speech, or codes of the smallest codebook that anybody has."""
+    low, high = (-8000, 8000) if kind == np.int16 else (0, 512)
+    return random.randint(low, high, shape).astype(kind)
+
+
+def _int32(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.int32) if value.dtype == np.int16 else value
+
+
+def _save(model: Any, path: Path) -> None:
+    """Writes a graph, its weights in a file beside it when they are too large for one."""
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)
+    large = model.ByteSize() > 1_500_000_000
+    onnx.save(model, path, save_as_external_data=large, location=data.name if large else None)

@@ -1,0 +1,207 @@
+"""What TensorRT will build engines from, checked as far as it goes without TensorRT."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tritonclient.grpc as triton
+from onnx import TensorProto
+from tritonclient.grpc import model_config_pb2
+
+from export import triton_config
+from export.repository import build_repository
+from export.tensorrt import (
+    STAGES,
+    TOLERANCES,
+    build_engines,
+    build_tensorrt_repository,
+    comparison_arguments,
+    record_feeds,
+)
+from launch.triton_server import TritonServer
+from tests.conftest import BUILD, free_port
+
+SOUND = {"mel_frontend": "AUDIO_IN", "code2wav": "AUDIO_OUT"}
+
+
+@pytest.fixture(scope="module")
+def plain(settings) -> Path:
+    """The repository that ONNX Runtime serves."""
+    return build_repository(settings.with_values(engine={"slots": 12}), BUILD / "tensorrt", print)
+
+
+@pytest.fixture(scope="module")
+def made(plain: Path) -> Path:
+    return build_tensorrt_repository(plain, print)
+
+
+@pytest.fixture(params=STAGES)
+def stage(request) -> str:
+    return request.param
+
+
+def graph(folder: Path, stage: str) -> onnx.ModelProto:
+    return onnx.load(folder / stage / "model.onnx")
+
+
+def test_no_tensor_has_a_type_that_tensorrt_lacks(made: Path, stage):
+    model = onnx.shape_inference.infer_shapes(graph(made, stage), strict_mode=True)
+    known = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    assert {value.type.tensor_type.elem_type for value in values} <= known
+    assert {tensor.data_type for tensor in model.graph.initializer} <= known
+    casts = [node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"]
+    assert set(casts) <= known
+    assert [(opset.domain, opset.version) for opset in model.opset_import if opset.domain == ""] == [("", 18)]
+
+
+def test_only_products_are_in_float16_and_states_are_not(made: Path, plain: Path):
+    model = onnx.shape_inference.infer_shapes(graph(made, "code2wav"))
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
+    kinds |= {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    half = {
+        node.op_type for node in model.graph.node if any(kinds.get(o) == TensorProto.FLOAT16 for o in node.output)
+    }
+    assert {"Conv", "ConvTranspose", "MatMul"} <= half <= {"Conv", "ConvTranspose", "MatMul", "Cast"}
+    session = onnxruntime.InferenceSession(made / "code2wav" / "model.onnx")
+    feed = record_feeds(plain / "code2wav" / "1" / "model.onnx", batch=1)[-1]
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, feed), strict=True))
+    for name in ("new_conv", "new_kv"):
+        assert not np.array_equal(found[name], found[name].astype(np.float16).astype(np.float32)), name
+    assert "float16" not in str({i.type for i in session.get_inputs()})
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_graphs_compute_what_the_plain_ones_do(made: Path, plain: Path, stage, batch):
+    ours = onnxruntime.InferenceSession(made / stage / "model.onnx")
+    theirs = onnxruntime.InferenceSession(plain / stage / "1" / "model.onnx")
+    names = [output.name for output in ours.get_outputs()]
+    assert set(TOLERANCES[stage]) == set(names)
+    for feed in record_feeds(plain / stage / "1" / "model.onnx", batch):
+        as_pcm = {name: value.astype(np.int16) if name == "AUDIO_IN" else value for name, value in feed.items()}
+        for name, found, expected in zip(names, ours.run(names, feed), theirs.run(names, as_pcm), strict=True):
+            difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+            assert difference <= TOLERANCES[stage][name], name
+            if stage == "mel_frontend":
+                assert difference == 0, "it stays in float32"
+
+
+def test_polygraphy_finds_them_equal_and_would_find_them_different(made: Path, stage):
+    """The comparison that the script makes, with ONNX Runtime in TensorRT's place."""
+    compare = [Path(sys.executable).parent / "polygraphy", "run", f"{stage}/model.onnx", "--onnxrt"]
+    run = subprocess.run([*compare, *comparison_arguments(stage)], cwd=made, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "Pass Rate: 100.00%" in run.stdout
+    wrong = [argument.replace(stage, "code2wav" if stage == "mel_frontend" else "mel_frontend") for argument in
+             comparison_arguments(stage)]  # fmt: skip
+    assert subprocess.run([*compare, *wrong], cwd=made, capture_output=True).returncode != 0
+
+
+def test_configs_keep_states_and_name_the_engine(made: Path, plain: Path, stage):
+    config, before = (triton_config.read_config(folder / stage) for folder in (made, plain))
+    assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+    assert config.sequence_batching == before.sequence_batching
+    assert [(group.kind, list(group.profile)) for group in config.instance_group] == [
+        (model_config_pb2.ModelInstanceGroup.KIND_GPU, ["0"])
+    ]
+    named = {tensor.name for tensor in (*config.input, *config.output)}
+    named |= {name for state in config.sequence_batching.state for name in (state.input_name, state.output_name)}
+    model = graph(made, stage)
+    in_graph = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    assert named == set(in_graph), "the backend wants every tensor of an engine named"
+    assert in_graph[SOUND[stage]] == TensorProto.INT32
+    types = {tensor.name: tensor.data_type for tensor in (*config.input, *config.output)}
+    assert types[SOUND[stage]] == model_config_pb2.TYPE_INT32
+    assert not list((made / stage / "1").iterdir()), "the engine is still to be built"
+
+
+def test_commands_name_every_input_with_its_shape(made: Path, stage):
+    script = (made / "build_engines.sh").read_text()
+    build = next(shlex.split(line) for line in script.splitlines() if line.startswith(f"trtexec --onnx={stage}/"))
+    flags = dict(argument.lstrip("-").partition("=")[::2] for argument in build[1:])
+    model = graph(made, stage)
+    for kind, batch in (("min", 1), ("opt", 8), ("max", 12)):
+        shapes = dict(part.split(":") for part in flags[f"{kind}Shapes"].split(","))
+        expected = {
+            value.name: "x".join(str(d.dim_value or batch) for d in value.type.tensor_type.shape.dim)
+            for value in model.graph.input
+        }
+        assert shapes == expected
+    assert flags["saveEngine"] == f"{stage}/1/model.plan"
+    assert not {"fp16", "int8", "best", "inputIOFormats"} & set(flags), "gone in TensorRT 11"
+    assert subprocess.run(["bash", "-n", made / "build_engines.sh"]).returncode == 0
+
+
+def test_the_script_runs_its_tools_in_order(made: Path, tmp_path, monkeypatch):
+    """With stand-ins for TensorRT's two programs that write down how they were called."""
+    for tool in ("trtexec", "polygraphy"):
+        program = tmp_path / tool
+        program.write_text(f'#!/bin/sh\necho {tool} "$@" >> "$CALLS"\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    build_engines(made, print)
+    calls = [line.split()[:3] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [call[0] for call in calls] == ["trtexec", "polygraphy"] * 2
+    assert calls[3][1:] == ["run", "code2wav/1/model.plan"]
+
+
+def test_without_tensorrt_it_says_what_to_do(made: Path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    said: list[str] = []
+    build_engines(made, said.append)
+    assert re.search(r"no trtexec on PATH: run .*build_engines.sh in a container with TensorRT", said[0])
+    run = subprocess.run([made / "build_engines.sh"], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "trtexec is not on PATH" in run.stderr
+
+
+@pytest.fixture(scope="module")
+def served_by_onnxruntime(made: Path, settings, tmp_path_factory) -> Iterator[str]:
+    """The whole repository on the real Triton, its two engines' graphs under ONNX Runtime."""
+    repository = tmp_path_factory.mktemp("tensorrt") / "repository"
+    shutil.copytree(made, repository)
+    for stage in STAGES:
+        config = triton_config.read_config(repository / stage)
+        config.backend = "onnxruntime"
+        config.default_model_filename = ""
+        config.instance_group[0].kind = model_config_pb2.ModelInstanceGroup.KIND_CPU
+        del config.instance_group[0].profile[:]
+        triton_config.write_config(repository / stage, config)
+        (repository / stage / "model.onnx").rename(repository / stage / "1" / "model.onnx")
+    ports = {f"{name}_port": free_port() for name in ("http", "grpc", "metrics")}
+    changed = settings.with_values(triton=ports)
+    log = repository.parent / "log"
+    with TritonServer(repository, repository.parent / "runtime", changed, log) as server:
+        server.wait_until_ready()
+        yield f"127.0.0.1:{ports['grpc_port']}"
+
+
+def test_the_ensemble_with_casts_keeps_the_contract(served_by_onnxruntime: str, served, pcm):
+    """INT16 in, INT16 out, and the sound of the plain repository but for float16's products."""
+    heard = []
+    for url in (served_by_onnxruntime, served.triton_grpc):
+        client, sound = triton.InferenceServerClient(url), []
+        for tick in range(6):
+            audio = triton.InferInput("AUDIO_IN", [1, 5120], "INT16")
+            audio.set_data_from_numpy(pcm[None, tick * 5120 : (tick + 1) * 5120])
+            answer = client.infer(
+                "duplex", [audio], sequence_id=77, sequence_start=tick == 0, sequence_end=tick == 5
+            )
+            sound.append(answer.as_numpy("AUDIO_OUT"))
+        assert all(tick.dtype == np.int16 and tick.shape == (1, 7680) for tick in sound)
+        heard.append(np.concatenate(sound, axis=1).astype(np.int64))
+    assert np.abs(heard[1]).max() > 3000, "something is said"
+    assert np.abs(heard[0] - heard[1]).max() <= TOLERANCES["code2wav"]["AUDIO_OUT"]
