@@ -99,12 +99,12 @@ def read_part(
 
 
 @triton.jit
-def join_parts(partial, log_sums, out, queries, size: tl.constexpr, parts: tl.constexpr):
+def join_parts(partial, log_sums, out, count, size: tl.constexpr, parts: tl.constexpr):
     """The parts of one query, each weighted by its share of the whole sum."""
     query = tl.program_id(0)
     part, channel = tl.arange(0, parts), tl.arange(0, size)
-    log_sum = tl.load(log_sums + part * queries + query)
+    log_sum = tl.load(log_sums + part * count + query)
     weights = tl.exp(log_sum - tl.max(log_sum, 0))
-    heard = tl.load(partial + (part[:, None] * queries + query) * size + channel[None, :])
+    heard = tl.load(partial + (part[:, None] * count + query) * size + channel[None, :])
     joined = tl.sum(heard * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(out + query * size + channel, joined.to(out.dtype.element_ty))

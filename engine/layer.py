@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DENSE_SHARE = 4  # on the CPU, all experts are computed where a token's own are at least this fraction of them
+DENSE_SHARE = 4  # all experts are computed where a token's own are at least this fraction of them
 
 
 class Layer:
@@ -83,11 +83,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def feed_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
-    """`mlp` in the form that is fastest where its weights are: transformers' own, unless that has a better one."""
+    """`mlp` in the form that is fastest: transformers' own, unless it is dense or almost."""
     if not hasattr(mlp, "experts"):
         return GatedMlp(mlp)
-    device = mlp.gate.weight.device
-    if device.type == "cpu" and mlp.gate.num_experts <= DENSE_SHARE * mlp.gate.top_k:
+    if mlp.gate.num_experts <= DENSE_SHARE * mlp.gate.top_k:
         return DenseExperts(mlp)
     whole: Callable[[Tensor], Tensor] = mlp
     return whole
@@ -109,8 +108,8 @@ class GatedMlp:
 class DenseExperts:
     """All experts of a small mixture in two products, each weighted by its routing, which is mostly zero.
 
-    On a CPU this is faster than picking a few small experts apart, and a row's result does not depend on which
-    experts the other rows want.
+    This is faster than picking a few small experts apart, and a row's result does not depend on which experts the
+    other rows want.
     """
 
     def __init__(self, mlp: Any):

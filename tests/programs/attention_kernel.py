@@ -1,0 +1,69 @@
+"""Runs the CUDA attention kernel in its language's interpreter, on the CPU, against the CPU's attention.
+
+A program of its own, since the interpreter is chosen when the kernel is defined: TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from config import Settings
+from engine import attention_kernel
+from engine.attention import CpuAttention, Cursor
+from engine.attention_kernel import KernelAttention
+from engine.checkpoint import load_checkpoint
+from engine.engine import Engine
+from engine.slot_decoder import SlotDecoder
+
+CAPACITY = 1024
+SHAPES = [  # rows, new positions, query heads, key heads, head size
+    (1, 1, 4, 2, 16),
+    (4, 1, 4, 2, 16),
+    (3, 4, 8, 2, 32),
+    (2, 40, 4, 2, 16),
+    (5, 4, 32, 4, 128),
+    (70, 1, 16, 4, 16),  # so many that nothing is read in parts
+]
+
+
+def differences() -> list[float]:
+    """Greatest difference between the two, for each shape."""
+    torch.manual_seed(0)
+    found = []
+    for rows, length, heads, key_heads, size in SHAPES:
+        cache = torch.randn(rows + 4, 2 * key_heads, CAPACITY, size)
+        starts = torch.randint(0, CAPACITY - length, (rows,))
+        starts[0] = 0
+        slots = torch.randperm(rows + 3)[:rows].sort().values
+        cursor = Cursor(slots, starts)
+        cursor.place(slots.tolist(), starts.tolist())
+        packed = torch.randn(rows, length, heads + 2 * key_heads, size)
+        queries = packed[:, :, :heads]  # not contiguous, as in the engine
+        ours = KernelAttention(cursor, length)(queries, cache, size**-0.5)
+        theirs = CpuAttention(cursor, length, CAPACITY, heads // key_heads)(queries, cache, size**-0.5)
+        found.append(float((ours - theirs).abs().max()))
+    return found
+
+
+def ticks(checkpoint_folder: str, kernel: bool) -> list[torch.Tensor]:
+    """Codes of two conversations out of step, by either attention."""
+    settings = Settings.load(environ={}).with_values(engine={"context_s": 5})
+    engine = Engine(load_checkpoint(checkpoint_folder, settings.qwen), settings)
+    if kernel:
+        attention_kernel.PROGRAMS = 16  # read in two parts: the interpreter runs programs one after another
+        SlotDecoder._attention = lambda _, cursor, length: KernelAttention(cursor, length)  # type: ignore[method-assign]
+    heard = torch.rand(3, 128, settings.audio.mel_frames, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    engine.open("a", engine.parse_options({}))
+    said = [engine.tick({"a": heard[0]})["a"]]
+    engine.open("b", engine.parse_options({"system_prompt": "Be kind."}))
+    said += engine.tick({"a": heard[1], "b": heard[2]}).values()
+    return [spoken.codes for spoken in said]
+
+
+if __name__ == "__main__":
+    print("differences", differences())
+    expected = ticks(sys.argv[1], kernel=False)
+    found = ticks(sys.argv[1], kernel=True)
+    print("codes equal", all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)))

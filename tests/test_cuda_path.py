@@ -1,0 +1,123 @@
+"""What runs on CUDA alone, checked as far as it goes without a GPU."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Qwen3OmniMoeForConditionalGeneration
+
+from engine import layer
+from engine.batch import ladder
+from engine.checkpoint import Checkpoint
+from engine.dialect_sca import ScaDialect
+from engine.slot_decoder import SlotDecoder
+from export.tiny import tiny_config
+from tests.conftest import ROOT
+
+FROM_THE_HOST = {"lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "item", "nonzero", "_to_cpu", "is_nonzero"}
+FLOAT32_SUMS = 2e-6  # a few roundings of sums of order one
+
+
+def test_the_attention_kernel_computes_attention(checkpoint_folder: str):
+    """In the interpreter of its language."""
+    run = subprocess.run(
+        [sys.executable, "tests/programs/attention_kernel.py", checkpoint_folder],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = ast.literal_eval(re.search(r"^differences (.*)$", run.stdout, re.MULTILINE)[1])
+    assert len(found) == 6
+    assert max(found) < FLOAT32_SUMS
+    assert "codes equal True" in run.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("kind", "block_keys", "parts"), [("bf16", 64, 16), ("bf16", 64, 1), ("fp32", 32, 4)])
+def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, parts):
+    """To machine code, by the compiler's own assembler, with the full-size model's shapes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from engine.attention_kernel import join_parts, read_part
+
+    pointers = {"queries": kind, "cache": kind, "out": kind, "slots": "i64", "starts": "i64"}
+    pointers |= {"partial": "fp32", "log_sums": "fp32"}
+    chosen = {"length": 1, "groups": 8, "key_heads": 4, "size": 128, "parts": parts}
+    chosen |= {"block_queries": 16, "block_keys": block_keys}
+    for kernel in (read_part, join_parts):
+        signature = {}
+        for name in kernel.arg_names:
+            signature[name] = "constexpr" if name in chosen else "i64" if name == "cache_slot" else "i32"
+            if name in pointers:
+                signature[name] = "*" + pointers[name]
+            if name == "scale":
+                signature[name] = "fp32"
+        constants = {(kernel.arg_names.index(name),): value for name, value in chosen.items() if name in signature}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert len(compiled.asm["cubin"]) > 1000
+        assert compiled.metadata.shared <= 96 * 1024, "two programs fit a multiprocessor of an H100"
+
+
+class HostWatch(TorchDispatchMode):
+    """Notes every operation that would wait for the device, or bring values from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        name = function.__name__.split(".")[0]
+        if name in FROM_THE_HOST:
+            self.found.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, monkeypatch, sampled):
+    """What a captured graph must not do. The tensors here have no values at all: looking at one is an error."""
+    monkeypatch.setattr(layer, "DENSE_SHARE", 0)  # experts as on CUDA
+    monkeypatch.setattr(SlotDecoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
+    with FakeTensorMode(), torch.inference_mode():
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = Qwen3OmniMoeForConditionalGeneration(tiny_config(checkpoint.tokenizer)).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        dialect = ScaDialect(Checkpoint(model, checkpoint.tokenizer), settings.with_values(engine={"slots": 4}))
+        batch = dialect._new_batch(4)
+        batch.sampled = sampled
+        for name, step in dialect._steps().items():
+            with HostWatch() as watch:
+                step(batch)
+            assert not watch.found, f"{name}: {watch.found}"
+            assert watch.count > 20
+
+
+def test_the_watch_sees_what_it_watches_for():
+    with FakeTensorMode(), HostWatch() as watch:
+        torch.tensor([1, 2])
+    assert watch.found
+    with pytest.raises(Exception, match="_local_scalar_dense"), FakeTensorMode():
+        torch.ones(3).sum().item()
+
+
+def test_graphs_are_captured_for_every_number_of_rows():
+    cuda = torch.device("cuda")
+    assert ladder(128, cuda) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert ladder(6, cuda) == [1, 2, 4, 6]
+    assert ladder(1, cuda) == [1]
