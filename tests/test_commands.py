@@ -110,37 +110,6 @@ def test_serve_names_a_checkpoint_that_is_none(tmp_path):
     assert "Traceback" not in run.stderr
 
 
-def test_bench_measures_the_engine_and_transformers(tmp_path):
-    run = sca("bench", "engine", "--sessions", "1,2", "--ticks", 3, "--baseline", "transformers", "--build", tmp_path)
-    assert run.returncode == 0, run.stderr
-    rows = json.loads((tmp_path / "bench" / "engine.json").read_text())["rows"]
-    assert [(row["what"], row["sessions"], row["ticks"]) for row in rows] == [
-        ("engine", 1, 3),
-        ("engine", 2, 3),
-        ("transformers", 1, 3),
-    ]
-    stages = rows[0]["stages_ms"]
-    assert set(stages) == {"encoder", "prefill", "text", "talker", "code predictor"}
-    assert 0.5 * rows[0]["p50_ms"] < sum(stages.values()) < 2 * rows[0]["p50_ms"], "the stages are most of the tick"
-
-
-def test_bench_measures_triton_at_the_pace_of_microphones(served: Served, tmp_path):
-    ports = {"SCA_TRITON_GRPC_PORT": str(served.settings.triton.grpc_port)}
-    begun = time.monotonic()
-    run = sca("bench", "triton", "--sessions", "2", "--seconds", 3.2, "--build", tmp_path, **ports)
-    assert run.returncode == 0, run.stderr
-    assert time.monotonic() - begun > 3.2, "in real time"
-    (row,) = json.loads((tmp_path / "bench" / "triton.json").read_text())["rows"]
-    assert (row["sessions"], row["ticks"]) == (2, 20)
-    assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
-
-
-def test_bench_says_when_there_are_too_few_slots(tmp_path):
-    run = sca("bench", "triton", "--sessions", "9", "--seconds", 1, "--build", tmp_path, SCA_ENGINE_SLOTS="4")
-    assert run.returncode == 1
-    assert "--sessions asks for 9, engine.slots is 4: serve and measure with SCA_ENGINE_SLOTS=9" in run.stderr
-
-
 def test_a_wrong_setting_is_one_line():
     run = sca("serve", SCA_BRIDGE_PROT="1")
     assert run.returncode == 1

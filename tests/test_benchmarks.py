@@ -1,0 +1,201 @@
+"""The benchmarks run and count right; how fast anything is, no test asserts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import tritonclient.grpc as triton
+
+from benchmarks.floor import bandwidth, tick_bytes
+from benchmarks.full_size import full_checkpoint, full_config
+from benchmarks.perf_analyzer import PerfAnalyzerError, input_data, read_wav, row_of
+from benchmarks.report import Row
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine, Spoken
+from export.tiny import tiny_config
+from tests.conftest import BUILD, Served
+from tests.test_commands import sca
+
+PNG = b"\x89PNG"
+ENGINE_STAGES = {"encoder", "prefill", "text", "talker", "code predictor"}
+SERVED_STAGES = {"mel", *ENGINE_STAGES, "code2wav", "queue", "Triton", "transport"}
+
+
+def rows_of(build: Path, what: str) -> list[dict]:
+    assert (build / "bench" / f"{what}.png").read_bytes().startswith(PNG)
+    return json.loads((build / "bench" / f"{what}.json").read_text())["rows"]
+
+
+def ports_of(served: Served) -> dict[str, str]:
+    triton_settings, bridge = served.settings.triton, served.settings.bridge
+    ports = {name: str(getattr(triton_settings, f"{name}_port")) for name in ("grpc", "http", "metrics")}
+    return {**{f"SCA_TRITON_{name.upper()}_PORT": port for name, port in ports.items()}, "SCA_BRIDGE_PORT": str(bridge.port)}
+
+
+def test_the_engine_beside_transformers(tmp_path):
+    run = sca("bench", "engine", "--sessions", "1,2", "--ticks", 3, "--baseline", "transformers", "--build", tmp_path)
+    assert run.returncode == 0, run.stderr
+    rows = rows_of(tmp_path, "engine")
+    assert [(row["what"], row["sessions"], row["ticks"]) for row in rows] == [
+        ("engine", 1, 3),
+        ("engine", 2, 3),
+        ("transformers", 1, 3),
+    ]
+    stages = rows[0]["stages_ms"]
+    assert set(stages) == ENGINE_STAGES
+    assert 0.5 * rows[0]["p50_ms"] < sum(stages.values()) < 2 * rows[0]["p50_ms"], "the stages are most of the tick"
+    assert rows[0]["memory_bytes"] > 2**20
+
+
+def test_a_profile_names_the_slowest_parts(tmp_path):
+    run = sca("bench", "engine", "--sessions", "1", "--ticks", 1, "--profile", "--age-s", 30, "--build", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "aten::" in run.stdout
+    assert "Self CPU time total" in run.stdout
+
+
+@pytest.mark.parametrize("what", ["triton", "bridge"])
+def test_a_server_at_the_pace_of_microphones(served: Served, tmp_path, what):
+    begun = time.monotonic()
+    run = sca("bench", what, "--sessions", "2", "--seconds", 3.2, "--build", tmp_path, **ports_of(served))
+    assert run.returncode == 0, run.stderr
+    assert time.monotonic() - begun > 3.2, "in real time"
+    (row,) = rows_of(tmp_path, what)
+    assert (row["what"], row["sessions"], row["ticks"]) == (what, 2, 20)
+    assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    stages = row["stages_ms"]
+    assert set(stages) == SERVED_STAGES
+    assert all(ms > 0 for ms in stages.values()), stages
+    mean = sum(stages.values())
+    assert 0.5 * row["p50_ms"] < mean < 2 * row["p50_ms"], "they add up to the tick"
+    assert row["memory_bytes"] > 2**20
+
+
+def test_perf_analyzer_runs_the_real_server(served: Served, tmp_path, pcm):
+    """NVIDIA's own binary: real time, one sequence a session, and the sound that any client gets."""
+    wav = tmp_path / "said.wav"
+    soundfile.write(wav, pcm, 16000, subtype="PCM_16")
+    build = BUILD / "perf_analyzer_test"  # keeps the download
+    run = sca(
+        *("bench", "perf-analyzer", "--sessions", "1,3", "--seconds", 3.2, "--wav", wav, "--build", build),
+        **ports_of(served),
+    )
+    assert run.returncode == 0, run.stderr
+    rows = rows_of(build, "perf-analyzer")
+    assert [(row["sessions"], row["ticks"]) for row in rows] == [(1, 10), (3, 30)]
+    assert set(rows[1]["stages_ms"]) == SERVED_STAGES
+
+    profile = json.loads((build / "perf_analyzer" / "3.json").read_text())["experiments"][0]
+    sequences: dict[int, list] = {}
+    for request in sorted(profile["requests"], key=lambda request: request["timestamp"]):
+        sequences.setdefault(request["sequence_id"], []).append(request)
+    client = triton.InferenceServerClient(served.triton_grpc)
+    for requests in sequences.values():
+        gaps = np.diff([request["timestamp"] for request in requests]) / 1e6
+        assert abs(np.median(gaps) - 320) < 16, "a tick's length"
+    for tick, request in enumerate(next(iter(sequences.values()))):
+        sound = pcm[None, tick * 5120 : (tick + 1) * 5120]
+        assert request["request_inputs"]["AUDIO_IN"] == sound[0].tolist()
+        audio = triton.InferInput("AUDIO_IN", [1, 5120], "INT16")
+        audio.set_data_from_numpy(sound)
+        answer = client.infer("duplex", [audio], sequence_id=9, sequence_start=tick == 0, sequence_end=tick == 13)
+        heard = np.array(request["response_outputs"][0]["AUDIO_OUT"])
+        assert np.abs(heard - answer.as_numpy("AUDIO_OUT")[0]).max() <= 1, "a step of PCM16: batches differ by that"
+
+
+def test_perf_analyzers_record_becomes_a_row():
+    """Two sessions of six ticks; the second session's last answer comes 400 ms after its tick was due."""
+    requests = [
+        {
+            "sequence_id": session,
+            "timestamp": int(1e9 + session * 1e6 + tick * 320e6),
+            "response_timestamps": [int(1e9 + session * 1e6 + tick * 320e6 + (400e6 if (session, tick) == (1, 5) else 50e6))],
+        }
+        for tick in range(6)
+        for session in range(2)
+    ]
+    row = row_of({"requests": requests}, 2, 320)
+    assert (row.sessions, row.ticks, row.deadline_misses) == (2, 4, 1), "four ticks of each warm it up"
+    assert row.p50_ms == pytest.approx(50)
+    with pytest.raises(PerfAnalyzerError, match="ran 2 sequences of"):
+        row_of({"requests": requests[:-1]}, 2, 320)
+
+
+def test_perf_analyzers_input_is_the_sound(tmp_path):
+    samples = np.arange(700, dtype=np.int16)
+    ((first, second, third),) = input_data(samples, 300, 3)["data"]
+    decoded = [np.frombuffer(base64.b64decode(tick["AUDIO_IN"]["b64"]), "<i2") for tick in (first, second, third)]
+    assert np.array_equal(np.concatenate(decoded), np.concatenate([samples, samples[:200]])), "from its beginning again"
+    wrong = tmp_path / "stereo.wav"
+    soundfile.write(wrong, np.zeros((100, 2), np.int16), 8000)
+    with pytest.raises(PerfAnalyzerError, match=r"has 8000 Hz and shape \(100, 2\), expected 16000 Hz mono"):
+        read_wav(wrong)
+
+
+def test_what_cannot_be_measured_is_said(served: Served, tmp_path):
+    run = sca("bench", "triton", "--sessions", "9", "--build", tmp_path, **ports_of(served))
+    assert run.returncode == 1
+    assert "--sessions asks for 9, Triton's engine has 4 slots: serve with SCA_ENGINE_SLOTS=9" in run.stderr
+    run = sca("bench", "bridge", "--build", tmp_path, SCA_TRITON_METRICS_PORT="1")
+    assert "no Triton answers at 127.0.0.1:1" in run.stderr
+    run = sca("bench", "perf-analyzer", "--sessions", "1", "--build", tmp_path, **ports_of(served))
+    assert "perf-analyzer needs --wav FILE" in run.stderr
+
+
+def test_a_row_counts_deadlines_and_factors():
+    row = Row.of("x", 4, 320, [0.1, 0.2, 0.3, 0.4])
+    assert (row.ticks, row.deadline_misses) == (4, 1)
+    assert row.real_time_factor == pytest.approx(0.25 / 0.32)
+    assert row.audio_s_per_s == pytest.approx(4 * 0.32 / 0.25)
+
+
+def test_full_size_is_the_published_size():
+    """30.5 billion in the thinker's text model, as the checkpoint's card says; 35 in all."""
+    from transformers import Qwen3OmniMoeForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen3OmniMoeForConditionalGeneration(full_config())
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    text = sum(p.numel() for part in (model.thinker.model, model.thinker.lm_head) for p in part.parameters())
+    assert round(text / 1e9, 1) == 30.5
+    assert round(sum(count.values()) / 1e9, 1) == 35.3
+
+
+def test_weights_made_on_the_device_compute(checkpoint: Checkpoint, settings, log_mels):
+    made = full_checkpoint("cpu", torch.float32, tiny_config(checkpoint.tokenizer))
+    engine = Engine(made, settings)
+    engine.open(1, engine.parse_options({}))
+    said = engine.tick({1: log_mels[0]})[1]
+    assert isinstance(said, Spoken)
+    reference, found = checkpoint.model.thinker.model.rotary_emb, made.model.thinker.model.rotary_emb
+    assert torch.equal(reference.inv_freq, found.inv_freq)
+
+
+def test_the_floor_counts_weights_once_a_step(checkpoint: Checkpoint, settings):
+    """By hand for one session just begun: all experts' share that two of eight are, everything else whole."""
+    model = checkpoint.model
+    sizes = {name: p.nbytes for name, p in model.named_parameters()}
+
+    def total(prefix: str, *without: str) -> float:
+        return sum(size for name, size in sizes.items() if name.startswith(prefix) and not any(w in name for w in without))
+
+    def decoder(prefix: str, tokens: int) -> float:
+        experts = sum(size for name, size in sizes.items() if name.startswith(prefix) and ".experts." in name)
+        return total(f"{prefix}layers", ".experts.") + experts * (1 - (1 - 2 / 8) ** tokens)
+
+    thinker, talker, predictor = "thinker.model.", "talker.model.", "talker.code_predictor."
+    expected = total("thinker.audio_tower") + decoder(thinker, 4) + 2 * (decoder(thinker, 1) + total("thinker.lm_head"))
+    frame = decoder(talker, 1) + total("talker.codec_head") + 15 * total(f"{predictor}model.layers")
+    frame += total(f"{predictor}lm_head")
+    opening = 5 * 2 * 2 * 16 * 4 * 2  # positions, keys and values, heads, size, bytes, layers
+    expected += 4 * (frame + opening)
+    assert tick_bytes(model, settings, 1, age_s=0) == pytest.approx(expected)
+    assert tick_bytes(model, settings, 2, age_s=60) > tick_bytes(model, settings, 2, age_s=0)
+    assert bandwidth(torch.device("cpu")) > 1e8
