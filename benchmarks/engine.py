@@ -94,8 +94,7 @@ def bench_age(checkpoint: Checkpoint, settings: Settings) -> list[Row]:
     ticks = range(max(AGES) + AGE_WINDOW)
     latencies = [conversations.tick(tick) for tick in track(ticks, description="growing old", transient=True)]
     return [
-        Row.of(f"tick {age}", 1, settings.audio.tick_ms, latencies[age - AGE_WINDOW : age + AGE_WINDOW])
-        for age in AGES
+        Row.of(f"tick {age}", 1, settings.audio.tick_ms, latencies[age - AGE_WINDOW : age + AGE_WINDOW]) for age in AGES
     ]
 
 
@@ -141,4 +140,3 @@ def some_log_mels(settings: Settings) -> list[torch.Tensor]:
     """Ticks of noise in the range of speech; what is heard does not change how long it takes."""
     random = torch.Generator().manual_seed(0)
     return [torch.rand(128, settings.audio.mel_frames, generator=random) * 2 - 1 for _ in range(16)]
-

@@ -53,7 +53,9 @@ async def measure(what: str, settings: Settings, sessions: int, seconds: float, 
     mean_ms = 1000 * sum(map(sum, heard)) / sum(map(len, heard))
     latencies = [latency for each in heard for latency in each[WARM_UP_TICKS:]]
     stages = after.stages_since(before, mean_ms)
-    return Row.of(what, sessions, settings.audio.tick_ms, latencies, stages, paced=True, memory_bytes=after.engine_bytes)
+    return Row.of(
+        what, sessions, settings.audio.tick_ms, latencies, stages, paced=True, memory_bytes=after.engine_bytes
+    )
 
 
 async def _latencies(microphone: Microphone, converse: Converse) -> Sequence[float]:

@@ -57,9 +57,7 @@ def bench_perf_analyzer(
         after = Counters.read(settings)
         row = row_of(profile, count, settings.audio.tick_ms)
         mean_ms = float(np.mean([_latency_ms(request) for request in profile["requests"]]))
-        rows.append(
-            replace(row, stages_ms=after.stages_since(before, mean_ms), memory_bytes=after.engine_bytes)
-        )
+        rows.append(replace(row, stages_ms=after.stages_since(before, mean_ms), memory_bytes=after.engine_bytes))
     return rows
 
 

@@ -60,7 +60,9 @@ class Counters:
 
         executions = grown("nv_inference_exec_count", ENGINE)
         names = [label for name, label in self.values if name == "sca_stage_seconds_total"]
-        engine = {stage: grown("sca_stage_seconds_total", stage) / executions * 1000 for stage in sorted(names, key=_place)}
+        engine = {
+            stage: grown("sca_stage_seconds_total", stage) / executions * 1000 for stage in sorted(names, key=_place)
+        }
         mel, code2wav = mean("compute_infer", MEL), mean("compute_infer", CODE2WAV)
         queue, whole = mean("queue", ENGINE), mean("request", ENSEMBLE)
         computed = mel + sum(engine.values()) + code2wav

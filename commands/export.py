@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from commands.console import UserError, add_build_argument, load_settings, quiet_libraries, steps
+from config import SettingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
                 repository = build_tensorrt_repository(repository, shown.begin)
                 build_engines(repository, shown.begin)
-    except (CheckpointError, ExportError, MemoryRefusedError) as error:
+    except (CheckpointError, ExportError, MemoryRefusedError, SettingsError) as error:
         raise UserError(str(error)) from error
     except (OSError, ValueError, SafetensorError) as error:  # a file of the checkpoint is missing or broken
         raise UserError(f"the checkpoint cannot be exported: {error}") from error

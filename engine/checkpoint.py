@@ -51,7 +51,9 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
         model = merge_lora(model, settings.lora)
     _expect_rotary_buffers(source, model)
     if device.startswith("cuda") and model.dtype != torch.bfloat16:
-        model.set_experts_implementation("batched_mm")  # the grouped kernel takes bfloat16 alone, else waits for the host
+        model.set_experts_implementation(
+            "batched_mm"
+        )  # the grouped kernel takes bfloat16 alone, else waits for the host
     return Checkpoint(model.eval().requires_grad_(False), tokenizer)
 
 

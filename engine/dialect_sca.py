@@ -70,7 +70,9 @@ class ScaDialect:
         slot, options = conversation.slot, conversation.options
         tokens = self._opening_tokens(options.system_prompt)
         self.thinker.decoder.place(slot, self._thinker_openings.get(tuple(tokens), lambda: self._read_prompt(tokens)))
-        self.talker.decoder.place(slot, self._talker_openings.get(options.voice, lambda: self._read_voice(options.voice)))
+        self.talker.decoder.place(
+            slot, self._talker_openings.get(options.voice, lambda: self._read_voice(options.voice))
+        )
         self._heard_frames[slot] = self._begin_frame
         self._sampler.place(slot, options)
         conversation.opening = len(tokens)

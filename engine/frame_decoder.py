@@ -33,7 +33,9 @@ class FrameDecoder:
             queries, keys_values = layer.project(hidden, cos, sin)
             cache[:, :, start:end] = keys_values.transpose(1, 2)
             keys, values = cache[:, : self._key_heads, :end], cache[:, self._key_heads :, :end]
-            if length == 1:  # query heads of a key head as positions: the fast kernels want as many of one as of the other
+            if (
+                length == 1
+            ):  # query heads of a key head as positions: the fast kernels want as many of one as of the other
                 folded = queries[:, 0].unflatten(1, (self._key_heads, self._groups))
                 heard = F.scaled_dot_product_attention(folded, keys, values, scale=layer.scale).flatten(1)[:, None]
             else:  # only ever at the start

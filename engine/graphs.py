@@ -7,6 +7,7 @@ captured. A captured step is one launch in place of thousands.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ class Steps:
     def __init__(self, stopwatch: Stopwatch):
         self._stopwatch = stopwatch
         self._graphs: dict[tuple[str, int, bool], torch.cuda.CUDAGraph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def __call__(self, name: str, step: Step, batch: Batch) -> None:
         """Replays the step's graph for a batch of this size, or runs the step where there is none."""

@@ -118,17 +118,17 @@ class DenseExperts:
         self._in = torch.cat([gate.flatten(0, 1), up.flatten(0, 1)])  # [2 * E * I, H]
         self._out = experts.down_proj.transpose(0, 1).flatten(1).contiguous()  # [H, E * I]
         self._router = mlp.gate
-        self._shared = GatedMlp(mlp.shared_expert) if hasattr(mlp, "shared_expert") else None
-        self._shared_gate = mlp.shared_expert_gate.weight if self._shared else None
+        self._shared = (GatedMlp(mlp.shared_expert), mlp.shared_expert_gate) if hasattr(mlp, "shared_expert") else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
         flat = x.flatten(0, 1)
         logits, weights, chosen = self._router(flat)
         routing = torch.zeros_like(logits).scatter_(1, chosen, weights)  # [B * T, E]
-        gate, up = F.linear(flat, self._in).chunk(2, dim=-1)
-        activated = (F.silu(gate) * up).unflatten(1, (routing.shape[1], -1)) * routing[:, :, None]
+        first, up = F.linear(flat, self._in).chunk(2, dim=-1)
+        activated = (F.silu(first) * up).unflatten(1, (routing.shape[1], -1)) * routing[:, :, None]
         out = F.linear(activated.flatten(1), self._out)
-        if self._shared is not None:
-            out = out + torch.sigmoid(F.linear(flat, self._shared_gate)) * self._shared(flat)
+        if self._shared:
+            shared, gate = self._shared
+            out = out + torch.sigmoid(gate(flat)) * shared(flat)
         return out.view_as(x)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from config.settings import Settings
+from config.settings import Settings, SettingsError
 from engine.attention import cache_positions
 from engine.errors import MemoryRefusedError
 
@@ -60,7 +60,10 @@ class MemoryPlan:
 
 
 def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtype, device: torch.device) -> MemoryPlan:
-    """The plan for a checkpoint's config with `weights` bytes of them; `settings.engine.slots` may still be 0."""
+    """The plan for a checkpoint's config with `weights` bytes of them; `settings.engine.slots` may still be 0.
+
+    Raises `SettingsError` for a context of more positions than the checkpoint knows.
+    """
     engine, frames = settings.engine, settings.audio.codec_frames
     thinker, talker = (
         2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
@@ -68,6 +71,12 @@ def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtyp
     )  # bytes of a position
     ticks = settings.context_ticks
     step = frames + engine.text_tokens_per_tick
+    known = config.thinker_config.text_config.max_position_embeddings
+    if engine.prompt_positions + ticks * step > known:
+        most = (known - engine.prompt_positions) // step * settings.audio.tick_ms // 1000
+        raise SettingsError(
+            f"engine.context_s is {engine.context_s}, expected at most {most}: the thinker knows {known} positions"
+        )
     slot = thinker * cache_positions(engine.prompt_positions + ticks * step, device)
     slot += talker * cache_positions(TALKER_OPENING + ticks * frames, device)
     return MemoryPlan(
@@ -109,7 +118,8 @@ def weights_of(config: Any, dtype: torch.dtype) -> int:
 def available_bytes(device: torch.device) -> int:
     """What is free on the device, or of this machine's memory, now."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -78,9 +78,7 @@ class Sampler:
     def penalise(self, logits: Tensor, slots: Tensor) -> Tensor:
         """Logits of the first codebook [B, V], those of codes already spoken made less likely."""
         penalty = self._choices[slots, 5, None]
-        return torch.where(
-            self._spoken[slots], torch.where(logits < 0, logits * penalty, logits / penalty), logits
-        )
+        return torch.where(self._spoken[slots], torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
     def note_spoken(self, slots: Tensor, codes: Tensor) -> None:
         """Remembers codes of the first codebook [B]."""

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from config import Settings
 from engine.checkpoint import check_model_type, resolve_device, resolve_dtype
-from engine.memory import resolve_slots
+from engine.memory import plan_memory, resolve_slots
 from export import triton_config
 from export.code2wav import Code2Wav
 from export.mel_frontend import MelFrontend
@@ -43,8 +43,8 @@ Report = Callable[[str], None]
 def build_repository(settings: Settings, build: Path, report: Report) -> Path:
     """Makes `build`/repository, or finds it made; returns it.
 
-    `report` is told each step before it begins. Raises `CheckpointError`, `ExportError` or
-    `MemoryRefusedError`.
+    `report` is told each step before it begins. Raises `CheckpointError`, `ExportError`,
+    `MemoryRefusedError` or `SettingsError`.
     """
     checkpoint = find_checkpoint(settings, build, report)
     settings = settle_slots(settings, checkpoint)
@@ -85,10 +85,15 @@ def build_repository(settings: Settings, build: Path, report: Report) -> Path:
 
 
 def settle_slots(settings: Settings, checkpoint: str) -> Settings:
-    """Settings whose `engine.slots` is a number of conversations. Raises `MemoryRefusedError` when none fits."""
+    """Settings whose `engine.slots` is a number of conversations.
+
+    Raises `MemoryRefusedError` when none fits, `SettingsError` for a context that the checkpoint does not know.
+    """
     device = resolve_device(settings.qwen.device_map)
     dtype = resolve_dtype(settings.qwen.torch_dtype, device)
-    return resolve_slots(AutoConfig.from_pretrained(checkpoint), settings, torch.device(device), dtype)
+    config = AutoConfig.from_pretrained(checkpoint)
+    plan_memory(config, settings, 0, dtype, torch.device(device))  # it looks at the context
+    return resolve_slots(config, settings, torch.device(device), dtype)
 
 
 def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:

@@ -90,7 +90,9 @@ def build_engines(repository: Path, report: Report) -> None:
         report(f"no trtexec on PATH: run {repository / SCRIPT} in a container with TensorRT, see there")
         return
     report("the engines: some minutes")
-    built = subprocess.run([repository / SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    built = subprocess.run(
+        [repository / SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     (repository / "build_engines.log").write_text(built.stdout, encoding="utf-8")
     if built.returncode != 0:
         raise ExportError(f"{SCRIPT} ended with {built.returncode}:\n{built.stdout[-2000:]}")
@@ -246,7 +248,9 @@ SCRIPT_HEAD = """#!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 for tool in trtexec polygraphy; do
-    command -v "$tool" > /dev/null || { echo "$tool is not on PATH: run this in NVIDIA's TensorRT container" >&2; exit 1; }
+    command -v "$tool" > /dev/null && continue
+    echo "$tool is not on PATH: run this in NVIDIA's TensorRT container" >&2
+    exit 1
 done
 
 """

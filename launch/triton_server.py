@@ -30,9 +30,7 @@ class TritonError(RuntimeError):
 class TritonServer:
     """`with TritonServer(...) as server:` is a server that answers; leaving the block ends it and all its children."""
 
-    def __init__(
-        self, repository: Path, runtime: Path, settings: Settings, log: Path, verbose: bool = False
-    ) -> None:
+    def __init__(self, repository: Path, runtime: Path, settings: Settings, log: Path, verbose: bool = False) -> None:
         """`repository` is what to serve; `runtime` is a folder that is filled with what the server runs on."""
         self._settings = settings.triton
         self._threads = settings.engine.cpu_threads

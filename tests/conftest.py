@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers.utils import logging
 
 from config import Settings
-from config.settings import QwenSettings
+from config.settings import INPUT_HZ, QwenSettings
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.engine import Engine
 from export.mel_frontend import MelFrontend
 from export.repository import find_checkpoint
-from tests.oracle import read_pcm
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "test"
@@ -36,12 +36,19 @@ CPU = QwenSettings(model_id="", device_map="cpu", torch_dtype="float32", lora=""
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.manual_seed(0)
+torch.set_num_threads(1)  # as the engine; two are no faster, and torch's idle ones cost the servers beside
 
 
 SENTENCE = (
     "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left. "
     "And tell me, please, whether the kitchen has anything without meat."
 )
+
+
+def read_pcm(path: str) -> np.ndarray:
+    samples, rate = soundfile.read(path, dtype="int16")
+    assert rate == INPUT_HZ
+    return samples
 
 
 def speech() -> np.ndarray:

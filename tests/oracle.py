@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-
-from config.settings import INPUT_HZ
-
-
-def read_pcm(path: str) -> np.ndarray:
-    samples, rate = soundfile.read(path, dtype="int16")
-    assert rate == INPUT_HZ
-    return samples
 
 
 def signal_to_noise_db(reference: Tensor, found: Tensor) -> float:
@@ -35,23 +25,24 @@ class ScaOracle:
         prompt = ""
         if system_prompt:
             prompt = tokenizer.apply_chat_template([{"role": "system", "content": system_prompt}], tokenize=False)
-        ids = tokenizer(prompt + "<|audio_start|>", return_tensors="pt").input_ids
+        ids = tokenizer(prompt + "<|audio_start|>", return_tensors="pt").input_ids.to(model.device)
         self._think(model.thinker.get_input_embeddings()(ids))
 
         config, talker = model.config, model.config.talker_config
         speaker = talker.speaker_id[voice]
         codec = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id, speaker]
-        codec_embeds = model.talker.get_input_embeddings()(torch.tensor([[*codec, talker.codec_pad_id]]))
-        text = torch.tensor([[config.tts_pad_token_id] * 4 + [config.tts_bos_token_id]])
+        codec_embeds = model.talker.get_input_embeddings()(self._ids([*codec, talker.codec_pad_id]))
+        text = self._ids([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id])
         text_embeds = model.talker.text_projection(model.thinker.get_input_embeddings()(text))
         self._talk(codec_embeds + text_embeds)
         self.openings = (self.thinker_cache.get_seq_length(), self.talker_cache.get_seq_length())
-        self.recurrent = model.talker.get_input_embeddings()(torch.tensor([[talker.codec_bos_id]]))
+        self.recurrent = model.talker.get_input_embeddings()(self._ids([talker.codec_bos_id]))
 
     @torch.no_grad()
     def tick(self, log_mel: Tensor) -> tuple[list[int], Tensor]:
         """log-mel [128, T] -> text tokens, codes [16, frames]."""
-        mask = torch.ones(1, log_mel.shape[1], dtype=torch.long)
+        log_mel = log_mel.to(self.model.device, self.model.dtype)
+        mask = torch.ones(1, log_mel.shape[1], dtype=torch.long, device=log_mel.device)
         audio = self.model.thinker.get_audio_features(log_mel[None], feature_attention_mask=mask).last_hidden_state
         frames_per_token = audio.shape[0] // self.text_tokens
         hidden = self._think(audio[None])
@@ -98,6 +89,9 @@ class ScaOracle:
         embeds = [table(residual[:, i : i + 1]) for i, table in enumerate(tables)]
         self.recurrent = torch.cat([first_embed, *embeds], dim=1).sum(1, keepdim=True)
         return torch.cat([first[0], residual[0]])
+
+    def _ids(self, ids: list[int]) -> Tensor:
+        return torch.tensor([ids], device=self.model.device)
 
     @torch.no_grad()
     def _think(self, embeds: Tensor) -> Tensor:

@@ -36,7 +36,10 @@ def rows_of(build: Path, what: str) -> list[dict]:
 def ports_of(served: Served) -> dict[str, str]:
     triton_settings, bridge = served.settings.triton, served.settings.bridge
     ports = {name: str(getattr(triton_settings, f"{name}_port")) for name in ("grpc", "http", "metrics")}
-    return {**{f"SCA_TRITON_{name.upper()}_PORT": port for name, port in ports.items()}, "SCA_BRIDGE_PORT": str(bridge.port)}
+    return {
+        **{f"SCA_TRITON_{name.upper()}_PORT": port for name, port in ports.items()},
+        "SCA_BRIDGE_PORT": str(bridge.port),
+    }
 
 
 def test_the_engine_beside_transformers(tmp_path):
@@ -116,7 +119,9 @@ def test_perf_analyzers_record_becomes_a_row():
         {
             "sequence_id": session,
             "timestamp": int(1e9 + session * 1e6 + tick * 320e6),
-            "response_timestamps": [int(1e9 + session * 1e6 + tick * 320e6 + (400e6 if (session, tick) == (1, 5) else 50e6))],
+            "response_timestamps": [
+                int(1e9 + session * 1e6 + tick * 320e6 + (400e6 if (session, tick) == (1, 5) else 50e6))
+            ],
         }
         for tick in range(6)
         for session in range(2)
@@ -184,7 +189,9 @@ def test_the_floor_counts_weights_once_a_step(checkpoint: Checkpoint, settings):
     sizes = {name: p.nbytes for name, p in model.named_parameters()}
 
     def total(prefix: str, *without: str) -> float:
-        return sum(size for name, size in sizes.items() if name.startswith(prefix) and not any(w in name for w in without))
+        return sum(
+            size for name, size in sizes.items() if name.startswith(prefix) and not any(w in name for w in without)
+        )
 
     def decoder(prefix: str, tokens: int) -> float:
         experts = sum(size for name, size in sizes.items() if name.startswith(prefix) and ".experts." in name)

@@ -45,8 +45,12 @@ def test_a_sliding_context_changes_what_is_said(checkpoint: Checkpoint, settings
     long = Engine(checkpoint, settings)
     for engine in (short, long):
         engine.open(1, engine.parse_options({}))
-    said = [[engine.tick({1: m})[1] for m in itertools.islice(itertools.cycle(log_mels), 24)] for engine in (short, long)]
-    same = [one.tokens == other.tokens and torch.equal(one.codes, other.codes) for one, other in zip(*said, strict=True)]
+    said = [
+        [engine.tick({1: m})[1] for m in itertools.islice(itertools.cycle(log_mels), 24)] for engine in (short, long)
+    ]
+    same = [
+        one.tokens == other.tokens and torch.equal(one.codes, other.codes) for one, other in zip(*said, strict=True)
+    ]
     assert all(same[: short.dialect.context_ticks])
     assert not all(same)
 
@@ -70,5 +74,7 @@ def test_five_thousand_ticks_grow_nothing(checkpoint: Checkpoint, settings, log_
             resident.append(resident_bytes())
     assert max(resident[SETTLED // 100 :]) - resident[SETTLED // 100] < 16 * MEGABYTE
     assert max(furthest) <= reach, "positions stay in the range that the model knows"
-    assert max(furthest[SETTLED:]) - min(furthest[SETTLED:]) <= dialect.context_ticks * 6 // 8 + 6, "and so does the cost"
+    assert max(furthest[SETTLED:]) - min(furthest[SETTLED:]) <= dialect.context_ticks * 6 // 8 + 6, (
+        "and so does the cost"
+    )
     assert len(spoken) > TICKS // 2, "it still has something to say"

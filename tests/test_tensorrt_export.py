@@ -70,9 +70,7 @@ def test_only_products_are_in_float16_and_states_are_not(made: Path, plain: Path
     model = onnx.shape_inference.infer_shapes(graph(made, "code2wav"))
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
     kinds |= {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
-    half = {
-        node.op_type for node in model.graph.node if any(kinds.get(o) == TensorProto.FLOAT16 for o in node.output)
-    }
+    half = {node.op_type for node in model.graph.node if any(kinds.get(o) == TensorProto.FLOAT16 for o in node.output)}
     assert {"Conv", "ConvTranspose", "MatMul"} <= half <= {"Conv", "ConvTranspose", "MatMul", "Cast"}
     session = onnxruntime.InferenceSession(made / "code2wav" / "model.onnx")
     feed = record_feeds(plain / "code2wav" / "1" / "model.onnx", batch=1)[-1]
@@ -197,9 +195,7 @@ def test_the_ensemble_with_casts_keeps_the_contract(served_by_onnxruntime: str, 
         for tick in range(6):
             audio = triton.InferInput("AUDIO_IN", [1, 5120], "INT16")
             audio.set_data_from_numpy(pcm[None, tick * 5120 : (tick + 1) * 5120])
-            answer = client.infer(
-                "duplex", [audio], sequence_id=77, sequence_start=tick == 0, sequence_end=tick == 5
-            )
+            answer = client.infer("duplex", [audio], sequence_id=77, sequence_start=tick == 0, sequence_end=tick == 5)
             sound.append(answer.as_numpy("AUDIO_OUT"))
         assert all(tick.dtype == np.int16 and tick.shape == (1, 7680) for tick in sound)
         heard.append(np.concatenate(sound, axis=1).astype(np.int64))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+from metrics import EngineMetrics
 
 from config import Settings
-from metrics import EngineMetrics
 from engine.engine import Spoken, load_engine
 from engine.errors import ConversationError, OptionError
 

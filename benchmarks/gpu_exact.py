@@ -1,0 +1,111 @@
+"""On a CUDA machine: the kernel against torch's attention, graphs against none, the tiny model against transformers.
+
+    python -m benchmarks.gpu_exact
+
+Prints what it found and ends with status 1 when anything differs. The tests do the same on the CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Hashable
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from config import Settings
+from engine.attention import Cursor
+from engine.attention_kernel import KernelAttention
+from engine.checkpoint import Checkpoint, load_checkpoint
+from engine.engine import Engine, Spoken
+from export.tiny import make_tiny_checkpoint
+from tests.oracle import ScaOracle
+
+TICKS = 12
+SHAPES = [(1, 1, 32, 4, 128), (64, 1, 32, 4, 128), (7, 4, 16, 2, 128), (2, 40, 4, 2, 16)]  # as in the kernel's test
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of values of order one; bfloat16 has 8 bits
+
+
+def kernel_difference(dtype: torch.dtype) -> float:
+    """Greatest difference from float64 attention over all shapes."""
+    worst = 0.0
+    for rows, length, heads, key_heads, size in SHAPES:
+        cache = torch.randn(rows + 2, 2 * key_heads, 3000, size, device="cuda", dtype=dtype)
+        queries = torch.randn(rows, length, heads, size, device="cuda", dtype=dtype)
+        starts = torch.randint(0, 3000 - length, (rows,), device="cuda")
+        slots = torch.randperm(rows + 2, device="cuda")[:rows]
+        found = KernelAttention(Cursor(slots, starts), length)(queries, cache, size**-0.5).unflatten(2, (heads, size))
+        keys, values = cache[slots].double().chunk(2, dim=1)
+        positions = starts[:, None] + torch.arange(length, device="cuda")
+        visible = torch.arange(3000, device="cuda") <= positions[:, None, :, None]
+        expected = F.scaled_dot_product_attention(
+            queries.double().transpose(1, 2), keys, values, attn_mask=visible, scale=size**-0.5, enable_gqa=True
+        ).transpose(1, 2)
+        worst = max(worst, float((found.double() - expected).abs().max()))
+    return worst
+
+
+def speak(checkpoint: Checkpoint, settings: Settings, log_mels: torch.Tensor, graphs: bool, **options: object) -> list:
+    """Codes and tokens of two conversations, out of step by a tick."""
+    engine = Engine(checkpoint, settings.with_values(engine={"cuda_graphs": graphs, "slots": 4, "context_s": 3}))
+    engine.warm_up()
+    said = []
+    for tick, log_mel in enumerate(log_mels):
+        if tick < 2:
+            engine.open(tick, engine.parse_options({"seed": tick, **options}))
+        said += spoken_by(engine, dict.fromkeys(range(min(tick + 1, 2)), log_mel))
+    return [(spoken.tokens, spoken.codes.tolist()) for spoken in said]
+
+
+def spoken_by(engine: Engine, log_mels: dict[Hashable, torch.Tensor]) -> list[Spoken]:
+    """One tick; an error of any conversation ends the program."""
+    answers = list(engine.tick(log_mels).values())
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, Spoken)]
+
+
+def main() -> int:
+    """Runs all of it; 0 when all is equal."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
+    wrong = 0
+    for dtype, bound in BOUNDS.items():
+        difference = kernel_difference(dtype)
+        wrong += not difference < bound
+        print(f"kernel, {dtype}: differs from float64 attention by {difference:.1e}, at most {bound:g}")
+    log_mels = torch.rand(TICKS, 128, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny_checkpoint(Path(folder))
+        for name in ("float32", "bfloat16"):
+            settings = Settings.load(environ={}).with_values(qwen={"device_map": "cuda", "torch_dtype": name})
+            checkpoint = load_checkpoint(folder, settings.qwen)
+            for how, options in (("greedy", {}), ("drawing", {"temperature": 0.9, "text_temperature": 0.7})):
+                same = speak(checkpoint, settings, log_mels, True, **options) == speak(
+                    checkpoint, settings, log_mels, False, **options
+                )
+                wrong += not same
+                print(f"graphs, {name}, {how}: {'as without' if same else 'DIFFERENT from without'}")
+        settings = settings.with_values(qwen={"torch_dtype": "float32"}, engine={"slots": 1})
+        checkpoint = load_checkpoint(folder, settings.qwen)
+        engine = Engine(checkpoint, settings)
+        engine.warm_up()
+        engine.open(0, engine.parse_options({"voice": "aiden"}))
+        oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden")
+        for tick, log_mel in enumerate(log_mels):
+            tokens, codes = oracle.tick(log_mel)
+            (spoken,) = spoken_by(engine, {0: log_mel})
+            if spoken.tokens != tokens or not torch.equal(spoken.codes, codes.cpu()):
+                wrong += 1
+                print(f"tiny model, float32: tick {tick} DIFFERS from transformers")
+                break
+        else:
+            print(f"tiny model, float32: {TICKS} ticks equal transformers'")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

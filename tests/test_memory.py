@@ -1,0 +1,120 @@
+"""What the engine takes of memory is known before, told, and refused when it cannot be had."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+
+import pytest
+import torch
+
+from benchmarks.full_size import full_config
+from config.settings import SettingsError
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine
+from engine.errors import MemoryRefusedError
+from engine.memory import MemoryPlan, available_bytes, plan_memory, resolve_slots, size
+from tests.conftest import Served
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+GIGABYTE = 10**9
+
+
+def full_plan(settings, **engine) -> MemoryPlan:
+    changed = settings.with_values(engine=engine)
+    return plan_memory(full_config(), changed, 70 * GIGABYTE, torch.bfloat16, CUDA)
+
+
+def test_the_plan_is_what_the_caches_take(checkpoint: Checkpoint, settings):
+    engine = Engine(checkpoint, settings.with_values(engine={"slots": 3, "context_s": 20}))
+    taken = engine.dialect.thinker.decoder.bytes_per_slot + engine.dialect.talker.decoder.bytes_per_slot
+    assert engine.memory.slot == taken
+    assert engine.memory.slots == 3
+    assert engine.memory.weights == sum(p.nbytes for p in checkpoint.model.parameters())
+
+
+def test_a_kept_prompt_is_in_the_plan(checkpoint: Checkpoint, settings):
+    changed = settings.with_values(engine={"prompts_kept": 2, "prompt_positions": 40})
+    engine = Engine(checkpoint, changed)
+    for number in range(5):
+        engine.open(1, engine.parse_options({"system_prompt": f"Be kind {number}."}))
+    kept = engine.dialect._thinker_openings._openings.values()
+    assert len(kept) == 2, "the latest two"
+    assert sum(opening.nbytes for opening in kept) <= engine.memory.openings
+
+
+def test_a_prompt_that_was_seen_costs_no_prefill(engine: Engine, log_mels, monkeypatch):
+    options = engine.parse_options({"system_prompt": "Be kind."})
+    engine.open("first", options)
+    first = engine.tick({"first": log_mels[0]})["first"]
+    for decoder in (engine.dialect.thinker.decoder, engine.dialect.talker.decoder):
+        monkeypatch.setattr(decoder, "read", lambda *_: pytest.fail("an opening was read again"))
+    engine.open("second", options)
+    second = engine.tick({"second": log_mels[0]})["second"]
+    assert torch.equal(first.codes, second.codes)
+    assert first.tokens == second.tokens
+
+
+def test_the_full_size_in_figures(settings):
+    """98,304 bytes a position of the thinker (48 layers, 4 heads of 128, twice 2 bytes), 20,480 of the talker."""
+    plan = full_plan(settings, slots=100, context_s=240, prompt_positions=512)
+    assert plan.second == int((6 * 98304 + 4 * 20480) / 0.32)
+    assert plan.slot == (512 + 750 * 6) * 98304 + (5 + 750 * 4) * 20480
+    assert str(plan).startswith("100 slots of 554 MB each (240 s of context at 2.1 MB a second")
+
+
+def test_what_does_not_fit_is_refused_with_what_to_change(settings):
+    plan = full_plan(settings, slots=128, context_s=240)
+    with pytest.raises(MemoryRefusedError) as error:
+        plan.expect_fit(130 * GIGABYTE, "cuda")
+    message = str(error.value)
+    assert message.startswith("engine.slots is 128: 128 slots of 554 MB each")
+    found = re.search(r"but cuda has 130 GB .*: lower engine.slots to (\d+) or engine.context_s to (\d+)$", message)
+    full_plan(settings, slots=int(found[1]), context_s=240).expect_fit(130 * GIGABYTE, "cuda")
+    full_plan(settings, slots=128, context_s=int(found[2])).expect_fit(130 * GIGABYTE, "cuda")
+    with pytest.raises(MemoryRefusedError):
+        full_plan(settings, slots=int(found[1]) + 1, context_s=240).expect_fit(130 * GIGABYTE, "cuda")
+    with pytest.raises(MemoryRefusedError, match="take a smaller checkpoint or a larger device"):
+        plan.expect_fit(60 * GIGABYTE, "cuda")
+
+
+def test_the_engine_refuses_before_it_allocates(checkpoint: Checkpoint, settings):
+    with pytest.raises(MemoryRefusedError, match="engine.slots is 900000: .* lower engine.slots to"):
+        Engine(checkpoint, settings.with_values(engine={"slots": 900000}))
+
+
+def test_a_context_beyond_the_models_positions_is_refused(checkpoint: Checkpoint, settings):
+    with pytest.raises(SettingsError, match=r"engine.context_s is 3000, expected at most \d+: the thinker knows 32768"):
+        Engine(checkpoint, settings.with_values(engine={"context_s": 3000, "slots": 1}))
+
+
+@pytest.mark.parametrize(("total", "slots"), [(80, 1), (150, 114), (400, 128)])
+def test_slots_follow_from_a_gpus_memory(settings, monkeypatch, total, slots):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, total * GIGABYTE))
+    assert resolve_slots(full_config(), settings, CUDA, torch.bfloat16).engine.slots == slots
+
+
+def test_a_gpu_that_holds_no_slot_is_refused(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 48 * GIGABYTE))
+    with pytest.raises(MemoryRefusedError, match="take a smaller checkpoint or a larger device"):
+        resolve_slots(full_config(), settings, CUDA, torch.bfloat16)
+
+
+def test_a_cpu_has_eight_slots_unless_told(checkpoint: Checkpoint, settings):
+    assert Engine(checkpoint, settings).settings.engine.slots == 8
+    assert settings.engine.slots == 0
+
+
+def test_sizes_for_people():
+    assert [size(n) for n in (12, 2_500, 3_210_000, 70.5e9)] == ["12 bytes", "2.5 KB", "3.21 MB", "70.5 GB"]
+    assert available_bytes(CPU) > 2**20
+
+
+def test_triton_exports_the_figures(served: Served):
+    url = f"http://127.0.0.1:{served.settings.triton.metrics_port}/metrics"
+    text = urllib.request.urlopen(url).read().decode()
+    found = {label: float(value) for label, value in re.findall(r'^sca_\w+\{what="(.*?)"\} (\S+)$', text, re.MULTILINE)}
+    assert found["total"] == 4
+    assert found["slots"] == 4 * found["one slot"]
+    assert found["weights"] > 7e6
+    assert re.search(r"^sca_context_seconds 240$", text, re.MULTILINE)
