@@ -25,14 +25,14 @@ async def _measure(settings: Settings, count: int, seconds: float) -> Row:
         async with connect(url, max_size=None, proxy=None) as socket:
             saying = asyncio.create_task(_say(socket, microphone))
             answers = 0
-            async for message in socket:
-                if isinstance(message, bytes):
+            async for message in socket:  # until the bridge has closed: its place is free again then
+                if not isinstance(message, bytes):
+                    event = json.loads(message)
+                    if event["type"] == "error":
+                        raise RuntimeError(event["message"])
+                elif answers < microphone.ticks:  # one more follows the end, which is a tick of its own
                     yield
                     answers += 1
-                elif (event := json.loads(message))["type"] == "error":
-                    raise RuntimeError(event["message"])
-                if answers == microphone.ticks:
-                    break
             await saying
 
     return await measure("bridge", settings, count, seconds, converse)
@@ -41,3 +41,4 @@ async def _measure(settings: Settings, count: int, seconds: float) -> Row:
 async def _say(socket: ClientConnection, microphone: Microphone) -> None:
     async for _ in microphone:
         await socket.send(microphone.pcm)
+    await socket.send(json.dumps({"type": "end"}))

@@ -53,11 +53,17 @@ class Conversations:
 
 
 def bench_engine(
-    checkpoint: Checkpoint, settings: Settings, sessions: Sequence[int], ticks: int, age_s: float = 0
+    checkpoint: Checkpoint,
+    settings: Settings,
+    sessions: Sequence[int],
+    ticks: int,
+    age_s: float = 0,
+    paced: bool = False,
 ) -> list[Row]:
     """A row for each number of sessions; more than `engine.slots` are given slots of their own.
 
-    Conversations are `age_s` seconds old when measuring begins: so much of their caches is read.
+    Conversations are `age_s` seconds old when measuring begins: so much of their caches is read. `paced` waits until
+    each tick is due, as a server does: a machine that has rested is slower at first.
     """
     device = checkpoint.model.device
     conversations = Conversations(checkpoint, settings, max(sessions))
@@ -68,12 +74,14 @@ def bench_engine(
         for tick in range(WARM_UP_TICKS):
             conversations.tick(tick)
         before = dict(conversations.engine.stage_seconds)
-        latencies = [
-            conversations.tick(tick) for tick in track(range(ticks), description=f"{count} sessions", transient=True)
-        ]
+        latencies = []
+        for tick in track(range(ticks), description=f"{count} sessions", transient=True):
+            latencies.append(conversations.tick(tick))
+            if paced:
+                time.sleep(max(0.0, settings.audio.tick_ms / 1000 - latencies[-1]))
         spent = {name: total - before[name] for name, total in conversations.engine.stage_seconds.items()}
         row = Row.of(
-            "engine",
+            "engine, paced" if paced else "engine",
             count,
             settings.audio.tick_ms,
             latencies,

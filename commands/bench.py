@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", dest="architecture", choices=("served", "full"), default="served", help="full: the 30B architecture"
     )
     engine.add_argument("--age-s", type=float, default=0, help="how old the conversations are (default: 0)")
+    engine.add_argument("--paced", action="store_true", help="a tick when it is due, in place of as fast as they go")
     engine.add_argument("--baseline", choices=("transformers",), help="the same ticks through transformers too")
     engine.add_argument("--baseline-ticks", type=int, help="fewer of them (default: as many)")
     engine.add_argument("--profile", action="store_true", help="the slowest parts of the last number of sessions")
@@ -77,7 +78,7 @@ def _here(arguments: argparse.Namespace, settings: Settings, sessions: list[int]
         checkpoint = _checkpoint(arguments, settings)
         if arguments.what == "age":
             return bench_age(checkpoint, settings)
-        rows = bench_engine(checkpoint, settings, sessions, arguments.ticks, arguments.age_s)
+        rows = bench_engine(checkpoint, settings, sessions, arguments.ticks, arguments.age_s, arguments.paced)
         if arguments.profile:
             print(profile(checkpoint, settings, sessions[-1], arguments.age_s))
         if arguments.baseline:

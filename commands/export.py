@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from commands.console import UserError, add_build_argument, load_settings, quiet_libraries, steps
 from config import SettingsError
@@ -32,8 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
         with steps() as shown:
             repository = build_repository(settings, arguments.build.resolve(), shown.begin)
             if arguments.tensorrt:
-                from export.tensorrt import build_engines, build_tensorrt_repository
-
+                try:
+                    from export.tensorrt import build_engines, build_tensorrt_repository
+                except ModuleNotFoundError as error:
+                    raise UserError(
+                        f"--tensorrt needs {error.name}: deploy/install.sh tensorrt {sys.prefix}"
+                    ) from error
                 repository = build_tensorrt_repository(repository, shown.begin)
                 build_engines(repository, shown.begin)
     except (CheckpointError, ExportError, MemoryRefusedError, SettingsError) as error:

@@ -44,7 +44,7 @@ class Cursor:
 class CpuAttention:
     """torch's attention over the slots from the lowest to the highest of a batch, without copying keys or values."""
 
-    def __init__(self, cursor: Cursor, length: int, capacity: int, groups: int):
+    def __init__(self, cursor: Cursor, length: int, capacity: int, groups: int, dtype: torch.dtype = torch.float32):
         """For `length` new positions a row, `groups` query heads to a key head, caches of `capacity` positions."""
         self._groups, self._length = groups, length
         self._count, self._low, self._high = cursor.count, cursor.low, cursor.high
@@ -53,8 +53,10 @@ class CpuAttention:
         self._together = self._count == self._high - self._low  # rows are sorted by slot
         positions = torch.zeros(self._high - self._low, length, dtype=torch.int64)
         positions[self._offsets] = cursor.starts[: self._count, None] + torch.arange(length)
-        visible = torch.arange(self._end) <= positions[:, None, :, None]  # [slots, 1, T, end]
-        self._visible = visible.repeat(1, 1, groups, 1) if length > 1 else visible
+        hidden = torch.arange(self._end) > positions[:, None, :, None]  # [slots, 1, T, end]
+        if length > 1:
+            hidden = hidden.repeat(1, 1, groups, 1)
+        self._mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
     def __call__(self, queries: Tensor, cache: Tensor, scale: float) -> Tensor:
         """queries [R, T, heads, D], a layer's cache [slots, 2 * key heads, positions, D] -> [R, T, heads * D]."""
@@ -67,7 +69,7 @@ class CpuAttention:
             folded = spread
         here = cache[self._low : self._high, :, : self._end]
         heard = F.scaled_dot_product_attention(
-            folded, here[:, :key_heads], here[:, key_heads:], attn_mask=self._visible, scale=scale
+            folded, here[:, :key_heads], here[:, key_heads:], attn_mask=self._mask, scale=scale
         )  # [slots, key heads, groups * T, D]
         if not self._together:
             heard = heard[self._offsets]

@@ -97,7 +97,7 @@ class SlotDecoder:
     def _attention(self, cursor: Cursor, length: int) -> Attend:
         if self.device.type == "cpu":
             first = self._layers[0]
-            return CpuAttention(cursor, length, self._cache.shape[3], first.heads // first.key_heads)
+            return CpuAttention(cursor, length, self._cache.shape[3], first.heads // first.key_heads, self.dtype)
         from engine.attention_kernel import KernelAttention  # its compiler comes with torch for CUDA alone
 
         return KernelAttention(cursor, length)

@@ -20,7 +20,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from modelopt.onnx.autocast import convert_to_mixed_precision
+from modelopt.onnx.logging_config import configure_logging
 from onnx import TensorProto, helper
+from polygraphy.comparator import IterationResult, RunResults
+from polygraphy.json import save_json
+from polygraphy.logger import G_LOGGER
 from tritonclient.grpc import model_config_pb2
 
 from export import triton_config
@@ -113,9 +118,6 @@ def without_int16(source: Path, target: Path) -> None:
 
 def mix_precision(path: Path, feeds: list[Feed]) -> None:
     """Rewrites the graph in mixed precision; `feeds` tell AutoCast which values are too large for float16."""
-    from modelopt.onnx.autocast import convert_to_mixed_precision
-    from modelopt.onnx.logging_config import configure_logging
-
     configure_logging("ERROR")  # it has a line for every node
     calibration = path.with_name("calibration")
     calibration.mkdir()
@@ -150,10 +152,6 @@ def record_feeds(graph: Path, batch: int) -> list[Feed]:
 
 def save_comparison(graph: Path, feeds: list[Feed], folder: Path) -> None:
     """Writes Polygraphy's inputs, and what ONNX Runtime makes of them with the float32 graph."""
-    from polygraphy.comparator import IterationResult, RunResults
-    from polygraphy.json import save_json
-    from polygraphy.logger import G_LOGGER
-
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     kinds = {name: kind for name, _, kind in _tensors(session, 1)}
     names = [output.name for output in session.get_outputs()]
