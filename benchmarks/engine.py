@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ WARM_UP_TICKS = 4
 AGES = (50, 500, 1000, 2000, 5000)  # ticks
 AGE_WINDOW = 20  # ticks around each of them
 PROFILED_TICKS = 3
+LOG_MELS = 16  # ticks of sound, over and over
 
 
 class Conversations:
@@ -32,7 +33,7 @@ class Conversations:
         self.engine = Engine(checkpoint, settings.with_values(engine={"slots": slots}))
         self.engine.warm_up()
         self._tick_ms = settings.audio.tick_ms
-        self._heard = some_log_mels(settings)
+        self._heard = some_log_mels(settings, slots)
         self._count = 0
 
     def open(self, count: int, age_s: float = 0) -> None:
@@ -48,7 +49,7 @@ class Conversations:
     def tick(self, number: int) -> float:
         """Seconds that one tick of all of them takes."""
         begun = time.perf_counter()
-        self.engine.tick({key: self._heard[(number + key) % len(self._heard)] for key in range(self._count)})
+        self.engine.tick({key: self._heard[key, number % LOG_MELS] for key in range(self._count)})
         return time.perf_counter() - begun
 
 
@@ -59,16 +60,18 @@ def bench_engine(
     ticks: int,
     age_s: float = 0,
     paced: bool = False,
-) -> list[Row]:
+) -> Iterator[Row]:
     """A row for each number of sessions; more than `engine.slots` are given slots of their own.
 
     Conversations are `age_s` seconds old when measuring begins: so much of their caches is read. `paced` waits until
     each tick is due, as a server does: a machine that has rested is slower at first.
     """
     device = checkpoint.model.device
-    conversations = Conversations(checkpoint, settings, max(sessions))
     bytes_per_s = bandwidth(device)
-    rows = []
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    conversations = Conversations(checkpoint, settings, max(sessions))
     for count in sessions:
         conversations.open(count, age_s)
         for tick in range(WARM_UP_TICKS):
@@ -91,8 +94,7 @@ def bench_engine(
         if device.type == "cuda":  # a tiny model on a CPU lies in its caches
             floor_ms = tick_bytes(checkpoint.model, settings, count, age_s) / bytes_per_s * 1000
             row = replace(row, floor_ms=floor_ms)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def bench_age(checkpoint: Checkpoint, settings: Settings) -> list[Row]:
@@ -111,11 +113,11 @@ def bench_transformers(checkpoint: Checkpoint, settings: Settings, ticks: int) -
     torch.set_num_threads(settings.engine.cpu_threads)
     voice = sorted(checkpoint.model.config.talker_config.speaker_id)[0]
     oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, voice)
-    heard = some_log_mels(settings)
+    heard = some_log_mels(settings, 1)[0]
     latencies = []
     for tick in track(range(WARM_UP_TICKS + ticks), description=BASELINE, transient=True):
         begun = time.perf_counter()
-        oracle.tick(heard[tick % len(heard)])
+        oracle.tick(heard[tick % LOG_MELS])
         latencies.append(time.perf_counter() - begun)
     return Row.of(BASELINE, 1, settings.audio.tick_ms, latencies[WARM_UP_TICKS:])
 
@@ -144,7 +146,9 @@ def memory_in_use(device: torch.device) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def some_log_mels(settings: Settings) -> list[torch.Tensor]:
-    """Ticks of noise in the range of speech; what is heard does not change how long it takes."""
+def some_log_mels(settings: Settings, conversations: int) -> torch.Tensor:
+    """Noise in the range of speech, another for each conversation, whose tokens are to want other experts:
+    [conversations, ticks, 128, T].
+    """
     random = torch.Generator().manual_seed(0)
-    return [torch.rand(128, settings.audio.mel_frames, generator=random) * 2 - 1 for _ in range(16)]
+    return torch.rand(conversations, LOG_MELS, 128, settings.audio.mel_frames, generator=random) * 2 - 1

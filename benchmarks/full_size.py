@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration
 
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, take_device
 from export.tiny_tokenizer import make_tokenizer
 
 SPREAD = 0.02  # standard deviation of the weights, the config's initializer_range
@@ -94,6 +94,7 @@ def full_config() -> Qwen3OmniMoeConfig:
 
 def full_checkpoint(device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig | None = None) -> Checkpoint:
     """The model on the device, without what the engine does not run: eyes, and code2wav."""
+    take_device(device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -28,11 +28,12 @@ part machine 20 nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.s
 part versions 60 "$python" -c 'import torch, transformers, triton; print(torch.__version__, transformers.__version__, triton.__version__)'
 # The kernel first: what is fast and wrong is of no use.
 part exact 90 "$python" -m benchmarks.gpu_exact
-# One conversation beside transformers; then many, as old as their context is long, with and without graphs.
-part one 120 "$python" -m commands bench engine --build "$OUT/one" --config full --sessions 1 --ticks 100 \
-    --baseline transformers --baseline-ticks 6 --profile
-part many 150 "$python" -m commands bench engine --build "$OUT/many" --config full \
-    --sessions 1,2,4,8,16,32,64,128 --ticks 30 --age-s 110 --profile
-part eager 70 env SCA_ENGINE_CUDA_GRAPHS=false "$python" -m commands bench engine --build "$OUT/eager" --config full \
-    --sessions 1,64 --ticks 10
+# Many conversations, nearly as old as their context is long; one beside transformers; where the time goes; no graphs.
+part many 140 "$python" -m commands bench engine --build "$OUT/many" --config full \
+    --sessions 1,2,4,8,16,32,64,128 --ticks 30 --age-s 100
+part one 100 "$python" -m commands bench engine --build "$OUT/one" --config full --sessions 1 --ticks 100 \
+    --baseline transformers --baseline-ticks 6
+part profile 60 "$python" -m commands bench engine --build "$OUT/profile" --config full --sessions 64 --ticks 3 --profile
+part eager 50 env SCA_ENGINE_CUDA_GRAPHS=false "$python" -m commands bench engine --build "$OUT/eager" --config full \
+    --sessions 1,64 --ticks 5
 exit "$failed"

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Settings
+from engine import layer
 from engine.attention import Cursor
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import Checkpoint, load_checkpoint
@@ -59,6 +60,21 @@ def speak(checkpoint: Checkpoint, settings: Settings, log_mels: torch.Tensor, gr
     return [(spoken.tokens, spoken.codes.tolist()) for spoken in said]
 
 
+def among(engine: Engine, log_mels: torch.Tensor, others: int) -> list:
+    """Codes and tokens of one conversation, in the company of others that say something else."""
+    for key in range(others + 1):
+        engine.open(key, engine.parse_options({"seed": key, "temperature": 0.9 if key else 0.0}))
+    said = []
+    for tick, log_mel in enumerate(log_mels):
+        heard: dict[Hashable, torch.Tensor]
+        heard = {key: log_mels[(tick + 5 * key) % len(log_mels)] for key in range(1, others + 1)}
+        spoken = spoken_by(engine, {**heard, 0: log_mel})[0]  # answers come by slot, and it has the first
+        said.append((spoken.tokens, spoken.codes.tolist()))
+    for key in range(others + 1):
+        engine.close(key)
+    return said
+
+
 def spoken_by(engine: Engine, log_mels: dict[Hashable, torch.Tensor]) -> list[Spoken]:
     """One tick; an error of any conversation ends the program."""
     answers = list(engine.tick(log_mels).values())
@@ -80,6 +96,7 @@ def main() -> int:
     log_mels = torch.rand(TICKS, 128, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(Path(folder))
+        layer.DENSE_SHARE = 0  # experts as at full size: the tiny ones would be computed all at once
         for name in ("float32", "bfloat16"):
             settings = Settings.load(environ={}).with_values(qwen={"device_map": "cuda", "torch_dtype": name})
             checkpoint = load_checkpoint(folder, settings.qwen)
@@ -89,10 +106,13 @@ def main() -> int:
                 )
                 wrong += not same
                 print(f"graphs, {name}, {how}: {'as without' if same else 'DIFFERENT from without'}")
-        settings = settings.with_values(qwen={"torch_dtype": "float32"}, engine={"slots": 1})
+        settings = settings.with_values(qwen={"torch_dtype": "float32"}, engine={"slots": 24})
         checkpoint = load_checkpoint(folder, settings.qwen)
         engine = Engine(checkpoint, settings)
         engine.warm_up()
+        alone, crowded = (among(engine, log_mels, others) for others in (0, 23))
+        wrong += alone != crowded
+        print(f"tiny model, float32: {'as' if alone == crowded else 'NOT as'} alone among 23 others")
         engine.open(0, engine.parse_options({"voice": "aiden"}))
         oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden")
         for tick, log_mel in enumerate(log_mels):

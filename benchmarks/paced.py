@@ -14,7 +14,7 @@ from benchmarks.server import Counters
 from config import Settings
 
 WARM_UP_TICKS = 4
-LOUDNESS = 8000  # of the noise that is sent; what is heard does not change how long it takes
+LOUDNESS = 8000  # of the noise that is sent
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,13 @@ async def measure(what: str, settings: Settings, sessions: int, seconds: float, 
     """A row for so many conversations at once. Microphones are not in step: they begin spread over one tick."""
     tick_s = settings.audio.tick_ms / 1000
     ticks = WARM_UP_TICKS + max(1, round(seconds / tick_s))
-    noise = np.random.RandomState(0).randint(-LOUDNESS, LOUDNESS, settings.audio.input_samples).astype(np.int16)
+    random = np.random.RandomState(0)
+    shape = (sessions, settings.audio.input_samples)
+    noises = random.randint(-LOUDNESS, LOUDNESS, shape).astype(np.int16)  # another for each, as people say other things
     begin = time.monotonic() + 0.5
-    microphones = [Microphone(noise.tobytes(), begin + tick_s * i / sessions, tick_s, ticks) for i in range(sessions)]
+    microphones = [
+        Microphone(noise.tobytes(), begin + tick_s * i / sessions, tick_s, ticks) for i, noise in enumerate(noises)
+    ]
     before = Counters.read(settings)
     heard = await asyncio.gather(*(_latencies(microphone, converse) for microphone in microphones))
     after = Counters.read(settings)

@@ -31,6 +31,7 @@ class Row:
     what: str
     sessions: int
     ticks: int
+    mean_ms: float
     p50_ms: float
     p95_ms: float
     p99_ms: float
@@ -59,6 +60,7 @@ class Row:
             what=what,
             sessions=sessions,
             ticks=len(latencies_ms),
+            mean_ms=float(latencies_ms.mean()),
             p50_ms=float(p50),
             p95_ms=float(p95),
             p99_ms=float(p99),
@@ -71,13 +73,15 @@ class Row:
 
     @property
     def real_time_factor(self) -> float:
-        """Share of a tick that its computation takes; above 1 it cannot keep up."""
-        return self.p50_ms / self.tick_ms
+        """Share of a tick's length that a tick takes, in the mean; above 1 it cannot keep up."""
+        return self.mean_ms / self.tick_ms
 
     @property
     def audio_s_per_s(self) -> float:
-        """Seconds of sound, over all sessions, that a second of computation gives."""
-        return self.sessions / self.real_time_factor
+        """Seconds of sound, over all sessions, that a second gives: as fast as it goes, or, paced, as asked for."""
+        return (
+            self.sessions * min(1.0, 1 / self.real_time_factor) if self.paced else self.sessions / self.real_time_factor
+        )
 
 
 def machine() -> str:
@@ -91,8 +95,7 @@ def machine() -> str:
 def show(rows: Sequence[Row], file: Path) -> None:
     """Prints the table, writes `file` as JSON and its picture beside it."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    command = "./sca bench " + " ".join(sys.argv[sys.argv.index("bench") + 1 :])
-    console.print(f"{command}\n{machine()}, {date.today()}\n", highlight=False)
+    console.print(f"{command()}\n{machine()}, {date.today()}\n", highlight=False)
     ticks = Table()
     columns = ["what", "sessions", "tick p50", "p95", "p99", "missed", "RTF", "audio s/s", "memory"]
     compared = [row.p50_ms for row in rows if row.what == BASELINE]
@@ -108,8 +111,8 @@ def show(rows: Sequence[Row], file: Path) -> None:
             f"{row.p95_ms:.1f}",
             f"{row.p99_ms:.1f}",
             f"{row.deadline_misses}/{row.ticks}",
-            "paced" if row.paced else f"{row.real_time_factor:.2f}",
-            "–" if row.paced else f"{row.audio_s_per_s:.1f}",
+            f"{row.real_time_factor:.2f}",
+            f"{row.audio_s_per_s:.1f}",
             size(row.memory_bytes) if row.memory_bytes else "–",
             *[f"{row.p50_ms / row.sessions / base:.2f}" for base in compared],
             *[f"{row.floor_ms:.1f}" if row.floor_ms else "–"] * floored,
@@ -124,9 +127,21 @@ def show(rows: Sequence[Row], file: Path) -> None:
             stages.add_row(row.what, str(row.sessions), *(f"{ms:.1f}" for ms in row.stages_ms.values()))
         console.print(stages)
     console.print(f"all figures: {file}", highlight=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    write(rows, file)
     picture = draw(rows, file.with_suffix(".png"))
     console.print(f"and their picture: {picture}", highlight=False)
-    figures = [asdict(row) for row in rows]
-    record = {"command": command, "machine": machine(), "date": str(date.today()), "rows": figures}
+
+
+def write(rows: Sequence[Row], file: Path) -> None:
+    """The rows as JSON, with what they were measured by, on and when."""
+    figures = [
+        {**asdict(row), "real_time_factor": row.real_time_factor, "audio_s_per_s": row.audio_s_per_s} for row in rows
+    ]
+    record = {"command": command(), "machine": machine(), "date": str(date.today()), "rows": figures}
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def command() -> str:
+    """What this process was called with."""
+    return "./sca bench " + " ".join(sys.argv[sys.argv.index("bench") + 1 :])

@@ -78,4 +78,5 @@ class Counters:
 
 def _place(stage: str) -> int:
     """The order of a tick's stages."""
-    return ["encoder", "prefill", "text", "talker", "code predictor"].index(stage)
+    known = ["slide", "encoder", "prefill", "text", "talker", "code predictor"]
+    return known.index(stage) if stage in known else len(known)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.console import UserError, add_build_argument, console, load_settings, quiet_libraries
-from config import Settings
+from config import Settings, SettingsError
 
 if TYPE_CHECKING:
     from benchmarks.report import Row
@@ -72,18 +72,23 @@ def parse_sessions(text: str) -> list[int]:
 
 def _here(arguments: argparse.Namespace, settings: Settings, sessions: list[int]) -> list[Row]:
     from benchmarks.engine import bench_age, bench_engine, bench_transformers, profile
+    from benchmarks.report import write
     from engine.errors import CheckpointError, MemoryRefusedError
 
     try:
         checkpoint = _checkpoint(arguments, settings)
         if arguments.what == "age":
             return bench_age(checkpoint, settings)
-        rows = bench_engine(checkpoint, settings, sessions, arguments.ticks, arguments.age_s, arguments.paced)
+        rows: list[Row] = []
+        for row in bench_engine(checkpoint, settings, sessions, arguments.ticks, arguments.age_s, arguments.paced):
+            rows.append(row)
+            write(rows, arguments.build.resolve() / "bench" / "engine.json")  # should the next never end
+            console.print(f"{row.sessions} sessions: p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f}")
         if arguments.profile:
             print(profile(checkpoint, settings, sessions[-1], arguments.age_s))
         if arguments.baseline:
             rows.append(bench_transformers(checkpoint, settings, arguments.baseline_ticks or arguments.ticks))
-    except (CheckpointError, MemoryRefusedError) as error:
+    except (CheckpointError, MemoryRefusedError, SettingsError) as error:
         raise UserError(str(error)) from error
     return rows
 
@@ -98,7 +103,7 @@ def _checkpoint(arguments: argparse.Namespace, settings: Settings) -> Checkpoint
     from benchmarks.full_size import full_checkpoint
 
     device = resolve_device(settings.qwen.device_map)
-    with console.status("random weights for 34 billion parameters"):
+    with console.status("random weights for 34.5 billion parameters"):
         return full_checkpoint(device, resolve_dtype(settings.qwen.torch_dtype, device))
 
 
@@ -111,7 +116,7 @@ def _served(arguments: argparse.Namespace, settings: Settings, sessions: list[in
 
     try:
         slots = Counters.read(settings).slots
-    except OSError as error:
+    except (OSError, KeyError) as error:
         port = settings.triton.metrics_port
         raise UserError(f"no Triton answers at {settings.triton.host}:{port} ({error}): ./sca serve first") from error
     if max(sessions) > slots:

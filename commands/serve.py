@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             with steps() as shown:
                 shown.begin("Triton")
                 triton.wait_until_ready()
+            console.print(f"  [dim]{triton.said('the engine takes')}[/dim]", highlight=False)
             return _serve_bridge(settings, triton)
     except (TritonError, TritonMissingError) as error:
         raise UserError(str(error)) from error

@@ -33,6 +33,7 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
     check_model_type(source)
     logging.getLogger("transformers.modeling_rope_utils").setLevel(logging.ERROR)  # warns about Qwen's own keys
     device = resolve_device(settings.device_map)
+    take_device(device)
     try:
         model, report = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
             source,
@@ -50,10 +51,6 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
     if settings.lora:
         model = merge_lora(model, settings.lora)
     _expect_rotary_buffers(source, model)
-    if device.startswith("cuda") and model.dtype != torch.bfloat16:
-        model.set_experts_implementation(
-            "batched_mm"
-        )  # the grouped kernel takes bfloat16 alone, else waits for the host
     return Checkpoint(model.eval().requires_grad_(False), tokenizer)
 
 
@@ -80,6 +77,12 @@ def resolve_device(device_map: str) -> str:
         found = torch.cuda.device_count() or "no"
         raise CheckpointError(f"qwen.device_map is {device_map!r}, but this machine has {found} CUDA device")
     return device_map
+
+
+def take_device(device: str) -> None:
+    """Makes `cuda:N` this process's device: streams, graphs and kernels go to the current one."""
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:

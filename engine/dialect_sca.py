@@ -21,7 +21,7 @@ from engine.batch import Batch, ladder, rung
 from engine.checkpoint import Checkpoint
 from engine.conversation import Conversation
 from engine.errors import OptionError
-from engine.graphs import Step, Steps
+from engine.graphs import Step, Steps, Variant
 from engine.memory import TALKER_OPENING
 from engine.openings import Openings
 from engine.sampler import Sampler, draw
@@ -29,6 +29,7 @@ from engine.stopwatch import Stopwatch
 from engine.talker import Talker
 from engine.thinker import Thinker
 
+DRAWING = ("text", "talker", "code predictor")  # steps with a greedy and a sampling variant
 LEAVING_SHARE = 8  # when a context is full, one in so many of its ticks leaves
 
 
@@ -63,7 +64,7 @@ class ScaDialect:
         self._heard_frames = self._begin_frame.repeat(engine.slots + 1, 1)  # [slots, H'] what the talker hears next
         self._batches: dict[int, Batch] = {}
         self.stopwatch = Stopwatch(self.device)
-        self._run = Steps(self.stopwatch)
+        self._run = Steps()
 
     def begin(self, conversation: Conversation) -> None:
         """Puts the openings into the conversation's slot. Raises `OptionError` when the system prompt is too long."""
@@ -114,42 +115,46 @@ class ScaDialect:
         """
         batch = self._fill(conversations, log_mel)
         self._tick(batch)
-        said = batch.said[: len(conversations)].to("cpu", copy=True)  # here alone the host waits for the device
+        said = batch.said[: len(conversations)].to("cpu", copy=True)  # the host waits for the device
         for conversation in conversations:
             conversation.ticks += 1
             conversation.age += 1
         tokens, codes = said.split([self._text_tokens, said.shape[1] - self._text_tokens], dim=1)
         return codes.unflatten(1, (self._frames, -1)).transpose(1, 2), tokens
 
-    def capture(self) -> int:
-        """Captures the steps of a tick for every size of batch; returns how many graphs there are."""
-        graphs = 0
+    def rehearse(self, capture: bool) -> None:
+        """Runs the steps of a tick for every size of batch on CUDA, in padding alone, and captures them."""
         for rows in ladder(self._slots, self.device):
             batch = self._batches.setdefault(rows, self._new_batch(rows))
-            for sampled in (False, True):
-                batch.sampled = sampled
-                for name, step in self._steps().items():
+            for name, step in self._steps().items():
+                for sampled in (False, True) if name in DRAWING else (False,):
+                    batch.sampled = sampled
                     batch.slots.fill_(self._slots)
                     batch.thinker.starts.zero_()
                     batch.talker.starts.zero_()
-                    self._run.capture(name, step, batch)
-                    graphs += 1
-        return graphs
+                    self._run.rehearse(self._variant(name, batch), step, batch, capture)
 
     def _tick(self, batch: Batch) -> None:
-        steps, tokens = self._steps(), self._text_tokens
+        tokens = self._text_tokens
         frames = batch.said[:, tokens:].unflatten(1, (self._frames, -1))
-        for name in ("encoder", "prefill"):
-            self._run(name, steps[name], batch)
+        self._run_step("encoder", batch)
+        self._run_step("prefill", batch)
         frame = 0
         for token in range(tokens):
-            self._run("text", steps["text"], batch)
+            self._run_step("text", batch)
             batch.said[:, token] = batch.token
             for _ in range(self._frames // tokens):
-                self._run("talker", steps["talker"], batch)
-                self._run("code predictor", steps["code predictor"], batch)
+                self._run_step("talker", batch)
+                self._run_step("code predictor", batch)
                 frames[:, frame] = batch.codes
                 frame += 1
+
+    def _run_step(self, name: str, batch: Batch) -> None:
+        with self.stopwatch(name):
+            self._run(self._variant(name, batch), self._steps()[name], batch)
+
+    def _variant(self, name: str, batch: Batch) -> Variant:
+        return name, batch.rows, batch.sampled and name in DRAWING
 
     def _steps(self) -> dict[str, Step]:
         return {

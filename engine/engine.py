@@ -42,8 +42,7 @@ class Engine:
         settings = resolve_slots(model.config, settings, model.device, model.dtype)
         weights = sum(parameter.nbytes for parameter in model.parameters())
         self.memory = plan_memory(model.config, settings, weights, model.dtype, model.device)
-        free = int(available_bytes(model.device) * settings.engine.memory_share)
-        self.memory.expect_fit(weights + free, f"{model.device.type} beside the weights")
+        self.memory.expect_fit(weights + available_bytes(model.device), f"{model.device.type}, the weights counted in,")
         self.settings = settings
         self.dialect = ScaDialect(checkpoint, settings)
         self.stage_seconds: Counter[str] = Counter()  # where all ticks' time went
@@ -83,7 +82,7 @@ class Engine:
 
     @torch.inference_mode()
     def reset(self, key: Hashable) -> None:
-        """Begins the conversation anew, with its options and in its slot. Raises `ConversationError`."""
+        """Begins the conversation anew, with its options. Raises `ConversationError`."""
         options = self._conversation(key).options
         self.close(key)
         self.open(key, options)
@@ -102,6 +101,9 @@ class Engine:
                 ready[key] = self._ready(key)
             except ConversationError as error:
                 results[key] = error
+            except BaseException:  # in the middle of a slide: its caches are no longer known
+                self.close(key)
+                raise
         if ready:
             ready = dict(sorted(ready.items(), key=lambda item: item[1].slot))
             try:
@@ -132,9 +134,9 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Captures the graphs, then two ticks of a conversation of its own: a first tick is as fast as a second."""
-        if self.dialect.device.type == "cuda" and self.settings.engine.cuda_graphs:
-            self.dialect.capture()
+        """On CUDA, every size of batch; then two ticks of a conversation: a first tick is as fast as a second."""
+        if self.dialect.device.type == "cuda":
+            self.dialect.rehearse(capture=self.settings.engine.cuda_graphs)
         key = object()
         self.open(key, self.parse_options({}))
         silence = torch.full((128, self.settings.audio.mel_frames), -1.5)
@@ -170,7 +172,8 @@ class Engine:
                     f"conversation {key!r} has filled its context of {self.settings.engine.context_s} s "
                     "(engine.context_s): reset it, open another, or serve with engine.context_full = 'slide'"
                 )
-            self.dialect.slide(conversation)
+            with self.dialect.stopwatch("slide"):
+                self.dialect.slide(conversation)
         return conversation
 
     def _tick(self, ready: Mapping[Hashable, Conversation], log_mel: Tensor) -> dict[Hashable, Spoken]:

@@ -12,39 +12,40 @@ from typing import Any
 import torch
 
 from engine.batch import Batch
-from engine.stopwatch import Stopwatch
 
 Step = Callable[[Batch], None]
+Variant = tuple[str, int, bool]  # a step's name, rows of the batch, whether it draws
 REHEARSALS = 2  # runs before a capture, in which libraries choose kernels and take their working memory
 
 
 class Steps:
-    """Runs steps by name and times them."""
+    """Runs steps, each by the graph of its variant where there is one."""
 
-    def __init__(self, stopwatch: Stopwatch):
-        self._stopwatch = stopwatch
-        self._graphs: dict[tuple[str, int, bool], torch.cuda.CUDAGraph] = {}
+    def __init__(self) -> None:
+        self._graphs: dict[Variant, torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
+        self._stream: Any = None  # one for all captures: libraries keep working memory for each
 
-    def __call__(self, name: str, step: Step, batch: Batch) -> None:
-        """Replays the step's graph for a batch of this size, or runs the step where there is none."""
-        graph = self._graphs.get((name, batch.rows, batch.sampled))
-        with self._stopwatch(name):
-            if graph is None:
-                step(batch)
-            else:
-                graph.replay()
+    def __call__(self, variant: Variant, step: Step, batch: Batch) -> None:
+        """Replays the variant's graph, or runs the step where there is none."""
+        graph = self._graphs.get(variant)
+        if graph is None:
+            step(batch)
+        else:
+            graph.replay()
 
-    def capture(self, name: str, step: Step, batch: Batch) -> None:
-        """Captures the step for batches of this size. Every row of `batch` must be padding: the step will run."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+    def rehearse(self, variant: Variant, step: Step, batch: Batch, capture: bool) -> None:
+        """Runs the step for batches of this size, and captures it. Every row of `batch` must be padding."""
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(REHEARSALS):
                 step(batch)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        if not capture:
+            return
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             step(batch)
         self._pool = graph.pool()  # graphs of one engine never run at once: they share their working memory
-        self._graphs[name, batch.rows, batch.sampled] = graph
+        self._graphs[variant] = graph

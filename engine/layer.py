@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Experts = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, chosen, weights -> hidden
 DENSE_SHARE = 4  # all experts are computed where a token's own are at least this fraction of them
 
 
 class Layer:
     """What a thinker, a talker and a code predictor do between reading a hidden state and attending, and after.
 
-    Packed weights take the place of transformers' own, which become views of them: nothing is held twice.
+    Packed projections take the place of transformers' own, which become views of them: they are not held twice.
     """
 
     def __init__(self, layer: Any):
@@ -83,13 +84,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def feed_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
-    """`mlp` in the form that is fastest: transformers' own, unless it is dense or almost."""
+    """`mlp` in the form that is fastest: transformers' own experts only where there is no better one."""
     if not hasattr(mlp, "experts"):
         return GatedMlp(mlp)
     if mlp.gate.num_experts <= DENSE_SHARE * mlp.gate.top_k:
-        return DenseExperts(mlp)
-    whole: Callable[[Tensor], Tensor] = mlp
-    return whole
+        return Mixture(mlp, DenseExperts(mlp.experts))
+    if mlp.gate.weight.is_cuda:
+        from engine.experts_kernel import KernelExperts  # its compiler comes with torch for CUDA alone
+
+        return Mixture(mlp, KernelExperts(mlp.experts))
+    return Mixture(mlp, mlp.experts)
 
 
 class GatedMlp:
@@ -105,30 +109,40 @@ class GatedMlp:
         return F.linear(F.silu(gate) * up, self._out)
 
 
-class DenseExperts:
-    """All experts of a small mixture in two products, each weighted by its routing, which is mostly zero.
+class Mixture:
+    """Routing, the experts, and the talker's shared one."""
 
-    This is faster than picking a few small experts apart, and a row's result does not depend on which experts the
-    other rows want.
-    """
-
-    def __init__(self, mlp: Any):
-        experts = mlp.experts
-        gate, up = experts.gate_up_proj.chunk(2, dim=1)  # [E, I, H] each
-        self._in = torch.cat([gate.flatten(0, 1), up.flatten(0, 1)])  # [2 * E * I, H]
-        self._out = experts.down_proj.transpose(0, 1).flatten(1).contiguous()  # [H, E * I]
-        self._router = mlp.gate
+    def __init__(self, mlp: Any, experts: Experts):
+        self._router, self._experts = mlp.gate, experts
         self._shared = (GatedMlp(mlp.shared_expert), mlp.shared_expert_gate) if hasattr(mlp, "shared_expert") else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
         flat = x.flatten(0, 1)
-        logits, weights, chosen = self._router(flat)
-        routing = torch.zeros_like(logits).scatter_(1, chosen, weights)  # [B * T, E]
-        first, up = F.linear(flat, self._in).chunk(2, dim=-1)
-        activated = (F.silu(first) * up).unflatten(1, (routing.shape[1], -1)) * routing[:, :, None]
-        out = F.linear(activated.flatten(1), self._out)
+        _, weights, chosen = self._router(flat)
+        out = self._experts(flat, chosen, weights)
         if self._shared:
             shared, gate = self._shared
             out = out + torch.sigmoid(gate(flat)) * shared(flat)
         return out.view_as(x)
+
+
+class DenseExperts:
+    """All experts of a small mixture in two products, each weighted by its routing, which is mostly zero.
+
+    This is faster than picking a few small experts apart, and a row's result does not depend on which experts the
+    other rows want. It holds copies of their weights.
+    """
+
+    def __init__(self, experts: Any):
+        gate, up = experts.gate_up_proj.chunk(2, dim=1)  # [E, I, H] each
+        self._count = len(gate)
+        self._in = torch.cat([gate.flatten(0, 1), up.flatten(0, 1)])  # [2 * E * I, H]
+        self._out = experts.down_proj.transpose(0, 1).flatten(1).contiguous()  # [H, E * I]
+
+    def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """hidden [N, H], chosen [N, k] and their weights [N, k] -> [N, H]."""
+        routing = weights.new_zeros(len(hidden), self._count).scatter_(1, chosen, weights)
+        gate, up = F.linear(hidden, self._in).chunk(2, dim=-1)
+        activated = (F.silu(gate) * up).unflatten(1, (self._count, -1)) * routing[:, :, None]
+        return F.linear(activated.flatten(1), self._out)

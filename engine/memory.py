@@ -13,8 +13,11 @@ from engine.attention import cache_positions
 from engine.errors import MemoryRefusedError
 
 TALKER_OPENING = 5  # positions of the talker's opening
+CGROUP = Path("/sys/fs/cgroup")
 CPU_SLOTS = 8  # what `engine.slots = 0` means where no GPU says how many fit
 MOST_SLOTS = 128  # and where one does
+SLIDE_COPIES = 2  # of a slot: its keys and values while they move, its keys in float32
+CUDA_WORKING = 3 * 10**9  # libraries' workspaces, captured graphs, a tick's tensors; an estimate, not yet measured
 
 
 @dataclass(frozen=True)
@@ -25,23 +28,24 @@ class MemoryPlan:
     slot: int  # the caches of one conversation
     second: int  # of which each second of its context
     openings: int  # of all system prompts kept, at their longest
+    working: int  # graphs, libraries, the copy that a slide makes, and the spare slot
     slots: int
     context_s: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.openings + self.slots * self.slot
+        return self.weights + self.openings + self.working + self.slots * self.slot
 
     def slots_that_fit(self, available: int) -> int:
         """How many conversations `available` bytes hold beside weights and openings."""
-        return max(0, (available - self.weights - self.openings) // self.slot)
+        return max(0, (available - self.weights - self.openings - self.working) // self.slot)
 
     def __str__(self) -> str:
         return (
             f"{self.slots} slots of {size(self.slot)} each ({self.context_s} s of context at {size(self.second)} a "
             f"second, and a system prompt), {size(self.weights)} of weights, {size(self.openings)} for system prompts "
-            f"kept: {size(self.total)} in all"
+            f"kept, {size(self.working)} to work with: {size(self.total)} in all"
         )
 
     def expect_fit(self, available: int, where: str) -> None:
@@ -49,13 +53,13 @@ class MemoryPlan:
         if self.total <= available:
             return
         fit = self.slots_that_fit(available)
-        room = (available - self.weights - self.openings) // self.slots - (self.slot - self.second * self.context_s)
+        fixed = self.slot - self.second * self.context_s
+        room = (available - self.weights - self.openings - self.working) // self.slots - fixed
         advice = [f"engine.slots to {fit}"] if fit else []
         advice += [f"engine.context_s to {room // self.second}"] if room >= self.second else []
         remedy = "lower " + " or ".join(advice) if advice else "take a smaller checkpoint or a larger device"
         raise MemoryRefusedError(
-            f"engine.slots is {self.slots}: {self}, but {where} has {size(available)} (engine.memory_share of what "
-            f"is free): {remedy}"
+            f"engine.slots is {self.slots}: {self}, but {where} has {size(available)} free: {remedy}"
         )
 
 
@@ -71,12 +75,13 @@ def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtyp
     )  # bytes of a position
     ticks = settings.context_ticks
     step = frames + engine.text_tokens_per_tick
-    known = config.thinker_config.text_config.max_position_embeddings
-    if engine.prompt_positions + ticks * step > known:
-        most = (known - engine.prompt_positions) // step * settings.audio.tick_ms // 1000
-        raise SettingsError(
-            f"engine.context_s is {engine.context_s}, expected at most {most}: the thinker knows {known} positions"
-        )
+    for part, opening, each in (("thinker", engine.prompt_positions, step), ("talker", TALKER_OPENING, frames)):
+        known = getattr(config, f"{part}_config").text_config.max_position_embeddings
+        if opening + ticks * each > known:
+            most = (known - opening) // each * settings.audio.tick_ms // 1000
+            raise SettingsError(
+                f"engine.context_s is {engine.context_s}, expected at most {most}: the {part} knows {known} positions"
+            )
     slot = thinker * cache_positions(engine.prompt_positions + ticks * step, device)
     slot += talker * cache_positions(TALKER_OPENING + ticks * frames, device)
     return MemoryPlan(
@@ -84,6 +89,7 @@ def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtyp
         slot=slot,
         second=(thinker * step + talker * frames) * 1000 // settings.audio.tick_ms,
         openings=engine.prompts_kept * engine.prompt_positions * thinker,
+        working=(1 + SLIDE_COPIES) * slot + (CUDA_WORKING if device.type == "cuda" else 0),
         slots=engine.slots,
         context_s=engine.context_s,
     )
@@ -95,8 +101,7 @@ def resolve_slots(config: Any, settings: Settings, device: torch.device, dtype: 
         return settings
     if device.type == "cpu":
         return settings.with_values(engine={"slots": CPU_SLOTS})
-    total = torch.cuda.mem_get_info(device)[1]
-    available = int(total * settings.engine.memory_share)
+    available = int(available_bytes(device) * settings.engine.memory_share)
     plan = plan_memory(config, settings, weights_of(config, dtype), dtype, device)
     fit = min(MOST_SLOTS, plan.slots_that_fit(available))
     if not fit:
@@ -107,7 +112,7 @@ def resolve_slots(config: Any, settings: Settings, device: torch.device, dtype: 
 
 
 def weights_of(config: Any, dtype: torch.dtype) -> int:
-    """Bytes of a thinker's and a talker's weights, from the config alone."""
+    """Bytes of a checkpoint's weights, from its config alone: what the engine does not run is counted in."""
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
     with torch.device("meta"):
@@ -120,10 +125,12 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo names no MemAvailable")
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and limit.read_text().strip() != "max":  # a container's
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
 
 
 def size(count: float) -> str:

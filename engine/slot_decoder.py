@@ -76,13 +76,15 @@ class SlotDecoder:
     def forget(self, slot: int, kept: int, leaving: int, length: int) -> None:
         """Drops `leaving` of a slot's `length` positions, those behind the first `kept`; the rest moves up.
 
-        A moved key is rotated back by as much, so that it is what it would be had it been fed at its new position:
-        positions never leave the range that the model knows.
+        A moved key is rotated back by as much, in float32, so that it is what it would be at its new position but for
+        one rounding: positions never leave the range that the model knows.
         """
         moved = self._cache[:, slot, :, kept + leaving : length].clone()
         keys = moved[:, : self._layers[0].key_heads]
-        unscaled = self._cos[leaving].square() + self._sin[leaving].square()  # of rotary kinds that scale attention
-        keys.copy_(rotate(keys, self._cos[leaving] / unscaled.sqrt(), -self._sin[leaving] / unscaled.sqrt()))
+        angles = self._model.rotary_emb.inv_freq.float() * leaving  # [D / 2]
+        cos = angles.cos().repeat(2)
+        sin = torch.cat([angles.sin(), -angles.sin()])  # as in `rotations`, but backwards
+        keys.copy_(rotate(keys.float(), cos, sin))
         self._cache[:, slot, :, kept : length - leaving] = moved
 
     @property

@@ -50,7 +50,7 @@ def build_repository(settings: Settings, build: Path, report: Report) -> Path:
     settings = settle_slots(settings, checkpoint)
     repository = build / "repository"
     stamp = _stamp(checkpoint, settings)
-    if _read(repository / STAMP) == stamp:
+    if read_stamp(repository) == stamp:
         report(f"the repository in {repository} is up to date")
         return repository
 
@@ -104,7 +104,7 @@ def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:
         return str(Path(source).resolve()) if Path(source).exists() else source
     folder = build / "tiny_checkpoint"
     stamp = {"made by": _digest([ROOT / "export" / "tiny.py", ROOT / "export" / "tiny_tokenizer.py"])}
-    if _read(folder / STAMP) != stamp:
+    if read_stamp(folder) != stamp:
         report("the tiny checkpoint: Qwen3-Omni's architecture, random weights")
         shutil.rmtree(folder, ignore_errors=True)
         make_tiny_checkpoint(folder)
@@ -148,8 +148,9 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _read(file: Path) -> Any:
+def read_stamp(folder: Path) -> Any:
+    """What `folder` was built from; None where nothing is."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads((folder / STAMP).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None

@@ -30,13 +30,14 @@ from tritonclient.grpc import model_config_pb2
 
 from export import triton_config
 from export.onnx_stage import OPSET, ExportError
-from export.repository import STAMP
+from export.repository import read_stamp
 
 STAGES = ("mel_frontend", "code2wav")
 HALF_PRECISION = ("code2wav",)
 IN_HALF = {"Conv", "ConvTranspose", "MatMul"}  # what the matrix units are for; everything else stays in float32
 CALIBRATION_TICKS = 4
 SCRIPT = "build_engines.sh"
+ENGINE = "model.plan"
 # Greatest differences from the float32 graph. mel_frontend: as from the extractor. code2wav: with float16 products the
 # tiny checkpoint's waveform differs by 0.012, its tails of convolutions, which reach 17, by 0.56; the bounds are thrice
 # that. What counts frames is exact.
@@ -52,12 +53,18 @@ Report = Callable[[str], None]
 def build_tensorrt_repository(repository: Path, report: Report) -> Path:
     """From a built `repository` (see `export.repository`), makes `repository`_tensorrt beside it; returns it.
 
-    Its engines are missing until its script has run.
+    Its engines are missing until its script has run. Raises `ExportError` for a repository in float16.
     """
     made = repository.with_name(repository.name + "_tensorrt")
+    stamp = read_stamp(repository)
+    if stamp["settings"]["triton"]["onnx_precision"] != "float32":
+        raise ExportError("triton.onnx_precision is float16, expected float32 for TensorRT: AutoCast chooses itself")
+    if read_stamp(made) == stamp:
+        report(f"the repository in {made} is up to date")
+        return made
     staging = made.with_name(made.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(repository, staging, ignore=shutil.ignore_patterns("__pycache__", STAMP))
+    shutil.copytree(repository, staging, ignore=shutil.ignore_patterns("__pycache__"))
     commands = []
     for name in STAGES:
         report(f"{name}: INT32 in place of INT16" + (", AutoCast to float16" if name in HALF_PRECISION else ""))
@@ -91,6 +98,9 @@ def build_tensorrt_repository(repository: Path, report: Report) -> Path:
 
 def build_engines(repository: Path, report: Report) -> None:
     """Runs the script where TensorRT is, and says how to where it is not. Raises `ExportError`."""
+    if all((repository / name / "1" / ENGINE).is_file() for name in STAGES):
+        report("the engines are there")
+        return
     if not shutil.which("trtexec"):
         report(f"no trtexec on PATH: run {repository / SCRIPT} in a container with TensorRT, see there")
         return
@@ -168,7 +178,7 @@ def save_comparison(graph: Path, feeds: list[Feed], folder: Path) -> None:
 def use_tensorrt(config: Any) -> None:
     """Turns a stage's config for ONNX Runtime into one for TensorRT; its states are the same."""
     config.backend = "tensorrt"
-    config.default_model_filename = "model.plan"
+    config.default_model_filename = ENGINE
     config.parameters.clear()
     for tensor in (*config.input, *config.output):
         if tensor.data_type == model_config_pb2.TYPE_INT16:
@@ -218,7 +228,7 @@ def engine_commands(config: Any) -> str:
     build = [
         "trtexec",
         f"--onnx={config.name}/model.onnx",
-        f"--saveEngine={config.name}/1/model.plan",
+        f"--saveEngine={config.name}/1/{ENGINE}",
         "--stronglyTyped",  # the only way in TensorRT 11, and to be said in 10
         "--noTF32",  # float32 means float32
         *(f"{flag}={value}" for flag, value in shapes.items()),
@@ -226,7 +236,7 @@ def engine_commands(config: Any) -> str:
         f"--timingCacheFile={config.name}/timing.cache",
         "--skipInference",
     ]
-    compare = ["polygraphy", "run", f"{config.name}/1/model.plan", "--trt", *comparison_arguments(config.name)]
+    compare = ["polygraphy", "run", f"{config.name}/1/{ENGINE}", "--trt", *comparison_arguments(config.name)]
     return "\n".join([shlex.join(build), shlex.join(compare), ""])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import time
@@ -100,6 +101,12 @@ class TritonServer:
         """The end of the log."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join([*lines[-LOG_TAIL:], f"(all of it is in {self._log})"])
+
+    def said(self, beginning: str) -> str | None:
+        """The first message of the log that begins so, without Triton's own decoration."""
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        found = re.search(rf'"({re.escape(beginning)}.*)"$', text, re.MULTILINE)
+        return found[1] if found else None
 
     def stop(self) -> None:
         """Ends the server and whatever of its process group is left."""

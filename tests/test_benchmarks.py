@@ -75,7 +75,7 @@ def test_a_server_at_the_pace_of_microphones(served: Served, tmp_path, what):
     assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
     stages = row["stages_ms"]
     assert set(stages) == SERVED_STAGES
-    assert all(ms > 0 for ms in stages.values()), stages
+    assert all(ms > 0 for stage, ms in stages.items() if stage not in ("Triton", "transport")), "those are what is left"
     mean = sum(stages.values())
     assert 0.5 * row["p50_ms"] < mean < 2 * row["p50_ms"], "they add up to the tick"
     assert row["memory_bytes"] > 2**20
@@ -159,6 +159,7 @@ def test_a_row_counts_deadlines_and_factors():
     assert (row.ticks, row.deadline_misses) == (4, 1)
     assert row.real_time_factor == pytest.approx(0.25 / 0.32)
     assert row.audio_s_per_s == pytest.approx(4 * 0.32 / 0.25)
+    assert Row.of("x", 4, 320, [0.1, 0.2], paced=True).audio_s_per_s == 4, "no more than is asked for"
 
 
 def test_full_size_is_the_published_size():

@@ -19,7 +19,7 @@ DRAWING = {"temperature": 0.9, "text_temperature": 0.8, "top_k": 50, "repetition
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Checkpoint, settings) -> Engine:
-    """Slots of a context so short that conversations of 200 ticks slide many times."""
+    """A context so short that conversations of 200 ticks slide many times."""
     return Engine(checkpoint, settings.with_values(engine={"slots": SLOTS, "context_s": 16}))
 
 
@@ -80,14 +80,18 @@ def test_among_others_that_come_and_go(engine: Engine, log_mels, expected, seed,
     assert_same(said, expected[how])
 
 
-def test_in_a_full_batch(engine: Engine, log_mels, expected):
-    for key in range(SLOTS - 1):
+def test_in_a_full_batch_of_all_ages(checkpoint: Checkpoint, settings, log_mels):
+    """Sixteen at once; the others' caches reach from nothing to far beyond what the watched one attends to."""
+    engine = Engine(checkpoint, settings.with_values(engine={"slots": 16}))
+    expected = alone(engine, log_mels, TICKS, voice="aiden")
+    for key in range(15):
         engine.open(key, engine.parse_options({"seed": key, **DRAWING}))
+        engine._conversations[key].ticks = key * engine.dialect.context_ticks // 15  # as if so old: zeros behind it
     engine.open("watched", engine.parse_options({"voice": "aiden"}))
-    said = []
+    said, furthest = [], 0
     for tick in range(TICKS):
-        heard = {key: log_mels[(tick * 7 + key) % len(log_mels)] for key in range(SLOTS - 1)}
+        heard = {key: log_mels[(tick * 7 + key) % len(log_mels)] for key in range(15)}
         said.append(engine.tick({**heard, "watched": log_mels[tick % len(log_mels)]})["watched"])
-    for key in [*range(SLOTS - 1), "watched"]:
-        engine.close(key)
-    assert_same(said, expected["greedy"])
+        furthest = max(furthest, *(engine.positions(key) for key in range(15)))
+    assert furthest > 4000 > 3 * engine.positions("watched"), "far beyond"
+    assert_same(said, expected)

@@ -22,53 +22,65 @@ from engine.slot_decoder import SlotDecoder
 from export.tiny import tiny_config
 from tests.conftest import ROOT
 
-FROM_THE_HOST = {"lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "item", "nonzero", "_to_cpu", "is_nonzero"}
+FROM_THE_HOST = {"lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "nonzero", "is_nonzero", "is_pinned"}
 FLOAT32_SUMS = 2e-6  # a few roundings of sums of order one
 
 
-def test_the_attention_kernel_computes_attention(checkpoint_folder: str):
-    """In the interpreter of its language."""
+def test_the_kernels_compute_what_the_cpu_does(checkpoint_folder: str):
+    """In the interpreter of their language."""
     run = subprocess.run(
-        [sys.executable, "tests/programs/attention_kernel.py", checkpoint_folder],
+        [sys.executable, "tests/programs/interpreted.py", checkpoint_folder],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    found = ast.literal_eval(re.search(r"^differences (.*)$", run.stdout, re.MULTILINE)[1])
-    assert len(found) == 6
-    assert max(found) < FLOAT32_SUMS
+    for what, count in (("attention", 6), ("experts", 4)):
+        found = ast.literal_eval(re.search(rf"^{what} (.*)$", run.stdout, re.MULTILINE)[1])
+        assert len(found) == count
+        assert max(found) < FLOAT32_SUMS, what
     assert "codes equal True" in run.stdout
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("kind", "block_keys", "parts"), [("bf16", 64, 16), ("bf16", 64, 1), ("fp32", 32, 4)])
-def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, parts):
-    """To machine code, by the compiler's own assembler, with the full-size model's shapes."""
+def compile_kernel(kernel, types: dict[str, str], chosen: dict[str, int], capability: int):
+    """To machine code, by the compiler's own assembler; `types` of what is no plain 32-bit number."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in chosen else types.get(name, "i32") for name in names}
+    constants = {(names.index(name),): value for name, value in chosen.items() if name in names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert len(compiled.asm["cubin"]) > 1000
+    assert compiled.metadata.shared <= 96 * 1024, "two programs fit a multiprocessor of an H100"
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize(("kind", "block_keys", "parts"), [("bf16", 64, 16), ("bf16", 64, 1), ("fp32", 32, 4)])
+def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, parts):
+    """With the full-size model's shapes."""
     from engine.attention_kernel import join_parts, read_part
 
-    pointers = {"queries": kind, "cache": kind, "out": kind, "slots": "i64", "starts": "i64"}
-    pointers |= {"partial": "fp32", "log_sums": "fp32"}
+    types = dict.fromkeys(("queries", "cache", "out"), f"*{kind}") | {"slots": "*i64", "starts": "*i64"}
+    types |= {"partial": "*fp32", "log_sums": "*fp32", "scale": "fp32", "cache_slot": "i64"}
     chosen = {"length": 1, "groups": 8, "key_heads": 4, "size": 128, "parts": parts}
     chosen |= {"block_queries": 16, "block_keys": block_keys}
     for kernel in (read_part, join_parts):
-        signature = {}
-        for name in kernel.arg_names:
-            signature[name] = "constexpr" if name in chosen else "i64" if name == "cache_slot" else "i32"
-            if name in pointers:
-                signature[name] = "*" + pointers[name]
-            if name == "scale":
-                signature[name] = "fp32"
-        constants = {(kernel.arg_names.index(name),): value for name, value in chosen.items() if name in signature}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-        assert len(compiled.asm["cubin"]) > 1000
-        assert compiled.metadata.shared <= 96 * 1024, "two programs fit a multiprocessor of an H100"
+        compile_kernel(kernel, types, chosen, capability)
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize(("kind", "size", "inner", "choices"), [("bf16", 2048, 768, 8), ("fp32", 1024, 384, 6)])
+def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, choices):
+    from engine.experts_kernel import BLOCK_IN, BLOCK_OUT, down, gate_up
+
+    types = dict.fromkeys(("hidden", "activated", "weight", "weights", "out"), f"*{kind}") | {"chosen": "*i64"}
+    chosen = {"choices": choices, "size": size, "inner": inner, "block_out": BLOCK_OUT, "block_in": BLOCK_IN}
+    for kernel in (gate_up, down):
+        compile_kernel(kernel, types, chosen, capability)
 
 
 class HostWatch(TorchDispatchMode):
@@ -89,7 +101,10 @@ class HostWatch(TorchDispatchMode):
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, monkeypatch, sampled):
-    """What a captured graph must not do. The tensors here have no values at all: looking at one is an error."""
+    """What a captured graph must not do. The tensors here have no values at all: looking at one is an error.
+
+    They are the CPU's, since torch's build for it has no others: a copy from device to device would not be seen.
+    """
     monkeypatch.setattr(layer, "DENSE_SHARE", 0)  # experts as on CUDA
     monkeypatch.setattr(SlotDecoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
     with FakeTensorMode(), torch.inference_mode():

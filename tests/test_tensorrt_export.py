@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -20,7 +21,8 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 from export import triton_config
-from export.repository import build_repository
+from export.onnx_stage import ExportError
+from export.repository import STAMP, build_repository
 from export.tensorrt import (
     STAGES,
     TOLERANCES,
@@ -154,6 +156,23 @@ def test_the_script_runs_its_tools_in_order(made: Path, tmp_path, monkeypatch):
     calls = [line.split()[:3] for line in (tmp_path / "calls").read_text().splitlines()]
     assert [call[0] for call in calls] == ["trtexec", "polygraphy"] * 2
     assert calls[3][1:] == ["run", "code2wav/1/model.plan"]
+
+
+def test_what_was_built_is_not_built_again(made: Path, plain: Path, settings, tmp_path):
+    engine = made / "mel_frontend" / "1" / "model.plan"
+    engine.write_bytes(b"an engine")
+    try:
+        assert build_tensorrt_repository(plain, print) == made
+        assert engine.read_bytes() == b"an engine"
+    finally:
+        engine.unlink()
+    half = tmp_path / "repository"
+    half.mkdir()
+    stamp = json.loads((plain / STAMP).read_text())
+    stamp["settings"]["triton"]["onnx_precision"] = "float16"
+    (half / STAMP).write_text(json.dumps(stamp))
+    with pytest.raises(ExportError, match="onnx_precision is float16, expected float32"):
+        build_tensorrt_repository(half, print)
 
 
 def test_without_tensorrt_it_says_what_to_do(made: Path, monkeypatch):

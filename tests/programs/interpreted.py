@@ -1,6 +1,6 @@
-"""Runs the CUDA attention kernel in its language's interpreter, on the CPU, against the CPU's attention.
+"""Runs the CUDA kernels in their language's interpreter, on the CPU, against what the CPU does.
 
-A program of its own, since the interpreter is chosen when the kernel is defined: TRITON_INTERPRET=1.
+A program of its own, since the interpreter is chosen when a kernel is defined: TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from engine.attention import CpuAttention, Cursor
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import load_checkpoint
 from engine.engine import Engine
+from engine.experts_kernel import KernelExperts
+from engine.layer import Mixture
 from engine.slot_decoder import SlotDecoder
 
 CAPACITY = 1024
@@ -28,8 +30,20 @@ SHAPES = [  # rows, new positions, query heads, key heads, head size
 ]
 
 
-def differences() -> list[float]:
-    """Greatest difference between the two, for each shape."""
+def expert_differences(checkpoint_folder: str) -> list[float]:
+    """Greatest difference of the experts' kernels from transformers' own experts, thinker's and talker's."""
+    settings = Settings.load(environ={})
+    model = load_checkpoint(checkpoint_folder, settings.qwen).model
+    found = []
+    for mlp in (model.thinker.model.layers[0].mlp, model.talker.model.layers[1].mlp):
+        for tokens in (1, 5):
+            hidden = torch.randn(tokens, 1, 64)
+            found.append(float((Mixture(mlp, KernelExperts(mlp.experts))(hidden) - mlp(hidden)).abs().max()))
+    return found
+
+
+def attention_differences() -> list[float]:
+    """Greatest difference between the two attentions, for each shape."""
     torch.manual_seed(0)
     found = []
     for rows, length, heads, key_heads, size in SHAPES:
@@ -63,7 +77,8 @@ def ticks(checkpoint_folder: str, kernel: bool) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    print("differences", differences())
+    print("attention", attention_differences())
+    print("experts", expert_differences(sys.argv[1]))
     expected = ticks(sys.argv[1], kernel=False)
     found = ticks(sys.argv[1], kernel=True)
     print("codes equal", all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)))
