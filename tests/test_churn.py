@@ -93,5 +93,5 @@ def test_in_a_full_batch_of_all_ages(checkpoint: Checkpoint, settings, log_mels)
         heard = {key: log_mels[(tick * 7 + key) % len(log_mels)] for key in range(15)}
         said.append(engine.tick({**heard, "watched": log_mels[tick % len(log_mels)]})["watched"])
         furthest = max(furthest, *(engine.positions(key) for key in range(15)))
-    assert furthest > 4000 > 3 * engine.positions("watched"), "far beyond"
+    assert furthest > 3000 > 2 * engine.positions("watched"), "far beyond"
     assert_same(said, expected)
