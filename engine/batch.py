@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from config.settings import Settings
 from engine.attention import Cursor
+from engine.talker import Talker
+from engine.thinker import Thinker
 
 CPU_LEAST_ROWS = 4  # below it, torch's CPU products take other kernels, whose sums round differently
+
+
+class Place(NamedTuple):
+    """Where a conversation stands: its slot, its next positions, and how many numbers it has drawn."""
+
+    slot: int
+    thinker: int
+    talker: int
+    drawn: int
 
 
 @dataclass
@@ -19,7 +33,8 @@ class Batch:
     The steps of a tick read and write these and the slots' own state, nothing else.
     """
 
-    slots: Tensor  # [R] int64; padding has the spare slot
+    spare: int  # the slot that padding uses
+    slots: Tensor  # [R] int64
     drawn: Tensor  # [R] int64, numbers that a conversation has drawn so far
     thinker: Cursor
     talker: Cursor
@@ -34,10 +49,55 @@ class Batch:
     said: Tensor  # [R, tokens + 16 * frames] int64, the whole tick's
     sampled: bool = False  # whether any row draws; else all are greedy
 
+    @classmethod
+    def of_padding(cls, rows: int, spare: int, thinker: Thinker, talker: Talker, settings: Settings) -> Batch:
+        """R rows of padding, all in the spare slot."""
+        device, dtype = thinker.decoder.device, thinker.decoder.dtype
+        frames, tokens = settings.audio.codec_frames, settings.engine.text_tokens_per_tick
+
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=torch.int64, device=device)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=dtype, device=device)
+
+        slots = torch.full((rows,), spare, device=device)
+        return cls(
+            spare=spare,
+            slots=slots,
+            drawn=integers(),
+            thinker=Cursor(slots, integers()),
+            talker=Cursor(slots, integers()),
+            log_mel=numbers(128, settings.audio.mel_frames),
+            heard=numbers(frames, thinker.hidden_size),
+            hidden=numbers(thinker.hidden_size),
+            condition=numbers(talker.hidden_size),
+            spoken=numbers(talker.hidden_size),
+            token=integers(),
+            first=integers(),
+            codes=integers(talker.codebooks),
+            said=integers(tokens + frames * talker.codebooks),
+        )
+
     @property
     def rows(self) -> int:
         """R."""
         return len(self.slots)
+
+    def fill(self, places: Sequence[Place], log_mel: Tensor) -> None:
+        """The rows' conversations, sorted by slot, and what each heard [B, 128, T]; the other rows are padding."""
+        count = len(places)
+        padding = [Place(self.spare, 0, 0, 0)] * (self.rows - count)
+        columns = torch.tensor([*places, *padding]).T.to(self.slots.device)
+        for tensor, values in zip(
+            (self.slots, self.thinker.starts, self.talker.starts, self.drawn), columns, strict=True
+        ):
+            tensor.copy_(values)
+        slots = [place.slot for place in places]
+        self.thinker.place(slots, [place.thinker for place in places])
+        self.talker.place(slots, [place.talker for place in places])
+        self.log_mel[:count].copy_(log_mel)
+        self.log_mel[count:] = 0  # padding hears nobody
 
 
 def rung(count: int, slots: int, device: torch.device) -> int:

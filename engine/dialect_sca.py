@@ -10,21 +10,20 @@ talker with transformers' own opening of an answer, which names the voice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from config.settings import Settings
-from engine.attention import Cursor
-from engine.batch import Batch, ladder, rung
+from engine.batch import Batch, Place, ladder, rung
 from engine.checkpoint import Checkpoint
 from engine.conversation import Conversation
 from engine.errors import OptionError
 from engine.graphs import Step, Steps, Variant
 from engine.memory import TALKER_OPENING
 from engine.openings import Openings
-from engine.sampler import Sampler, draw
+from engine.sampler import Sampler, Warp, draw
 from engine.stopwatch import Stopwatch
 from engine.talker import Talker
 from engine.thinker import Thinker
@@ -43,7 +42,7 @@ class ScaDialect:
         self._prompt_positions = engine.prompt_positions
         self._text_tokens = engine.text_tokens_per_tick
         self._frames = settings.audio.codec_frames
-        self._mel_frames = settings.audio.mel_frames
+        self._settings = settings
         self._slots = engine.slots
         self.context_ticks = settings.context_ticks
         self._thinker_step = self._frames + self._text_tokens
@@ -61,6 +60,7 @@ class ScaDialect:
         self._sampler = Sampler(engine.slots, self.talker.codebook_size, self.device)
         begin = torch.tensor(config.talker_config.codec_bos_id, device=self.device)
         self._begin_frame = self.talker.embed(begin)
+        self._draws = self._text_tokens + self._frames * self.talker.codebooks  # numbers of a tick
         self._heard_frames = self._begin_frame.repeat(engine.slots + 1, 1)  # [slots, H'] what the talker hears next
         self._batches: dict[int, Batch] = {}
         self.stopwatch = Stopwatch(self.device)
@@ -113,7 +113,9 @@ class ScaDialect:
 
         log_mel [B, 128, T] -> codes [B, 16, frames] and text tokens [B, tokens], both int64 on the CPU.
         """
-        batch = self._fill(conversations, log_mel)
+        batch = self._batch(rung(len(conversations), self._slots, self.device))
+        batch.fill([self._place(conversation) for conversation in conversations], log_mel)
+        batch.sampled = any(conversation.options.samples for conversation in conversations)
         self._tick(batch)
         said = batch.said[: len(conversations)].to("cpu", copy=True)  # the host waits for the device
         for conversation in conversations:
@@ -125,7 +127,7 @@ class ScaDialect:
     def rehearse(self, capture: bool) -> None:
         """Runs the steps of a tick for every size of batch on CUDA, in padding alone, and captures them."""
         for rows in ladder(self._slots, self.device):
-            batch = self._batches.setdefault(rows, self._new_batch(rows))
+            batch = self._batch(rows)
             for name, step in self._steps().items():
                 for sampled in (False, True) if name in DRAWING else (False,):
                     batch.sampled = sampled
@@ -172,13 +174,7 @@ class ScaDialect:
         batch.hidden.copy_(self.thinker.decoder.forward(batch.heard, batch.thinker)[:, -1])
 
     def _write(self, batch: Batch) -> None:
-        logits = self.thinker.logits(batch.hidden)
-        if batch.sampled:
-            numbers = self._sampler.numbers(batch.slots, batch.drawn, 1)
-            batch.drawn += 1
-            batch.token.copy_(draw(logits, self._sampler.text(batch.slots), numbers[:, 0]))
-        else:
-            batch.token.copy_(logits.argmax(dim=-1))
+        batch.token.copy_(self._draw(batch, self.thinker.logits(batch.hidden), self._sampler.text))
         hidden = self.thinker.decoder.forward(self.thinker.embed(batch.token[:, None]), batch.thinker)[:, -1]
         batch.hidden.copy_(hidden)
         batch.condition.copy_(self.talker.project_text(hidden))
@@ -188,12 +184,7 @@ class ScaDialect:
         hidden = self.talker.decoder.forward(inputs[:, None], batch.talker)[:, -1]
         batch.spoken.copy_(hidden)
         logits = self._sampler.penalise(self.talker.logits(hidden), batch.slots)
-        if batch.sampled:
-            numbers = self._sampler.numbers(batch.slots, batch.drawn, 1)
-            batch.drawn += 1
-            batch.first.copy_(draw(logits, self._sampler.code(batch.slots), numbers[:, 0]))
-        else:
-            batch.first.copy_(logits.argmax(dim=-1))
+        batch.first.copy_(self._draw(batch, logits, self._sampler.code))
         self._sampler.note_spoken(batch.slots, batch.first)
 
     def _complete(self, batch: Batch) -> None:
@@ -210,56 +201,26 @@ class ScaDialect:
         batch.codes.copy_(codes)
         self._heard_frames[batch.slots] = heard
 
-    def _fill(self, conversations: Sequence[Conversation], log_mel: Tensor) -> Batch:
-        """The batch of this many conversations, with their places and what they heard."""
-        rows = rung(len(conversations), self._slots, self.device)
-        batch = self._batches.get(rows) or self._batches.setdefault(rows, self._new_batch(rows))
-        draws = self._text_tokens + self._frames * self.talker.codebooks
-        slots = [conversation.slot for conversation in conversations]
-        thinker = [self.positions(conversation) for conversation in conversations]
-        talker = [TALKER_OPENING + conversation.ticks * self._frames for conversation in conversations]
-        drawn = [conversation.age * draws for conversation in conversations]
-        padding = rows - len(slots)
-        numbers = torch.tensor(
-            [slots + [self._slots] * padding, *(each + [0] * padding for each in (thinker, talker, drawn))]
-        ).to(self.device)
-        for place, values in zip(
-            (batch.slots, batch.thinker.starts, batch.talker.starts, batch.drawn), numbers, strict=True
-        ):
-            place.copy_(values)
-        batch.thinker.place(slots, thinker)
-        batch.talker.place(slots, talker)
-        batch.log_mel[: len(slots)].copy_(log_mel)
-        batch.log_mel[len(slots) :] = 0  # padding hears nobody
-        batch.sampled = any(conversation.options.samples for conversation in conversations)
-        return batch
+    def _draw(self, batch: Batch, logits: Tensor, how: Callable[[Tensor], Warp]) -> Tensor:
+        """One token of each row [R], from logits [R, V]."""
+        if not batch.sampled:
+            return logits.argmax(dim=-1)
+        (number,) = self._sampler.numbers(batch.slots, batch.drawn, 1).unbind(1)
+        batch.drawn += 1
+        return draw(logits, how(batch.slots), number)
 
-    def _new_batch(self, rows: int) -> Batch:
-        """All of it padding."""
-        weight = self.thinker.decoder.dtype
-        slots = torch.full((rows,), self._slots, device=self.device)
-
-        def integers(*shape: int) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=torch.int64, device=self.device)
-
-        def numbers(*shape: int) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=weight, device=self.device)
-
-        return Batch(
-            slots=slots,
-            drawn=integers(),
-            thinker=Cursor(slots, integers()),
-            talker=Cursor(slots, integers()),
-            log_mel=numbers(128, self._mel_frames),
-            heard=numbers(self._frames, self.thinker.hidden_size),
-            hidden=numbers(self.thinker.hidden_size),
-            condition=numbers(self.talker.hidden_size),
-            spoken=numbers(self.talker.hidden_size),
-            token=integers(),
-            first=integers(),
-            codes=integers(self.talker.codebooks),
-            said=integers(self._text_tokens + self._frames * self.talker.codebooks),
+    def _place(self, conversation: Conversation) -> Place:
+        return Place(
+            slot=conversation.slot,
+            thinker=self.positions(conversation),
+            talker=TALKER_OPENING + conversation.ticks * self._frames,
+            drawn=conversation.age * self._draws,
         )
+
+    def _batch(self, rows: int) -> Batch:
+        if rows not in self._batches:
+            self._batches[rows] = Batch.of_padding(rows, self._slots, self.thinker, self.talker, self._settings)
+        return self._batches[rows]
 
     def _opening_tokens(self, system_prompt: str) -> list[int]:
         """The thinker's opening. Raises `OptionError` when it is longer than the slot's share for it."""

@@ -114,7 +114,7 @@ def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, mo
         finally:
             torch.set_default_dtype(torch.float32)
         dialect = ScaDialect(Checkpoint(model, checkpoint.tokenizer), settings.with_values(engine={"slots": 4}))
-        batch = dialect._new_batch(4)
+        batch = dialect._batch(4)
         batch.sampled = sampled
         for name, step in dialect._steps().items():
             with HostWatch() as watch:
