@@ -109,7 +109,7 @@ def test_the_readme_has_every_setting_with_its_default():
                 if default == ""
                 else f"`{default}`"
                 if isinstance(default, str)
-                else str(default).removesuffix(".0")
+                else str(default).lower().removesuffix(".0")
             )
             row = rf"\| `{section.name}\.{field.name}` \| {re.escape(shown)}(\.0)? \|"
             assert re.search(row, readme), f"{section.name}.{field.name} with default {shown}"
