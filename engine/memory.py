@@ -135,7 +135,7 @@ def available_bytes(device: torch.device) -> int:
 
 def size(count: float) -> str:
     """Bytes for people: `1.5 GB`."""
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= step:
             return f"{count / step:.3g} {unit}"
     return f"{count:g} bytes"

@@ -115,7 +115,13 @@ def test_a_cpu_has_eight_slots_unless_told(checkpoint: Checkpoint, settings):
 
 
 def test_sizes_for_people():
-    assert [size(n) for n in (12, 2_500, 3_210_000, 70.5e9)] == ["12 bytes", "2.5 KB", "3.21 MB", "70.5 GB"]
+    assert [size(n) for n in (12, 2_500, 3_210_000, 70.5e9, 4e12)] == [
+        "12 bytes",
+        "2.5 KB",
+        "3.21 MB",
+        "70.5 GB",
+        "4 TB",
+    ]
     assert available_bytes(CPU) > 2**20
 
 
