@@ -121,10 +121,11 @@ def show(rows: Sequence[Row], file: Path) -> None:
     staged = [row for row in rows if row.stages_ms]
     if staged:
         stages = Table(title="where a tick's time goes, mean ms", title_justify="left")
-        for column in ("what", "sessions", *staged[0].stages_ms):
+        names = list(dict.fromkeys(name for row in staged for name in row.stages_ms))
+        for column in ("what", "sessions", *names):
             stages.add_column(column, justify="left" if column == "what" else "right")
         for row in staged:
-            stages.add_row(row.what, str(row.sessions), *(f"{ms:.1f}" for ms in row.stages_ms.values()))
+            stages.add_row(row.what, str(row.sessions), *(f"{row.stages_ms.get(name, 0):.1f}" for name in names))
         console.print(stages)
     console.print(f"all figures: {file}", highlight=False)
     write(rows, file)

@@ -74,4 +74,5 @@ class CpuAttention:
         if not self._together:
             heard = heard[self._offsets]
         heard = heard.unflatten(2, (self._groups, length)).permute(0, 3, 1, 2, 4)
-        return F.pad(heard.reshape(self._count, length, heads * size), (0, 0, 0, 0, 0, rows - self._count))
+        heard = heard.reshape(self._count, length, heads * size)
+        return heard if rows == self._count else F.pad(heard, (0, 0, 0, 0, 0, rows - self._count))

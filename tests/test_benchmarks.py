@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import soundfile
 import torch
 import tritonclient.grpc as triton
 
+from benchmarks.engine import bench_engine
 from benchmarks.floor import bandwidth, tick_bytes
 from benchmarks.full_size import full_checkpoint, full_config
 from benchmarks.perf_analyzer import PerfAnalyzerError, input_data, read_wav, row_of
-from benchmarks.report import Row
+from benchmarks.report import Row, show
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine, Spoken
 from export.tiny import tiny_config
@@ -62,6 +65,23 @@ def test_a_profile_names_the_slowest_parts(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "aten::" in run.stdout
     assert "Self CPU time total" in run.stdout
+
+
+def test_a_stage_that_only_some_rows_have_keeps_its_column(checkpoint, settings, tmp_path, capsys, monkeypatch):
+    """Conversations that slide while they are measured, and others that are too young to."""
+    short = settings.with_values(engine={"context_s": 5})
+    rows = [*bench_engine(checkpoint, settings, [1], ticks=3), *bench_engine(checkpoint, short, [2], ticks=3, age_s=5)]
+    assert [set(row.stages_ms) - ENGINE_STAGES for row in rows] == [set(), {"slide"}]
+    monkeypatch.setattr(sys, "argv", ["commands", "bench", "engine"])
+    show(rows, tmp_path / "rows.json")
+    lines = capsys.readouterr().out.split("where a tick's time goes")[1].splitlines()
+    header, young, sliding = (
+        [cell.strip() for cell in re.split("[┃│]", line)] for line in lines if re.match("[┃│]", line)
+    )
+    column = header.index("slide")
+    assert young[column] == "0.0"
+    assert sliding[column] == f"{rows[1].stages_ms['slide']:.1f}"
+    assert sliding[header.index("talker")] == f"{rows[1].stages_ms['talker']:.1f}"
 
 
 @pytest.mark.parametrize("what", ["triton", "bridge"])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from engine.batch import rung
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine, Spoken
 
@@ -35,6 +36,28 @@ def assert_same(found: Sequence[Spoken], expected: Sequence[Spoken]) -> None:
         assert one.tokens == other.tokens, f"text tokens of tick {tick}"
         assert torch.equal(one.codes, other.codes), f"codes of tick {tick}"
         assert one.text == other.text
+
+
+@pytest.mark.parametrize("others", [1, 3, 15])
+def test_not_a_bit_of_a_hidden_state_depends_on_the_company(checkpoint: Checkpoint, settings, log_mels, others):
+    """What tokens could hide: they rarely tip over a last bit. The others are older, by up to 15 times 40 ticks."""
+
+    def hidden_states(company: int) -> list[torch.Tensor]:
+        engine = Engine(checkpoint, settings.with_values(engine={"slots": 16}))
+        for key in range(company):
+            engine.open(key, engine.parse_options({"seed": key, **DRAWING}))
+            engine._conversations[key].ticks = 40 * (key + 1)
+        engine.open("watched", engine.parse_options({}))
+        states = []
+        for tick in range(8):
+            heard = {key: log_mels[(tick + key) % len(log_mels)] for key in range(company)}
+            engine.tick({**heard, "watched": log_mels[tick]})
+            batch = engine.dialect._batch(rung(company + 1, 16, torch.device("cpu")))
+            states += [batch.hidden[company].clone(), batch.spoken[company].clone()]
+        return states
+
+    pairs = zip(hidden_states(0), hidden_states(others), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.fixture(scope="module")
