@@ -6,30 +6,20 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from config.sources import SettingsError, from_environment, merge, read_toml, typed
 
 DEFAULTS = Path(__file__).parent / "default.toml"
-NOT_SETTINGS = {"SCA_VENV", "SCA_PYTHON", "SCA_CONFIG"}  # read by ./sca itself
 
-TRUTHS = {"true": True, "1": True, "false": False, "0": False}
-
+DIALECTS = ("turn", "sca")
 CODEC_FRAME_MS = 80  # a codec frame, and also an audio token of the thinker
 INPUT_HZ = 16_000  # the microphone's rate
 OUTPUT_HZ = 24_000  # code2wav's rate
 MEL_HOP = 160  # input samples a mel frame
-
-
-class SettingsError(ValueError):
-    """A setting is unknown or impossible; the message names it, what came and what was expected."""
 
 
 def _expect(holds: bool, name: str, value: object, expected: str) -> None:
@@ -102,7 +92,7 @@ class EngineSettings:
     idle_timeout_s: float
 
     def __post_init__(self) -> None:
-        _expect(self.dialect == "sca", "engine.dialect", self.dialect, "sca")
+        _expect(self.dialect in DIALECTS, "engine.dialect", self.dialect, " or ".join(DIALECTS))
         _expect(self.context_full in ("slide", "stop"), "engine.context_full", self.context_full, "slide or stop")
         _expect(0 <= self.slots < 1e6, "engine.slots", self.slots, "a number from 0 (as many as fit) to a million")
         _expect(0 < self.memory_share <= 1, "engine.memory_share", self.memory_share, "a share above 0 and up to 1")
@@ -141,12 +131,67 @@ class SamplingSettings:
         )
 
 
+@dataclass(frozen=True)
+class TurnSettings:
+    """The dialect `turn`: when the user's turn begins and ends, and how far an answer goes."""
+
+    detection: str
+    threshold: float
+    prefix_padding_ms: int
+    silence_duration_ms: int
+    interrupt: bool
+    interrupt_after_ms: int
+    answer_tokens: int
+    answer_frames: int
+    heard_tokens_per_s: float
+    emotion: str
+    emotion_labels: str
+    language: str
+    language_labels: str
+
+    def __post_init__(self) -> None:
+        _expect(self.detection in DETECTIONS, "turn.detection", self.detection, " or ".join(DETECTIONS))
+        _expect(0 < self.threshold < 1, "turn.threshold", self.threshold, "a probability between 0 and 1")
+        for name, most in (("prefix_padding_ms", 5000), ("silence_duration_ms", 10_000), ("interrupt_after_ms", 5000)):
+            value = getattr(self, name)
+            _expect(0 <= value <= most, f"turn.{name}", value, f"milliseconds, 0 to {most}")
+        for name in ("answer_tokens", "answer_frames"):
+            _expect(2 <= getattr(self, name) < 1e6, f"turn.{name}", getattr(self, name), "a number from 2 to a million")
+        rate = self.heard_tokens_per_s
+        _expect(0 < rate <= 12.5, "turn.heard_tokens_per_s", rate, "a number above 0 and up to 12.5, one a codec frame")
+        for name in ("emotion", "language"):
+            known = self.labels(name)
+            _expect(len(known) > 1, f"turn.{name}_labels", getattr(self, f"{name}_labels"), "labels, at least two")
+            strange = [label for label in self.asked(name) if label not in known]
+            _expect(not strange, f"turn.{name}", getattr(self, name), f"off, all, or some of {', '.join(known)}")
+            _expect(len(self.asked(name)) != 1, f"turn.{name}", getattr(self, name), "off, all, or at least two labels")
+
+    def labels(self, name: str) -> tuple[str, ...]:
+        """All labels that are configured for `emotion` or `language`."""
+        return _list(getattr(self, f"{name}_labels"))
+
+    def asked(self, name: str) -> tuple[str, ...]:
+        """The labels among which the model is asked to choose; none when it is not asked."""
+        wanted: str = getattr(self, name)
+        if wanted in ("", "off"):
+            return ()
+        return self.labels(name) if wanted == "all" else _list(wanted)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+DETECTIONS = ("server_vad", "manual")
+SERVER_ALONE = ("heard_tokens_per_s", "emotion_labels", "language_labels")  # of [turn]: no conversation chooses these
+TURN_OPTIONS = tuple(f.name for f in dataclasses.fields(TurnSettings) if f.name not in SERVER_ALONE)
 OPTIONS = (  # what a conversation may choose for itself
     "dialect",
     "voice",
     "system_prompt",
     "seed",
     *(field.name for field in dataclasses.fields(SamplingSettings)),
+    *TURN_OPTIONS,
 )
 
 
@@ -196,6 +241,7 @@ class Settings:
     qwen: QwenSettings
     audio: AudioSettings
     engine: EngineSettings
+    turn: TurnSettings
     sampling: SamplingSettings
     triton: TritonSettings
     bridge: BridgeSettings
@@ -203,7 +249,7 @@ class Settings:
     def __post_init__(self) -> None:
         frames, tokens = self.audio.codec_frames, self.engine.text_tokens_per_tick
         _expect(
-            frames % tokens == 0,
+            self.engine.dialect != "sca" or frames % tokens == 0,
             "engine.text_tokens_per_tick",
             tokens,
             f"a divisor of the {frames} codec frames in a tick of {self.audio.tick_ms} ms",
@@ -217,11 +263,11 @@ class Settings:
     @classmethod
     def load(cls, file: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
         """Defaults, then `file` (else $SCA_CONFIG), then SCA_<SECTION>_<KEY>; raises `SettingsError`."""
-        values = tomllib.loads(DEFAULTS.read_text(encoding="utf-8"))
+        values = read_toml(DEFAULTS)
         file = file or environ.get("SCA_CONFIG")
         if file:
-            _merge(values, _read_toml(Path(file)), source=str(file))
-        _merge(values, _from_environment(values, environ), source="the environment")
+            merge(values, read_toml(Path(file)), source=str(file))
+        merge(values, from_environment(values, environ), source="the environment")
         return cls._from_values(values)
 
     @classmethod
@@ -236,7 +282,7 @@ class Settings:
     def with_values(self, **sections: dict[str, Any]) -> Settings:
         """A copy with some values replaced, validated again: `with_values(audio={"tick_ms": 80})`."""
         values = dataclasses.asdict(self)
-        _merge(values, sections, source="with_values")
+        merge(values, sections, source="with_values")
         return self._from_values(values)
 
     @classmethod
@@ -244,58 +290,7 @@ class Settings:
         sections = {}
         for section, section_type in get_type_hints(cls).items():
             types = get_type_hints(section_type)
-            typed = {key: _typed(f"{section}.{key}", value, types[key]) for key, value in values[section].items()}
-            sections[section] = section_type(**typed)
+            sections[section] = section_type(
+                **{key: typed(f"{section}.{key}", value, types[key]) for key, value in values[section].items()}
+            )
         return cls(**sections)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"the settings file {path} is not TOML: {error}") from error
-
-
-def _merge(values: dict[str, Any], changes: Mapping[str, Any], source: str) -> None:
-    for section, keys in changes.items():
-        if section not in values:
-            raise SettingsError(f"unknown section [{section}] in {source}, expected one of {', '.join(values)}")
-        if not isinstance(keys, dict):
-            raise SettingsError(f"[{section}] in {source} is {keys!r}, expected a table of settings")
-        for key, value in keys.items():
-            if key not in values[section]:
-                known = ", ".join(values[section])
-                raise SettingsError(f"unknown setting {section}.{key} in {source}, expected one of {known}")
-            values[section][key] = value
-
-
-def _from_environment(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """SCA_<SECTION>_<KEY> variables as a table; an SCA_ name that fits no setting is refused."""
-    changes: dict[str, dict[str, str]] = {}
-    for variable, value in environ.items():
-        if not variable.startswith("SCA_") or variable in NOT_SETTINGS:
-            continue
-        section, _, key = variable.removeprefix("SCA_").lower().partition("_")
-        if key not in values.get(section, {}):
-            raise SettingsError(f"unknown environment variable {variable}: config/default.toml has no {section}.{key}")
-        changes.setdefault(section, {})[key] = value
-    return changes
-
-
-def _typed(name: str, value: Any, expected: type) -> Any:
-    """`value` as `expected`; text, as the environment gives it, is read as a number where one is expected."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[expected]
-    if isinstance(value, str) and expected is bool and value.lower() in TRUTHS:
-        return TRUTHS[value.lower()]
-    if isinstance(value, str) and expected in (int, float):
-        try:
-            return expected(value)
-        except ValueError as error:
-            raise SettingsError(f"{name} is {value!r}, expected {words}") from error
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise SettingsError(f"{name} is {value!r}, expected {words}")
-    return value

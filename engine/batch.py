@@ -11,6 +11,7 @@ from torch import Tensor
 
 from config.settings import Settings
 from engine.attention import Cursor
+from engine.speaker import Speaking
 from engine.talker import Talker
 from engine.thinker import Thinker
 
@@ -34,49 +35,33 @@ class Batch:
     """
 
     spare: int  # the slot that padding uses
-    slots: Tensor  # [R] int64
-    drawn: Tensor  # [R] int64, numbers that a conversation has drawn so far
+    speaking: Speaking
     thinker: Cursor
-    talker: Cursor
     log_mel: Tensor  # [R, 128, T]
     heard: Tensor  # [R, audio tokens, H], the encoder's
     hidden: Tensor  # [R, H], the thinker's last
-    condition: Tensor  # [R, H'], of the frames that follow
-    spoken: Tensor  # [R, H'], the talker's last
     token: Tensor  # [R] int64, the text token of this step
-    first: Tensor  # [R] int64, the code of the first codebook of this step
-    codes: Tensor  # [R, 16] int64, the frame of this step
     said: Tensor  # [R, tokens + 16 * frames] int64, the whole tick's
-    sampled: bool = False  # whether any row draws; else all are greedy
 
     @classmethod
     def of_padding(cls, rows: int, spare: int, thinker: Thinker, talker: Talker, settings: Settings) -> Batch:
         """R rows of padding, all in the spare slot."""
         device, dtype = thinker.decoder.device, thinker.decoder.dtype
         frames, tokens = settings.audio.codec_frames, settings.engine.text_tokens_per_tick
-
-        def integers(*shape: int) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=torch.int64, device=device)
+        speaking = Speaking.of_padding(rows, spare, talker)
 
         def numbers(*shape: int) -> Tensor:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
-        slots = torch.full((rows,), spare, device=device)
         return cls(
             spare=spare,
-            slots=slots,
-            drawn=integers(),
-            thinker=Cursor(slots, integers()),
-            talker=Cursor(slots, integers()),
+            speaking=speaking,
+            thinker=Cursor(speaking.slots, torch.zeros_like(speaking.slots)),
             log_mel=numbers(128, settings.audio.mel_frames),
             heard=numbers(frames, thinker.hidden_size),
             hidden=numbers(thinker.hidden_size),
-            condition=numbers(talker.hidden_size),
-            spoken=numbers(talker.hidden_size),
-            token=integers(),
-            first=integers(),
-            codes=integers(talker.codebooks),
-            said=integers(tokens + frames * talker.codebooks),
+            token=torch.zeros_like(speaking.slots),
+            said=torch.zeros(rows, tokens + frames * talker.codebooks, dtype=torch.int64, device=device),
         )
 
     @property
@@ -84,20 +69,29 @@ class Batch:
         """R."""
         return len(self.slots)
 
+    @property
+    def slots(self) -> Tensor:
+        """Of the rows, [R]."""
+        return self.speaking.slots
+
     def fill(self, places: Sequence[Place], log_mel: Tensor) -> None:
         """The rows' conversations, sorted by slot, and what each heard [B, 128, T]; the other rows are padding."""
         count = len(places)
-        padding = [Place(self.spare, 0, 0, 0)] * (self.rows - count)
-        columns = torch.tensor([*places, *padding]).T.to(self.slots.device)
-        for tensor, values in zip(
-            (self.slots, self.thinker.starts, self.talker.starts, self.drawn), columns, strict=True
-        ):
-            tensor.copy_(values)
+        speaking = self.speaking
+        set_rows([*places], self.spare, (self.slots, self.thinker.starts, speaking.cursor.starts, speaking.drawn))
         slots = [place.slot for place in places]
         self.thinker.place(slots, [place.thinker for place in places])
-        self.talker.place(slots, [place.talker for place in places])
+        speaking.cursor.place(slots, [place.talker for place in places])
         self.log_mel[:count].copy_(log_mel)
         self.log_mel[count:] = 0  # padding hears nobody
+
+
+def set_rows(values: Sequence[Sequence[int]], spare: int, tensors: Sequence[Tensor]) -> None:
+    """Copies columns of numbers, the slot first, into tensors [R]; rows behind the values are padding: slot `spare`."""
+    padding = [(spare, *[0] * (len(tensors) - 1))] * (len(tensors[0]) - len(values))
+    columns = torch.tensor([*values, *padding]).T.to(tensors[0].device)
+    for tensor, column in zip(tensors, columns, strict=True):
+        tensor.copy_(column)
 
 
 def rung(count: int, slots: int, device: torch.device) -> int:

@@ -18,14 +18,16 @@ from torch import Tensor
 from config.settings import Settings
 from engine.batch import Batch, Place, ladder, rung
 from engine.checkpoint import Checkpoint
-from engine.conversation import Conversation
-from engine.errors import OptionError
+from engine.conversation import Conversation, Event, Heard, ScaConversation, Spoken
+from engine.errors import ContextFullError, OptionError
 from engine.graphs import Step, Steps, Variant
 from engine.memory import TALKER_OPENING
 from engine.openings import Openings
-from engine.sampler import Sampler, Warp, draw
+from engine.options import Controls, Options
+from engine.sampler import Warp, draw
+from engine.speaker import Speaker
 from engine.stopwatch import Stopwatch
-from engine.talker import Talker
+from engine.text import TextStream
 from engine.thinker import Thinker
 
 DRAWING = ("text", "talker", "code predictor")  # steps with a greedy and a sampling variant
@@ -51,45 +53,50 @@ class ScaDialect:
         self.thinker = Thinker(
             checkpoint.model.thinker, engine.slots, engine.prompt_positions + self.context_ticks * self._thinker_step
         )
-        self.talker = Talker(
-            checkpoint.model.talker, engine.slots, rows, TALKER_OPENING + self.context_ticks * self._frames
+        self.speaker = Speaker(
+            checkpoint.model, engine.slots, rows, TALKER_OPENING + self.context_ticks * self._frames, ends=False
         )
+        self.talker = self.speaker.talker
         self.device = self.thinker.decoder.device
         self._thinker_openings = Openings(engine.prompts_kept)
         self._talker_openings = Openings(len(config.talker_config.speaker_id))
-        self._sampler = Sampler(engine.slots, self.talker.codebook_size, self.device)
-        begin = torch.tensor(config.talker_config.codec_bos_id, device=self.device)
-        self._begin_frame = self.talker.embed(begin)
+        self._sampler = self.speaker.sampler
         self._draws = self._text_tokens + self._frames * self.talker.codebooks  # numbers of a tick
-        self._heard_frames = self._begin_frame.repeat(engine.slots + 1, 1)  # [slots, H'] what the talker hears next
         self._batches: dict[int, Batch] = {}
+        self.rehearsal: Sequence[Controls] = (Controls(), Controls())
         self.stopwatch = Stopwatch(self.device)
         self._run = Steps()
 
-    def begin(self, conversation: Conversation) -> None:
-        """Puts the openings into the conversation's slot. Raises `OptionError` when the system prompt is too long."""
-        slot, options = conversation.slot, conversation.options
+    def begin(self, slot: int, options: Options) -> ScaConversation:
+        """A conversation, its openings in its slot. Raises `OptionError` when the system prompt is too long."""
         tokens = self._opening_tokens(options.system_prompt)
         self.thinker.decoder.place(slot, self._thinker_openings.get(tuple(tokens), lambda: self._read_prompt(tokens)))
         self.talker.decoder.place(
             slot, self._talker_openings.get(options.voice, lambda: self._read_voice(options.voice))
         )
-        self._heard_frames[slot] = self._begin_frame
+        self.speaker.begin(slot)
         self._sampler.place(slot, options)
-        conversation.opening = len(tokens)
+        return ScaConversation(slot, options, TextStream(self._tokenizer), opening=len(tokens))
 
     def end(self, slot: int) -> None:
         """Wipes a slot: nothing of its conversation is left."""
         self.thinker.decoder.wipe(slot)
-        self.talker.decoder.wipe(slot)
-        self._heard_frames[slot] = self._begin_frame
-        self._sampler.wipe(slot)
+        self.speaker.wipe(slot)
 
-    def is_full(self, conversation: Conversation) -> bool:
-        """Whether no further tick fits into the conversation's context."""
-        return conversation.ticks >= self.context_ticks
+    def ready(self, conversation: Conversation) -> None:
+        """Makes room for a tick in the conversation's context. Raises `ContextFullError` where it may not."""
+        assert isinstance(conversation, ScaConversation)
+        if conversation.ticks < self.context_ticks:
+            return
+        if self._settings.engine.context_full == "stop":
+            raise ContextFullError(
+                f"the conversation has filled its context of {self._settings.engine.context_s} s (engine.context_s): "
+                "reset it, open another, or serve with engine.context_full = 'slide'"
+            )
+        with self.stopwatch("slide"):
+            self.slide(conversation)
 
-    def slide(self, conversation: Conversation) -> None:
+    def slide(self, conversation: ScaConversation) -> None:
         """Lets the oldest ticks leave. The openings and the first tick stay: attention leans on first positions."""
         leaving = max(1, self.context_ticks // LEAVING_SHARE)
         for decoder, opening, step in (
@@ -106,23 +113,28 @@ class ScaDialect:
 
     def positions(self, conversation: Conversation) -> int:
         """How many positions of the thinker's cache the conversation takes."""
+        assert isinstance(conversation, ScaConversation)
         return conversation.opening + conversation.ticks * self._thinker_step
 
-    def tick(self, conversations: Sequence[Conversation], log_mel: Tensor) -> tuple[Tensor, Tensor]:
-        """One tick of each conversation, sorted by slot.
-
-        log_mel [B, 128, T] -> codes [B, 16, frames] and text tokens [B, tokens], both int64 on the CPU.
-        """
-        batch = self._batch(rung(len(conversations), self._slots, self.device))
-        batch.fill([self._place(conversation) for conversation in conversations], log_mel)
-        batch.sampled = any(conversation.options.samples for conversation in conversations)
+    def tick(self, conversations: Sequence[Conversation], heard: Sequence[Heard]) -> list[Spoken]:
+        """One tick of each conversation, sorted by slot."""
+        rows = [conversation for conversation in conversations if isinstance(conversation, ScaConversation)]
+        batch = self._batch(rung(len(rows), self._slots, self.device))
+        batch.fill([self._place(conversation) for conversation in rows], torch.stack([h.log_mel for h in heard]))
+        batch.speaking.sampled = any(conversation.options.samples for conversation in rows)
         self._tick(batch)
-        said = batch.said[: len(conversations)].to("cpu", copy=True)  # the host waits for the device
-        for conversation in conversations:
+        said = batch.said[: len(rows)].to("cpu", copy=True)  # the host waits for the device
+        tokens, codes = said.split([self._text_tokens, said.shape[1] - self._text_tokens], dim=1)
+        codes = codes.unflatten(1, (self._frames, -1)).transpose(1, 2)
+        results = []
+        for conversation, spoken, frames in zip(rows, tokens.tolist(), codes, strict=True):
             conversation.ticks += 1
             conversation.age += 1
-        tokens, codes = said.split([self._text_tokens, said.shape[1] - self._text_tokens], dim=1)
-        return codes.unflatten(1, (self._frames, -1)).transpose(1, 2), tokens
+            text = conversation.text.feed(spoken)
+            at_ms = conversation.age * self._settings.audio.tick_ms
+            events: list[Event] = [{"type": "text", "at_ms": at_ms, "text": text}] if text else []
+            results.append(Spoken(frames, spoken, text, events))
+        return results
 
     def rehearse(self, capture: bool) -> None:
         """Runs the steps of a tick for every size of batch on CUDA, in padding alone, and captures them."""
@@ -130,10 +142,10 @@ class ScaDialect:
             batch = self._batch(rows)
             for name, step in self._steps().items():
                 for sampled in (False, True) if name in DRAWING else (False,):
-                    batch.sampled = sampled
+                    batch.speaking.sampled = sampled
                     batch.slots.fill_(self._slots)
                     batch.thinker.starts.zero_()
-                    batch.talker.starts.zero_()
+                    batch.speaking.cursor.starts.zero_()
                     self._run.rehearse(self._variant(name, batch), step, batch, capture)
 
     def _tick(self, batch: Batch) -> None:
@@ -148,7 +160,7 @@ class ScaDialect:
             for _ in range(self._frames // tokens):
                 self._run_step("talker", batch)
                 self._run_step("code predictor", batch)
-                frames[:, frame] = batch.codes
+                frames[:, frame] = batch.speaking.codes
                 frame += 1
 
     def _run_step(self, name: str, batch: Batch) -> None:
@@ -156,15 +168,15 @@ class ScaDialect:
             self._run(self._variant(name, batch), self._steps()[name], batch)
 
     def _variant(self, name: str, batch: Batch) -> Variant:
-        return name, batch.rows, batch.sampled and name in DRAWING
+        return name, batch.rows, batch.speaking.sampled and name in DRAWING
 
     def _steps(self) -> dict[str, Step]:
         return {
             "encoder": self._hear,
             "prefill": self._listen,
             "text": self._write,
-            "talker": self._speak,
-            "code predictor": self._complete,
+            "talker": lambda batch: self.speaker.speak(batch.speaking),
+            "code predictor": lambda batch: self.speaker.complete(batch.speaking),
         }
 
     def _hear(self, batch: Batch) -> None:
@@ -177,39 +189,17 @@ class ScaDialect:
         batch.token.copy_(self._draw(batch, self.thinker.logits(batch.hidden), self._sampler.text))
         hidden = self.thinker.decoder.forward(self.thinker.embed(batch.token[:, None]), batch.thinker)[:, -1]
         batch.hidden.copy_(hidden)
-        batch.condition.copy_(self.talker.project_text(hidden))
-
-    def _speak(self, batch: Batch) -> None:
-        inputs = self._heard_frames[batch.slots] + batch.condition
-        hidden = self.talker.decoder.forward(inputs[:, None], batch.talker)[:, -1]
-        batch.spoken.copy_(hidden)
-        logits = self._sampler.penalise(self.talker.logits(hidden), batch.slots)
-        batch.first.copy_(self._draw(batch, logits, self._sampler.code))
-        self._sampler.note_spoken(batch.slots, batch.first)
-
-    def _complete(self, batch: Batch) -> None:
-        if batch.sampled:
-            others = self.talker.codebooks - 1
-            numbers = self._sampler.numbers(batch.slots, batch.drawn, others)
-            batch.drawn += others
-            warp = self._sampler.residual(batch.slots)
-            codes, heard = self.talker.complete(
-                batch.spoken, batch.first, lambda logits, codebook: draw(logits, warp, numbers[:, codebook - 1])
-            )
-        else:
-            codes, heard = self.talker.complete(batch.spoken, batch.first, lambda logits, _: logits.argmax(dim=-1))
-        batch.codes.copy_(codes)
-        self._heard_frames[batch.slots] = heard
+        self.speaker.conditions[batch.slots] = self.talker.project_text(hidden)
 
     def _draw(self, batch: Batch, logits: Tensor, how: Callable[[Tensor], Warp]) -> Tensor:
         """One token of each row [R], from logits [R, V]."""
-        if not batch.sampled:
+        if not batch.speaking.sampled:
             return logits.argmax(dim=-1)
-        (number,) = self._sampler.numbers(batch.slots, batch.drawn, 1).unbind(1)
-        batch.drawn += 1
+        (number,) = self._sampler.numbers(batch.slots, batch.speaking.drawn, 1).unbind(1)
+        batch.speaking.drawn += 1
         return draw(logits, how(batch.slots), number)
 
-    def _place(self, conversation: Conversation) -> Place:
+    def _place(self, conversation: ScaConversation) -> Place:
         return Place(
             slot=conversation.slot,
             thinker=self.positions(conversation),
@@ -241,11 +231,7 @@ class ScaDialect:
         return self.thinker.decoder.read(self.thinker.embed(self._tokens(tokens)))
 
     def _read_voice(self, voice: str) -> Tensor:
-        config, talker = self._config, self._config.talker_config
-        codec = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id]
-        codes = self.talker.embed(self._tokens([*codec, talker.speaker_id[voice], talker.codec_pad_id]))
-        text = self.thinker.embed(self._tokens([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id]))
-        return self.talker.decoder.read(self.talker.project_text(text) + codes)
+        return self.talker.decoder.read(self.speaker.opening(self.thinker, voice))
 
     def _tokens(self, tokens: list[int]) -> Tensor:
         return torch.tensor([tokens], device=self.device)

@@ -5,30 +5,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from config.settings import Settings
 from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.conversation import Conversation
+from engine.conversation import Conversation, Heard, Spoken
+from engine.dialect import Dialect
 from engine.dialect_sca import ScaDialect
-from engine.errors import ContextFullError, ConversationError, SlotsFullError
+from engine.dialect_turn import TurnDialect
+from engine.errors import ConversationError, SlotsFullError
 from engine.memory import available_bytes, plan_memory, resolve_slots
 from engine.options import Options, parse_options
-from engine.text import TextStream
 
-
-@dataclass(frozen=True)
-class Spoken:
-    """What a conversation said in a tick."""
-
-    codes: Tensor  # [16, frames] int64, on the CPU
-    tokens: list[int]  # the text tokens
-    text: str  # what the text grew by
+DIALECTS: dict[str, Callable[[Checkpoint, Settings], Dialect]] = {"turn": TurnDialect, "sca": ScaDialect}
 
 
 class Engine:
@@ -44,13 +37,13 @@ class Engine:
         self.memory = plan_memory(model.config, settings, weights, model.dtype, model.device)
         self.memory.expect_fit(weights + available_bytes(model.device), f"{model.device.type}, the weights counted in,")
         self.settings = settings
-        self.dialect = ScaDialect(checkpoint, settings)
+        self.dialect = DIALECTS[settings.engine.dialect](checkpoint, settings)
         self.stage_seconds: Counter[str] = Counter()  # where all ticks' time went
         self.voices: list[str] = sorted(checkpoint.model.config.talker_config.speaker_id)
-        self._tokenizer = checkpoint.tokenizer
         self._clock = clock
         self._free = list(range(settings.engine.slots))  # a heap
         self._conversations: dict[Hashable, Conversation] = {}
+        self._last_tick_s: dict[Hashable, float] = {}
         self.parse_options({})  # the settings' own defaults must be possible with this checkpoint
 
     @property
@@ -60,7 +53,7 @@ class Engine:
 
     def parse_options(self, parameters: Mapping[str, Any]) -> Options:
         """A conversation's options from request parameters. Raises `OptionError`."""
-        return parse_options(parameters, self.settings.engine, self.settings.sampling, self.voices)
+        return parse_options(parameters, self.settings, self.voices)
 
     @torch.inference_mode()
     def open(self, key: Hashable, options: Options) -> None:
@@ -75,7 +68,8 @@ class Engine:
             )
         slot = heappop(self._free)  # the lowest: batches stay close together
         try:
-            self._conversations[key] = self._begin(slot, options)
+            self._conversations[key] = self.dialect.begin(slot, options)
+            self._last_tick_s[key] = self._clock()
         except BaseException:
             self._release(slot)
             raise
@@ -88,15 +82,15 @@ class Engine:
         self.open(key, options)
 
     @torch.inference_mode()
-    def tick(self, log_mels: Mapping[Hashable, Tensor]) -> dict[Hashable, Spoken | ConversationError]:
-        """One tick of each conversation named, all together. Each log-mel is [128, T].
+    def tick(self, heard: Mapping[Hashable, Heard]) -> dict[Hashable, Spoken | ConversationError]:
+        """One tick of each conversation named, all together.
 
         A conversation that cannot take the tick gets its error in place of an answer. Should the computation itself
         fail, the conversations in it are closed, since their caches are no longer known, and the failure is raised.
         """
         results: dict[Hashable, Spoken | ConversationError] = {}
         ready: dict[Hashable, Conversation] = {}
-        for key in log_mels:
+        for key in heard:
             try:
                 ready[key] = self._ready(key)
             except ConversationError as error:
@@ -107,17 +101,23 @@ class Engine:
         if ready:
             ready = dict(sorted(ready.items(), key=lambda item: item[1].slot))
             try:
-                results.update(self._tick(ready, torch.stack([log_mels[key] for key in ready])))
+                spoken = self.dialect.tick(list(ready.values()), [heard[key] for key in ready])
             except BaseException:
                 for key in ready:
                     self.close(key)
                 raise
+            self.stage_seconds.update(self.dialect.stopwatch.read())
+            for key, said in zip(ready, spoken, strict=True):
+                if heard[key].controls.reset:
+                    said.events.insert(0, {"type": "reset", "at_ms": 0})
+                results[key] = said
         return results
 
     def close(self, key: Hashable) -> None:
         """Ends a conversation and frees its slot; nothing of it is kept. One that is not open is no error."""
         conversation = self._conversations.pop(key, None)
         if conversation is not None:
+            del self._last_tick_s[key]
             self._release(conversation.slot)
 
     def positions(self, key: Hashable) -> int:
@@ -127,32 +127,23 @@ class Engine:
     def sweep(self) -> list[Hashable]:
         """Closes and returns the conversations that have been idle for too long: Triton never says that one died."""
         oldest = self._clock() - self.settings.engine.idle_timeout_s
-        idle = [key for key, conversation in self._conversations.items() if conversation.last_tick_s < oldest]
+        idle = [key for key, last_tick_s in self._last_tick_s.items() if last_tick_s < oldest]
         for key in idle:
             self.close(key)
         return idle
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """On CUDA, every size of batch; then two ticks of a conversation: a first tick is as fast as a second."""
+        """On CUDA, every size of batch; then a few ticks of a conversation: a first is as fast as a second."""
         if self.dialect.device.type == "cuda":
             self.dialect.rehearse(capture=self.settings.engine.cuda_graphs)
         key = object()
         self.open(key, self.parse_options({}))
-        silence = torch.full((128, self.settings.audio.mel_frames), -1.5)
-        for _ in range(2):
-            self.tick({key: silence})
+        audio = self.settings.audio
+        silence = Heard(torch.full((128, audio.mel_frames), -1.5), np.zeros(audio.input_samples, np.int16))
+        for controls in self.dialect.rehearsal:
+            self.tick({key: silence._replace(controls=controls)})
         self.close(key)
-
-    def _begin(self, slot: int, options: Options) -> Conversation:
-        conversation = Conversation(
-            slot=slot,
-            options=options,
-            text=TextStream(self._tokenizer),
-            last_tick_s=self._clock(),
-        )
-        self.dialect.begin(conversation)
-        return conversation
 
     def _conversation(self, key: Hashable) -> Conversation:
         try:
@@ -165,25 +156,9 @@ class Engine:
 
     def _ready(self, key: Hashable) -> Conversation:
         conversation = self._conversation(key)
-        conversation.last_tick_s = self._clock()
-        if self.dialect.is_full(conversation):
-            if self.settings.engine.context_full == "stop":
-                raise ContextFullError(
-                    f"conversation {key!r} has filled its context of {self.settings.engine.context_s} s "
-                    "(engine.context_s): reset it, open another, or serve with engine.context_full = 'slide'"
-                )
-            with self.dialect.stopwatch("slide"):
-                self.dialect.slide(conversation)
+        self._last_tick_s[key] = self._clock()
+        self.dialect.ready(conversation)
         return conversation
-
-    def _tick(self, ready: Mapping[Hashable, Conversation], log_mel: Tensor) -> dict[Hashable, Spoken]:
-        codes, tokens = self.dialect.tick(list(ready.values()), log_mel)
-        self.stage_seconds.update(self.dialect.stopwatch.read())
-        spoken = tokens.tolist()
-        return {
-            key: Spoken(codes[row], spoken[row], conversation.text.feed(spoken[row]))
-            for row, (key, conversation) in enumerate(ready.items())
-        }
 
     def _release(self, slot: int) -> None:
         self.dialect.end(slot)

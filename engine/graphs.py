@@ -6,15 +6,13 @@ captured. A captured step is one launch in place of thousands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
-from engine.batch import Batch
-
-Step = Callable[[Batch], None]
-Variant = tuple[str, int, bool]  # a step's name, rows of the batch, whether it draws
+Step = Callable[[Any], None]  # its argument: the batch, tensors that keep their place
+Variant = Hashable  # a step's name, rows of the batch, and what else makes it another computation
 REHEARSALS = 2  # runs before a capture, in which libraries choose kernels and take their working memory
 
 
@@ -26,7 +24,7 @@ class Steps:
         self._pool: Any = None
         self._stream: Any = None  # one for all captures: libraries keep working memory for each
 
-    def __call__(self, variant: Variant, step: Step, batch: Batch) -> None:
+    def __call__(self, variant: Variant, step: Step, batch: Any) -> None:
         """Replays the variant's graph, or runs the step where there is none."""
         graph = self._graphs.get(variant)
         if graph is None:
@@ -34,7 +32,7 @@ class Steps:
         else:
             graph.replay()
 
-    def rehearse(self, variant: Variant, step: Step, batch: Batch, capture: bool) -> None:
+    def rehearse(self, variant: Variant, step: Step, batch: Any, capture: bool) -> None:
         """Runs the step for batches of this size, and captures it. Every row of `batch` must be padding."""
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())

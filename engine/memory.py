@@ -13,6 +13,7 @@ from engine.attention import cache_positions
 from engine.errors import MemoryRefusedError
 
 TALKER_OPENING = 5  # positions of the talker's opening
+TURN_SPARE = 144  # positions behind a full context of the dialect turn, for what padding writes
 CGROUP = Path("/sys/fs/cgroup")
 CPU_SLOTS = 8  # what `engine.slots = 0` means where no GPU says how many fit
 MOST_SLOTS = 128  # and where one does
@@ -74,16 +75,23 @@ def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtyp
         for text in (config.thinker_config.text_config, config.talker_config.text_config)
     )  # bytes of a position
     ticks = settings.context_ticks
-    step = frames + engine.text_tokens_per_tick
-    for part, opening, each in (("thinker", engine.prompt_positions, step), ("talker", TALKER_OPENING, frames)):
+    if engine.dialect == "turn":
+        step, thinker_fixed, talker_fixed = frames, engine.prompt_positions + TURN_SPARE, TURN_SPARE
+    else:
+        step, thinker_fixed, talker_fixed = (
+            frames + engine.text_tokens_per_tick,
+            engine.prompt_positions,
+            TALKER_OPENING,
+        )
+    for part, fixed, each in (("thinker", thinker_fixed, step), ("talker", talker_fixed, frames)):
         known = getattr(config, f"{part}_config").text_config.max_position_embeddings
-        if opening + ticks * each > known:
-            most = (known - opening) // each * settings.audio.tick_ms // 1000
+        if fixed + ticks * each > known:
+            most = (known - fixed) // each * settings.audio.tick_ms // 1000
             raise SettingsError(
                 f"engine.context_s is {engine.context_s}, expected at most {most}: the {part} knows {known} positions"
             )
-    slot = thinker * cache_positions(engine.prompt_positions + ticks * step, device)
-    slot += talker * cache_positions(TALKER_OPENING + ticks * frames, device)
+    slot = thinker * cache_positions(thinker_fixed + ticks * step, device)
+    slot += talker * cache_positions(talker_fixed + ticks * frames, device)
     return MemoryPlan(
         weights=weights,
         slot=slot,

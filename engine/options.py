@@ -1,13 +1,15 @@
-"""What a client may choose for a conversation, as request parameters on its START request."""
+"""What a client may choose and ask for, as request parameters: options on START, controls on any tick."""
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from config.settings import OPTIONS, EngineSettings, SamplingSettings, SettingsError
+from config.settings import OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, SettingsError, TurnSettings
+from config.sources import TRUTHS
 from engine.errors import OptionError
 
 MAX_SEED = 2**63 - 1
@@ -20,6 +22,7 @@ class Options:
     voice: str
     system_prompt: str
     sampling: SamplingSettings
+    turn: TurnSettings
     seed: int
 
     @property
@@ -28,11 +31,40 @@ class Options:
         return self.sampling.text_temperature > 0 or self.sampling.temperature > 0
 
 
-def parse_options(
-    parameters: Mapping[str, Any], engine: EngineSettings, sampling: SamplingSettings, voices: Sequence[str]
-) -> Options:
+@dataclass(frozen=True)
+class Controls:
+    """What a client asks for in the middle of a conversation."""
+
+    reset: bool = False  # begin the conversation anew
+    listen: bool = False  # turn: what was heard of the user's turn is dropped, the turn begins here; an answer ends
+    commit: bool = False  # turn: the user's turn ends with this tick
+    cancel: bool = False  # turn: the answer ends
+    transcript: bool = False  # turn: read out the conversation
+    message: str = ""  # turn: the user has typed this
+
+
+CONTROLS = tuple(field.name for field in fields(Controls))
+
+
+def parse_controls(parameters: dict[str, Any], dialect: str) -> Controls:
+    """Takes the controls out of request parameters. Raises `OptionError`."""
+    found = {name: parameters.pop(name) for name in CONTROLS if name in parameters}
+    for name, value in found.items():
+        expected = str if name == "message" else bool
+        if not isinstance(value, expected):
+            raise OptionError(f"{name} is {value!r}, expected {'text' if expected is str else 'true or false'}")
+        if name != "reset" and dialect != "turn":
+            raise OptionError(f"{name} is a control of the dialect 'turn', but here 'sca' is spoken (engine.dialect)")
+    if "message" in found and not found["message"].strip():
+        raise OptionError("message is empty, expected what the user has typed")
+    return Controls(**found)
+
+
+def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Sequence[str]) -> Options:
     """Request parameters over the settings' defaults. Raises `OptionError` naming what came and what was expected."""
-    draws = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+    engine = settings.engine
+    draws = {field.name: getattr(settings.sampling, field.name) for field in fields(SamplingSettings)}
+    turns = {name: getattr(settings.turn, name) for name in TURN_OPTIONS}
     others: dict[str, Any] = {
         "dialect": engine.dialect,
         "voice": engine.voice or voices[0],
@@ -40,26 +72,32 @@ def parse_options(
         "seed": secrets.randbelow(MAX_SEED),
     }
     for name, value in parameters.items():
-        known = draws if name in draws else others
+        known = next((group for group in (draws, turns) if name in group), others)
         if name not in known:
             raise OptionError(f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
         known[name] = _as(type(known[name]), name, value)
-    if others["dialect"] != "sca":
-        raise OptionError(f"dialect is {others['dialect']!r}, expected 'sca'")
+    if others["dialect"] != engine.dialect:
+        raise OptionError(f"dialect is {others['dialect']!r}, expected {engine.dialect!r}: a checkpoint speaks one")
     if others["voice"] not in voices:
         raise OptionError(f"voice is {others['voice']!r}, expected one of {', '.join(voices)}")
     if not 0 <= others["seed"] <= MAX_SEED:
         raise OptionError(f"seed is {others['seed']}, expected a whole number from 0 to {MAX_SEED}")
     try:
-        chosen = SamplingSettings(**draws)
+        sampling = SamplingSettings(**draws)
+        turn = dataclasses.replace(settings.turn, **turns)
     except SettingsError as error:
-        raise OptionError(str(error).removeprefix("sampling.")) from error
-    return Options(others["voice"], others["system_prompt"], chosen, others["seed"])
+        raise OptionError(str(error).partition(".")[2]) from error
+    return Options(others["voice"], others["system_prompt"], sampling, turn, others["seed"])
 
 
 def _as(kind: type, name: str, value: Any) -> Any:
     """`value` as `kind`; numbers may come as text, since not every client can send a fraction."""
-    words = {int: "a whole number", float: "a number", str: "text"}[kind]
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+    if kind is bool:
+        truth = value if isinstance(value, bool) else TRUTHS.get(str(value).lower())
+        if truth is None:
+            raise OptionError(f"{name} is {value!r}, expected {words}")
+        return truth
     if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
         raise OptionError(f"{name} is {value!r}, expected {words}")
     try:

@@ -28,10 +28,11 @@ class Warp(NamedTuple):
 class Sampler:
     """The choices of every slot's conversation, and which codes of the first codebook it has spoken."""
 
-    def __init__(self, slots: int, codebook_size: int, device: torch.device):
+    def __init__(self, slots: int, codes: int, device: torch.device):
+        """`codes` of the first codebook, the end of speech among them."""
         self._choices = torch.zeros(slots + 1, 6, device=device)
         self._seeds = torch.zeros(slots + 1, dtype=torch.int64, device=device)
-        self._spoken = torch.zeros(slots + 1, codebook_size, dtype=torch.bool, device=device)
+        self._spoken = torch.zeros(slots + 1, codes, dtype=torch.bool, device=device)
         self._true = torch.ones((), dtype=torch.bool, device=device)
         self.wipe(slots)
 
@@ -48,6 +49,10 @@ class Sampler:
         ]
         self._choices[slot] = torch.tensor(row, device=self._choices.device)
         self._seeds[slot] = options.seed
+        self._spoken[slot] = False
+
+    def forget_spoken(self, slot: int) -> None:
+        """A new speech begins: nothing of it has been spoken."""
         self._spoken[slot] = False
 
     def wipe(self, slot: int) -> None:
@@ -78,7 +83,8 @@ class Sampler:
     def penalise(self, logits: Tensor, slots: Tensor) -> Tensor:
         """Logits of the first codebook [B, V], those of codes already spoken made less likely."""
         penalty = self._choices[slots, 5, None]
-        return torch.where(self._spoken[slots], torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+        spoken = self._spoken[slots, : logits.shape[1]]
+        return torch.where(spoken, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
     def note_spoken(self, slots: Tensor, codes: Tensor) -> None:
         """Remembers codes of the first codebook [B]."""

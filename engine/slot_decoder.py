@@ -42,18 +42,24 @@ class SlotDecoder:
 
     def forward(self, embeddings: Tensor, cursor: Cursor) -> Tensor:
         """Feeds [R, T, H], each row at its place, and advances the cursor; returns last hidden states [R, T, H]."""
+        return self.forward_and_tap(embeddings, cursor, 0)[0]
+
+    def forward_and_tap(self, embeddings: Tensor, cursor: Cursor, layers: int) -> tuple[Tensor, Tensor]:
+        """As `forward`, and what the first `layers` layers made of it [R, T, H]."""
         length = embeddings.shape[1]
         positions = cursor.starts[:, None] + torch.arange(length, device=self.device)
         here = (cursor.slots[:, None], slice(None), positions)
         cos, sin = self._cos[positions], self._sin[positions]
         attend = self._attention(cursor, length)
-        hidden = embeddings
-        for layer, cache in zip(self._layers, self._cache, strict=True):
+        hidden = tapped = embeddings
+        for number, (layer, cache) in enumerate(zip(self._layers, self._cache, strict=True), start=1):
             queries, keys_values = layer.project(hidden, cos, sin)
             cache[here] = keys_values
             hidden = layer.finish(hidden, attend(queries, cache, layer.scale))
+            if number == layers:
+                tapped = hidden
         cursor.advance(length)
-        return norm(hidden, self._model.norm)
+        return norm(hidden, self._model.norm), tapped
 
     def read(self, embeddings: Tensor) -> Tensor:
         """Keys and values of an opening [1, n, H], in no slot yet: [layers, 2 * key heads, n, D]."""

@@ -23,6 +23,7 @@ class Talker:
         self.hidden_size: int = talker.config.text_config.hidden_size
         self.codebooks: int = talker.config.num_code_groups
         self.codebook_size: int = self._predictor.vocab_size
+        self._end: int = talker.config.codec_eos_token_id
         self.decoder = SlotDecoder(talker.model, slots, positions)
         self._frame_decoder = FrameDecoder(self._predictor.model, rows, positions=self.codebooks)
 
@@ -36,14 +37,22 @@ class Talker:
         embeddings: Tensor = self._talker.model.codec_embedding(codes)
         return embeddings
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[B, H'] -> logits of the first codebook [B, codebook size], float32.
+    def project_hidden(self, hidden: Tensor) -> Tensor:
+        """The thinker's middle layer where it heard audio [..., H] as inputs of the talker [..., H']."""
+        projected: Tensor = self._talker.hidden_projection(hidden)
+        return projected
 
-        Only codes that code2wav can decode: the special tokens behind them, the end of speech too, have no place in
-        a stream that never ends.
+    def logits(self, hidden: Tensor, ends: bool) -> Tensor:
+        """[B, H'] -> logits of the first codebook [B, codebook size], float32; with `ends`, one more for the end.
+
+        Only codes that code2wav can decode, and the end of speech where speech may end: transformers suppresses the
+        other special tokens too.
         """
         logits: Tensor = self._talker.codec_head(hidden)
-        return logits[:, : self.codebook_size].float()
+        codes = logits[:, : self.codebook_size]
+        if ends:
+            codes = torch.cat([codes, logits[:, self._end : self._end + 1]], dim=1)
+        return codes.float()
 
     def complete(self, hidden: Tensor, first: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Completes a frame: last hidden states [B, H'] and codes of the first codebook [B] -> the frame's codes

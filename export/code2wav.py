@@ -1,5 +1,7 @@
 """Codec frames to waveform, a tick at a time: the streaming form of transformers' `Qwen3OmniMoeCode2Wav`.
 
+A frame of -1 is silence: speech has ended, the next begins anew.
+
 All of code2wav is causal but its four transposed convolutions, each of which needs one input frame more than it
 gives: 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms) by which the stream runs behind. The samples before the clip
 (pre-roll) are zeroed wherever they arise, as the clip's own zero padding would have been; so the stream, shifted by
@@ -83,7 +85,7 @@ class Code2Wav(Stage):
         dtype = code2wav.code_embedding.weight.dtype
         attention = code2wav.pre_transformer.layers[0].self_attn
         kv_dims = (config.num_hidden_layers, 2, config.num_key_value_heads, self.past, attention.head_dim)
-        samples = length
+        samples, self.samples_per_frame = length, length // frames
         self.inputs = (TensorSpec("CODES", torch.int64, (config.num_quantizers, frames)),)
         self.states = (
             TensorSpec("conv", dtype, (sum(self._tail_sizes()),)),
@@ -98,11 +100,15 @@ class Code2Wav(Stage):
     def forward(
         self, codes: Tensor, conv: Tensor, frames: Tensor, kv: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """codes: [B, 16, T] -> PCM16 [B, 1920 T], the same in float32 within [-1, 1], new states."""
+        """codes: [B, 16, T] -> PCM16 [B, 1920 T], the same in float32 within [-1, 1], new states.
+
+        Behind a frame of -1 there is silence, to the sample, and the states are those of the beginning.
+        """
         tails = Tails(conv)
         begun = frames[:, :, None] > 0  # [B, 1, 1]
+        spoken = codes[:, :1] >= 0  # [B, 1, T]
 
-        hidden = self.model.code_embedding(codes + self.model.code_offset).mean(1)  # [B, T, H]
+        hidden = self.model.code_embedding(codes.clamp(min=0) + self.model.code_offset).mean(1)  # [B, T, H]
         hidden, new_kv = self._transformer(hidden, frames, kv)
         signal = hidden.transpose(1, 2)
         for transposed, convnext in self.model.upsample:
@@ -118,10 +124,18 @@ class Code2Wav(Stage):
                 signal = (signal + unit.conv2.conv(unit.act2(branch))) * gate
         signal = self._causal(self.model.decoder[-1], self.model.decoder[-2](signal), tails)
 
-        waveform = signal[:, 0].float().clamp(-1.0, 1.0) * gate[:, 0]
+        heard = spoken.transpose(1, 2).expand(-1, -1, self.samples_per_frame).flatten(1)  # [B, samples]
+        waveform = (signal[:, 0].float().clamp(-1.0, 1.0) * gate[:, 0]).masked_fill(~heard, 0.0)
         pcm = (waveform * PCM_PEAK).round().to(torch.int16)
         new_frames = (frames + codes.shape[2]).clamp(max=float(self.past))
-        return pcm, waveform, tails.pack(), new_frames, new_kv
+        over = ~spoken[:, 0, -1:]  # [B, 1]
+        return (
+            pcm,
+            waveform,
+            tails.pack().masked_fill(over, 0.0),
+            new_frames.masked_fill(over, 0.0),
+            new_kv.masked_fill(over[:, :, None, None, None, None], 0.0),
+        )
 
     def _transformer(self, hidden: Tensor, frames: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
         """hidden: [B, T, H], kv: [B, L, 2, heads, past, D] -> [B, T, H], new kv."""

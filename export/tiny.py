@@ -25,6 +25,7 @@ SEED = 320
 CODEBOOK = 512  # entries of each of the 16 codebooks (2048 in the real one)
 SPEAKERS = ("chelsie", "ethan", "aiden")
 HIDDEN = 64
+TEXT_END, SPEECH_END = 1.9, 2.5  # how much likelier the ends are than by chance: an answer is some seconds long
 PRINTABLE = 94  # the tokenizer's first tokens are the printable ASCII characters
 OUTPUT_CONV = "code2wav.decoder.6.conv"  # the last convolution before the loudspeaker
 
@@ -39,6 +40,8 @@ def make_tiny_checkpoint(folder: Path) -> Path:
     random = np.random.RandomState(SEED)
     for name, parameter in sorted(model.named_parameters()):
         parameter.data = torch.from_numpy(_draw(random, name, tuple(parameter.shape)))
+    model.thinker.lm_head.weight.data[tokenizer.eos_token_id] *= TEXT_END
+    model.talker.codec_head.weight.data[config.talker_config.codec_eos_token_id] *= SPEECH_END
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )

@@ -73,6 +73,7 @@ def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) ->
     complete_batching(config, settings)
     config.sequence_batching.oldest.max_queue_delay_microseconds = settings.triton.queue_delay_us
     set_dims(config.input, "LOG_MEL", [128, settings.audio.mel_frames])
+    set_dims(config.input, "AUDIO_IN", [settings.audio.input_samples])
     set_dims(config.output, "CODES", [16, settings.audio.codec_frames])
     config.parameters["settings"].string_value = settings.to_json()
     config.parameters["checkpoint"].string_value = checkpoint

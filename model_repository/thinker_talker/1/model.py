@@ -12,11 +12,10 @@ import triton_python_backend_utils as pb_utils
 from metrics import EngineMetrics
 
 from config import Settings
-from engine.engine import Spoken, load_engine
+from engine.conversation import Heard, Spoken
+from engine.engine import load_engine
 from engine.errors import ConversationError, OptionError
-
-CONTROLS = ("reset",)  # request parameters that may come on any tick; all others are options, on START
-Events = list[dict[str, Any]]
+from engine.options import CONTROLS, Controls, parse_controls
 
 
 class TritonPythonModel:
@@ -48,37 +47,35 @@ class TritonPythonModel:
 
     def _tick(self, requests: Sequence[Any]) -> list[Any]:
         """Responses to requests of different conversations."""
-        events: dict[Any, Events] = {}
         results: dict[Any, Spoken | ConversationError] = {}
-        log_mels: dict[Any, torch.Tensor] = {}
+        heard: dict[Any, Heard] = {}
         for request in requests:
             key = request.correlation_id()
             try:
-                events[key] = self._prepare(key, request)
-                log_mel = pb_utils.get_input_tensor_by_name(request, "LOG_MEL").as_numpy()
-                log_mels[key] = torch.from_numpy(log_mel[0].copy())
+                controls = self._prepare(key, request)
+                log_mel, pcm = (
+                    pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0] for name in ("LOG_MEL", "AUDIO_IN")
+                )
+                heard[key] = Heard(torch.from_numpy(log_mel.copy()), pcm.copy(), controls)
             except ConversationError as error:
                 results[key] = error
             except Exception as error:  # whatever one request does to itself, the others in its batch go on
                 pb_utils.Logger.log_error(f"conversation {key!r} is closed: {error!r}")
                 self.engine.close(key)
                 results[key] = ConversationError(f"conversation {key!r} failed and is closed: {error!r}")
-        results.update(self.engine.tick(log_mels))
+        results.update(self.engine.tick(heard))
         for request in requests:
             if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
                 self.engine.close(request.correlation_id())
-        keys = [request.correlation_id() for request in requests]
-        return [_response(results[key], events.get(key, [])) for key in keys]
+        return [_response(results[request.correlation_id()]) for request in requests]
 
-    def _prepare(self, key: Any, request: Any) -> Events:
-        """Opens or resets the conversation as the request says; returns the events of that."""
+    def _prepare(self, key: Any, request: Any) -> Controls:
+        """Opens or resets the conversation as the request says; returns what else it asks for."""
         start = request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
         if start:
             self.engine.close(key)  # of an id used again, whatever becomes of the new conversation
         parameters = json.loads(request.parameters() or "{}")
-        controls = {name: parameters.pop(name) for name in CONTROLS if name in parameters}
-        if not isinstance(controls.get("reset", False), bool):
-            raise OptionError(f"reset is {controls['reset']!r}, expected true or false")
+        controls = parse_controls(parameters, self.engine.settings.engine.dialect)
         if start:
             self.engine.open(key, self.engine.parse_options(parameters))
         elif parameters:
@@ -86,10 +83,9 @@ class TritonPythonModel:
                 f"request parameter {', '.join(parameters)} came in mid-conversation: "
                 f"expected options on the START request, and here only {', '.join(CONTROLS)}"
             )
-        if controls.get("reset"):
+        if controls.reset:
             self.engine.reset(key)
-            return [{"type": "reset"}]
-        return []
+        return controls
 
 
 def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:
@@ -104,15 +100,15 @@ def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:
         waiting = [i for i in waiting if i not in first.values()]
 
 
-def _response(result: Spoken | ConversationError, events: Events) -> Any:
+def _response(result: Spoken | ConversationError) -> Any:
     if isinstance(result, ConversationError):
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG))
     text = np.array([[result.text.encode()]], dtype=np.object_)
-    event_list = np.array([[json.dumps(events).encode()]], dtype=np.object_)
+    events = np.array([[json.dumps(result.events).encode()]], dtype=np.object_)
     return pb_utils.InferenceResponse(
         [
-            pb_utils.Tensor("CODES", result.codes[None].numpy()),
+            pb_utils.Tensor("CODES", np.ascontiguousarray(result.codes[None].numpy())),
             pb_utils.Tensor("TEXT", text),
-            pb_utils.Tensor("EVENTS", event_list),
+            pb_utils.Tensor("EVENTS", events),
         ]
     )

@@ -1,0 +1,74 @@
+"""Where settings come from: TOML files, the environment, and values replaced in code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NOT_SETTINGS = {"SCA_VENV", "SCA_PYTHON", "SCA_CONFIG"}  # read by ./sca itself
+TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or impossible; the message names it, what came and what was expected."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises `SettingsError`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"the settings file {path} is not TOML: {error}") from error
+
+
+def merge(values: dict[str, Any], changes: Mapping[str, Any], source: str) -> None:
+    """Puts `changes` over `values`; raises `SettingsError` for what `source` should not have named."""
+    for section, keys in changes.items():
+        if section not in values:
+            raise SettingsError(f"unknown section [{section}] in {source}, expected one of {', '.join(values)}")
+        if not isinstance(keys, dict):
+            raise SettingsError(f"[{section}] in {source} is {keys!r}, expected a table of settings")
+        for key, value in keys.items():
+            if key not in values[section]:
+                known = ", ".join(values[section])
+                raise SettingsError(f"unknown setting {section}.{key} in {source}, expected one of {known}")
+            values[section][key] = value
+
+
+def from_environment(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """SCA_<SECTION>_<KEY> variables as a table; an SCA_ name that fits no setting is refused."""
+    changes: dict[str, dict[str, str]] = {}
+    for variable, value in environ.items():
+        if not variable.startswith("SCA_") or variable in NOT_SETTINGS:
+            continue
+        section, _, key = variable.removeprefix("SCA_").lower().partition("_")
+        if key not in values.get(section, {}):
+            raise SettingsError(f"unknown environment variable {variable}: config/default.toml has no {section}.{key}")
+        changes.setdefault(section, {})[key] = value
+    return changes
+
+
+def typed(name: str, value: Any, expected: type) -> Any:
+    """`value` as `expected`; text, as the environment gives it, is read as a number where one is expected."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[expected]
+    if isinstance(value, str) and expected is bool and value.lower() in TRUTHS:
+        return TRUTHS[value.lower()]
+    if isinstance(value, str) and expected in (int, float):
+        try:
+            return expected(value)
+        except ValueError as error:
+            raise SettingsError(f"{name} is {value!r}, expected {words}") from error
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise SettingsError(f"{name} is {value!r}, expected {words}")
+    return value

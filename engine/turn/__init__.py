@@ -1,0 +1,1 @@
+"""The dialect `turn`: what the host does between the device's steps."""

@@ -1,0 +1,66 @@
+"""The chat template as tokens: what stands around a user's sound and text, and around an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.errors import CheckpointError
+
+PROBE = "x"
+
+
+class Chat:
+    """The pieces of a conversation, cut out of what the checkpoint's own chat template writes.
+
+    Raises `CheckpointError` for a template in which a turn is not im_start, role, content, im_end.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any):
+        self._tokenizer = tokenizer
+        self.audio: int = config.thinker_config.audio_token_id
+        self.end: int = tokenizer.convert_tokens_to_ids("<|im_end|>")  # of a turn; the thinker's end of text
+        start: int = config.im_start_token_id
+
+        sound = [{"role": "user", "content": [{"type": "audio", "audio": ""}]}]
+        heard, asked = self._render(sound), self._render(sound, answer=True)
+        answered = self._render([*sound, {"role": "assistant", "content": PROBE}])
+        probe = self._encode(PROBE)
+        try:
+            place = heard.index(self.audio)
+            close = heard.index(self.end, place)
+            self.answer_opening = asked[len(heard) :]  # <|im_start|>assistant\n
+            self.before_sound = [heard[place - 1]]  # <|audio_start|>
+            self.after_sound = heard[place + 1 : close]  # <|audio_end|>
+            self.user_opening = heard[heard.index(start) : place - 1]  # <|im_start|>user\n
+            self.close = heard[close:]  # <|im_end|>\n, of any turn
+            expected = [*heard, *self.answer_opening, *probe, *self.close]
+        except ValueError:
+            expected = []
+        if answered != expected or len(self.answer_opening) != 3:
+            raise CheckpointError(
+                "the checkpoint's chat template is not Qwen3-Omni's: a turn is expected to be <|im_start|>, a role and "
+                f"a line's end, its content, <|im_end|> and a line's end; it writes {answered}"
+            )
+
+    def system(self, prompt: str) -> list[int]:
+        """The system prompt's turn; nothing for an empty one."""
+        return self._render([{"role": "system", "content": prompt}]) if prompt else []
+
+    def typed(self, text: str, after_sound: bool = False) -> list[int]:
+        """A user's typed text, and before it, unless it follows sound, the opening of the turn.
+
+        What looks like a special token in it is mere text.
+        """
+        if after_sound:
+            return self._encode(text)
+        header = self._tokenizer.decode(self.user_opening[1:])  # tokens may join its line's end and the text
+        return [self.user_opening[0], *self._encode(header + text)]
+
+    def _encode(self, text: str) -> list[int]:
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return tokens
+
+    def _render(self, messages: list[dict[str, Any]], answer: bool = False) -> list[int]:
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return tokens

@@ -1,0 +1,46 @@
+"""Start and end of speech, from probabilities: the semantics of OpenAI's `server_vad`, with Silero's hysteresis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from config.settings import INPUT_HZ, TurnSettings
+from engine.turn.vad import WINDOW
+
+WINDOW_MS = WINDOW * 1000 // INPUT_HZ
+HYSTERESIS = 0.15  # speech goes on until the probability is so far below the threshold (Silero's own)
+
+
+class Detector:
+    """Follows one conversation. Times are milliseconds of its input clock."""
+
+    def __init__(self, turn: TurnSettings):
+        self._turn = turn
+        self._clock_ms = 0
+        self._silent_since: int | None = None
+        self._voiced_until_ms = 0
+        self.is_speech = False  # whether speech goes on, its pauses included
+        self.started_ms = 0  # when the latest speech began
+        self.stopped_ms = 0  # when the latest that ended was found to have ended
+
+    @property
+    def spoken_ms(self) -> int:
+        """How long the latest speech has lasted, without the silence at its end."""
+        return self._voiced_until_ms - self.started_ms
+
+    def feed(self, probabilities: Sequence[float]) -> None:
+        """The next windows of 32 ms."""
+        for probability in probabilities:
+            begin, self._clock_ms = self._clock_ms, self._clock_ms + WINDOW_MS
+            if probability >= self._turn.threshold:
+                self._silent_since = None
+                if not self.is_speech:
+                    self.is_speech, self.started_ms = True, begin
+            elif self.is_speech and probability < self._turn.threshold - HYSTERESIS:
+                if self._silent_since is None:
+                    self._silent_since = begin
+                if self._clock_ms - self._silent_since >= self._turn.silence_duration_ms:
+                    self.is_speech, self._silent_since = False, None
+                    self.stopped_ms = self._clock_ms
+            if self.is_speech and self._silent_since is None:
+                self._voiced_until_ms = self._clock_ms

@@ -1,0 +1,112 @@
+"""What `generate()` gives for a whole conversation: the oracle of the dialect `turn`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Said:
+    """One answer."""
+
+    tokens: list[int]  # its end included
+    codes: Tensor  # [16, frames]
+    waveform: Tensor  # [samples]
+
+
+class TurnOracle:
+    """A conversation as transformers wants it: a prompt with all of its history, anew for each answer."""
+
+    def __init__(self, model: Any, tokenizer: Any, speaker: str, system_prompt: str = ""):
+        self.model, self.tokenizer, self.speaker = model, tokenizer, speaker
+        self.messages: list[dict[str, Any]] = []
+        if system_prompt:
+            self.messages.append({"role": "system", "content": system_prompt})
+        self.clips: list[Tensor] = []
+
+    def hear(self, clip: Tensor | None, typed: str = "") -> None:
+        """A user's turn: log-mel [128, T], or text, or both."""
+        content: list[dict[str, str]] = []
+        if clip is not None:
+            content.append({"type": "audio", "audio": ""})
+            self.clips.append(clip)
+        if typed:
+            content.append({"type": "text", "text": typed})
+        self.messages.append({"role": "user", "content": content})
+
+    def say(self, tokens: list[int]) -> None:
+        """An answer that is history, as far as it was heard; its end is not among its tokens."""
+        self.messages.append({"role": "assistant", "content": tokens})
+
+    def answer(self, answer_tokens: int, answer_frames: int, repetition_penalty: float = 1.05) -> Said:
+        """Greedy."""
+        model = self.model
+        decoded: list[Tensor] = []
+        decode = model.code2wav.chunked_decode
+
+        def chunked_decode(codes: Tensor, **how: Any) -> Tensor:
+            decoded.append(codes)
+            return decode(codes, **how)
+
+        model.code2wav.chunked_decode = chunked_decode
+        ids = self.prompt()
+        try:
+            sequences, waveform = model.generate(
+                input_ids=torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                speaker=self.speaker,
+                thinker_max_new_tokens=answer_tokens,
+                thinker_eos_token_id=self.tokenizer.eos_token_id,
+                talker_max_new_tokens=answer_frames,
+                talker_do_sample=False,
+                talker_repetition_penalty=repetition_penalty,
+                **self._features(),
+            )
+        finally:
+            del model.code2wav.chunked_decode
+        return Said(sequences[0, len(ids) :].tolist(), decoded[0][0], waveform.flatten())
+
+    def prompt(self) -> list[int]:
+        """The conversation by the chat template, a clip's place as often as it has audio tokens."""
+        lengths = iter(self._audio_tokens(clip.shape[1]) for clip in self.clips)
+        ids: list[int] = []
+        for message in self.messages:
+            said = message["content"] if message["role"] == "assistant" else None
+            rendered = self._render([{**message, "content": "\0"}] if said is not None else [message])
+            if said is not None:
+                before, after = rendered.split("\0")
+                ids += [*self._encode(before), *said, *self._encode(after)]
+                continue
+            for token in self._encode(rendered):
+                ids += [token] * (next(lengths) if token == self.model.config.thinker_config.audio_token_id else 1)
+        last = self.messages[-1:]
+        asked: str = self.tokenizer.apply_chat_template(last, tokenize=False, add_generation_prompt=True)
+        return ids + self._encode(asked.removeprefix(self._render(last)))
+
+    def _audio_tokens(self, frames: int) -> int:
+        from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
+
+        return int(_get_feat_extract_output_lengths(torch.tensor(frames)))
+
+    def _features(self) -> dict[str, Tensor]:
+        if not self.clips:
+            return {}
+        longest = max(clip.shape[1] for clip in self.clips)
+        features = torch.zeros(len(self.clips), 128, longest)
+        mask = torch.zeros(len(self.clips), longest, dtype=torch.long)
+        for row, clip in enumerate(self.clips):
+            features[row, :, : clip.shape[1]] = clip
+            mask[row, : clip.shape[1]] = 1
+        return {"input_features": features, "feature_attention_mask": mask}
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
