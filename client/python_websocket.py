@@ -12,6 +12,7 @@ import sys
 import wave
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -21,6 +22,9 @@ FRAME_BYTES = 3200  # 100 ms; any size will do, the bridge cuts the ticks
 FRAME_S = 0.1
 
 
+QUIET_S = 1.0  # of silence after the last sound in which nobody speaks: it is over
+
+
 @dataclass
 class Answer:
     """What came back."""
@@ -28,21 +32,55 @@ class Answer:
     pcm: bytearray = field(default_factory=bytearray)  # 24 kHz mono
     text: str = ""
     events: list[dict[str, object]] = field(default_factory=list)
+    takes_turns: bool = False  # the answer comes when the user has stopped, not while they speak
+    speakers: set[str] = field(default_factory=set)  # who speaks now
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Takes an event. Raises RuntimeError on an error."""
+        self.events.append(event)
+        kind = event["type"]
+        if kind == "error":
+            raise RuntimeError(event["message"])
+        if kind == "session.opened":
+            self.takes_turns = event["dialect"] == "turn"
+        elif kind == "text":
+            self.text += event["text"]
+        elif kind == "speech_started":
+            self.speakers.add("user")
+        elif kind == "speech_stopped":
+            self.speakers.discard("user")
+        elif kind == "answer_started":
+            self.speakers.add("assistant")
+        elif kind in ("answer_done", "interrupted"):
+            self.speakers.discard("assistant")
 
 
 async def talk(url: str, pcm: bytes, realtime: bool = False, heard: Callable[[int], None] = lambda _: None) -> Answer:
     """Says `pcm` (16 kHz) and returns the answer; `heard` is told of new samples. Raises RuntimeError on an error."""
+    answer = Answer()
     async with connect(url, max_size=None) as socket:
-        _, answer = await asyncio.gather(_say(socket, pcm, realtime), _hear(socket, heard))
+        await asyncio.gather(_say(socket, pcm, realtime, answer), _hear(socket, heard, answer))
     return answer
 
 
-async def _say(socket: ClientConnection, pcm: bytes, realtime: bool) -> None:
+async def _say(socket: ClientConnection, pcm: bytes, realtime: bool, answer: Answer) -> None:
+    said = 0
     try:
         for start in range(0, len(pcm), FRAME_BYTES):
             await socket.send(pcm[start : start + FRAME_BYTES])
+            said += FRAME_BYTES
             if realtime:
                 await asyncio.sleep(FRAME_S)
+        while answer.takes_turns:  # the microphone stays open: in its silence the answer is given
+            heard_s, said_s = len(answer.pcm) / 48000, said / 32000
+            if heard_s > len(pcm) / 32000 + QUIET_S and not answer.speakers:
+                break
+            if said_s - heard_s > QUIET_S:
+                await asyncio.sleep(0.01)
+                continue
+            await socket.send(bytes(FRAME_BYTES))
+            said += FRAME_BYTES
+            await asyncio.sleep(FRAME_S if realtime else 0)
         await socket.send(json.dumps({"type": "end"}))
     except ConnectionClosed:
         return  # the bridge has said why in an event, which _hear raises
@@ -54,22 +92,15 @@ async def _messages(socket: ClientConnection) -> AsyncIterator[str | bytes]:
             yield await socket.recv()
 
 
-async def _hear(socket: ClientConnection, heard: Callable[[int], None]) -> Answer:
-    answer = Answer()
+async def _hear(socket: ClientConnection, heard: Callable[[int], None], answer: Answer) -> None:
     async for message in _messages(socket):
         if isinstance(message, bytes):
             answer.pcm += message
             heard(len(message) // 2)
-            continue
-        event = json.loads(message)
-        answer.events.append(event)
-        if event["type"] == "text":
-            answer.text += event["text"]
-        elif event["type"] == "error":
-            raise RuntimeError(event["message"])
+        else:
+            answer.note(json.loads(message))
     if socket.close_code != 1000:
         raise RuntimeError(f"the bridge closed the conversation with code {socket.close_code}")
-    return answer
 
 
 def main() -> None:

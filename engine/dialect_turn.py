@@ -23,7 +23,7 @@ from engine.checkpoint import Checkpoint
 from engine.conversation import Conversation, Heard, Spoken
 from engine.errors import OptionError
 from engine.graphs import Step, Steps
-from engine.memory import TALKER_OPENING, TURN_SPARE
+from engine.memory import QUESTION_SPARE, TALKER_OPENING, TURN_SPARE
 from engine.openings import Openings
 from engine.options import Controls, Options
 from engine.sampler import draw
@@ -33,6 +33,7 @@ from engine.thinker import Thinker
 from engine.turn.chat import Chat
 from engine.turn.conversation import Answer, Rules, TurnConversation
 from engine.turn.history import Turn
+from engine.turn.perception import Perception
 from engine.turn.reader import MOST_ROWS, Reader, Size
 from engine.turn.vad import Vad
 
@@ -69,7 +70,8 @@ class TurnDialect:
         self._thinker_positions = engine.prompt_positions + context
         self._talker_positions = context
         rows = rung(engine.slots, engine.slots, model.device)
-        self.thinker = Thinker(model.thinker, engine.slots, self._thinker_positions + TURN_SPARE)
+        slots = engine.slots + 1  # one more for the branch on which the model is asked about a speaker
+        self.thinker = Thinker(model.thinker, slots, self._thinker_positions + TURN_SPARE + QUESTION_SPARE)
         self.speaker = Speaker(model, engine.slots, rows, self._talker_positions + TURN_SPARE, ends=True)
         self.talker = self.speaker.talker
         self.device = self.thinker.decoder.device
@@ -88,6 +90,7 @@ class TurnDialect:
             heard_tokens_per_s=settings.turn.heard_tokens_per_s,
         )
         self._vad = Vad()
+        self._perception = Perception(self.thinker, self.chat, branch=engine.slots + 1)
         self._prompts = Openings(engine.prompts_kept)
         self._voices = {
             voice: self.speaker.opening(self.thinker, voice)[0] for voice in config.talker_config.speaker_id
@@ -109,6 +112,9 @@ class TurnDialect:
                 f"system_prompt is {len(tokens)} tokens long, expected at most {self._prompt_positions} "
                 "(engine.prompt_positions)"
             )
+        for name in ("emotion", "language"):
+            if labels := options.turn.asked(name):
+                self._perception.expect_possible(name, labels)
         if tokens:
             self.thinker.decoder.place(slot, self._prompts.get(tuple(tokens), lambda: self._read_prompt(tokens)))
         self._reader.openings[slot] = self._voices[options.voice]
@@ -135,8 +141,10 @@ class TurnDialect:
         """One tick of each conversation, sorted by slot."""
         rows = [conversation for conversation in conversations if isinstance(conversation, TurnConversation)]
         self._hear(rows, heard)
-        self._read(rows)
+        begins = self._read(rows)
         spoken = self._speak([conversation for conversation in rows if conversation.answer])
+        with self.stopwatch("perception"):
+            self._perception.ask(rows, busy=begins)
         silence = torch.full((self.talker.codebooks, self._frames), -1)
         results = []
         for conversation in rows:
@@ -172,18 +180,18 @@ class TurnDialect:
         for conversation, came in zip(rows, heard, strict=True):
             conversation.hear(came, probabilities.get(conversation.slot, []))
 
-    def _read(self, rows: Sequence[TurnConversation]) -> None:
-        """Reads what the conversations have queued, a piece of each at a time."""
-        while True:
-            ready = [c for c in rows if c.pieces and self._has_room(c)]
-            if not ready:
-                break
+    def _read(self, rows: Sequence[TurnConversation]) -> bool:
+        """Reads what the conversations have queued, a piece of each at a time; whether there was anything."""
+        some = False
+        while ready := [c for c in rows if c.pieces and self._has_room(c)]:
+            some = True
             sizes = sorted({self._reader.size(c.pieces[0]) for c in ready})
             for size in sizes:
                 alike = [c for c in ready if self._reader.size(c.pieces[0]) == size]
                 most = MOST_ROWS if self.device.type == "cuda" else len(alike)
                 for first in range(0, len(alike), most):
                     self._read_together(alike[first : first + most], size)
+        return some
 
     def _has_room(self, conversation: TurnConversation) -> bool:
         """Whether the next piece fits, the oldest turns gone if need be; a turn that cannot is forgotten."""

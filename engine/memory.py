@@ -17,6 +17,7 @@ TURN_SPARE = 144  # positions behind a full context of the dialect turn, for wha
 CGROUP = Path("/sys/fs/cgroup")
 CPU_SLOTS = 8  # what `engine.slots = 0` means where no GPU says how many fit
 MOST_SLOTS = 128  # and where one does
+QUESTION_SPARE = 256  # more of them, in the thinker's: a question about the speaker, on a branch
 SLIDE_COPIES = 2  # of a slot: its keys and values while they move, its keys in float32
 CUDA_WORKING = 3 * 10**9  # libraries' workspaces, captured graphs, a tick's tensors; an estimate, not yet measured
 
@@ -29,7 +30,7 @@ class MemoryPlan:
     slot: int  # the caches of one conversation
     second: int  # of which each second of its context
     openings: int  # of all system prompts kept, at their longest
-    working: int  # graphs, libraries, the copy that a slide makes, and the spare slot
+    working: int  # graphs, libraries, the copy that a slide makes, the spare slot, the branch
     slots: int
     context_s: int
 
@@ -76,7 +77,7 @@ def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtyp
     )  # bytes of a position
     ticks = settings.context_ticks
     if engine.dialect == "turn":
-        step, thinker_fixed, talker_fixed = frames, engine.prompt_positions + TURN_SPARE, TURN_SPARE
+        step, thinker_fixed, talker_fixed = frames, engine.prompt_positions + TURN_SPARE + QUESTION_SPARE, TURN_SPARE
     else:
         step, thinker_fixed, talker_fixed = (
             frames + engine.text_tokens_per_tick,
@@ -90,14 +91,16 @@ def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtyp
             raise SettingsError(
                 f"engine.context_s is {engine.context_s}, expected at most {most}: the {part} knows {known} positions"
             )
-    slot = thinker * cache_positions(thinker_fixed + ticks * step, device)
+    branch = slot = thinker * cache_positions(thinker_fixed + ticks * step, device)
     slot += talker * cache_positions(talker_fixed + ticks * frames, device)
     return MemoryPlan(
         weights=weights,
         slot=slot,
         second=(thinker * step + talker * frames) * 1000 // settings.audio.tick_ms,
         openings=engine.prompts_kept * engine.prompt_positions * thinker,
-        working=(1 + SLIDE_COPIES) * slot + (CUDA_WORKING if device.type == "cuda" else 0),
+        working=(1 + SLIDE_COPIES) * slot
+        + (branch if engine.dialect == "turn" else 0)
+        + (CUDA_WORKING if device.type == "cuda" else 0),
         slots=engine.slots,
         context_s=engine.context_s,
     )

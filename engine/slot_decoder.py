@@ -79,6 +79,10 @@ class SlotDecoder:
         """Begins a slot with an opening that was read before."""
         self._cache[:, slot, :, : opening.shape[2]] = opening
 
+    def copy(self, slot: int, to: int, length: int) -> None:
+        """Puts the first `length` positions of a slot into another."""
+        self._cache[:, to, :, :length] = self._cache[:, slot, :, :length]
+
     def forget(self, slot: int, kept: int, leaving: int, length: int) -> None:
         """Drops `leaving` of a slot's `length` positions, those behind the first `kept`; the rest moves up.
 

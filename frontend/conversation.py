@@ -21,6 +21,7 @@ from frontend.protocol import (
     check_sound,
     error_event,
     opened_event,
+    parameters_of,
     parse_control,
 )
 from frontend.ticker import Ticker
@@ -39,6 +40,7 @@ class Conversation:
         self._ticker = Ticker(settings.audio.input_samples * SAMPLE_BYTES)
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         self._started = False
+        self._ahead_bytes = 0  # of output: silence that closed a tick early, not yet left out again
         self._last_tick_s = time.monotonic()
         self._stop = asyncio.Event()  # no more sound is taken: the client is gone, or a tick failed
         self._close_code = CloseCode.NORMAL
@@ -65,50 +67,66 @@ class Conversation:
             return
         for event in answer.events:
             await self._send_event(event)
-        if answer.text:
-            await self._send_event({"type": "text", "text": answer.text})
-        await self._send(self._socket.send_bytes, answer.pcm)
+        pcm = self._repay(answer.pcm)
+        if pcm:
+            await self._send(self._socket.send_bytes, pcm)
+
+    def _repay(self, pcm: bytes) -> bytes:
+        """A tick's sound without the silence by which the loudspeaker's clock is ahead of the microphone's."""
+        if self._ahead_bytes and not any(pcm):
+            cut = min(self._ahead_bytes, len(pcm))
+            self._ahead_bytes -= cut
+            pcm = pcm[cut:]
+        return pcm
 
     async def _ticks(self) -> AsyncIterator[TickIn]:
         """The client's sound in ticks; the last one carries END."""
-        reset = False
+        asked: dict[str, Any] = {}  # of the next tick
         async for message in self._messages():
             try:
                 if isinstance(message, bytes):
                     for pcm in self._ticker.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
                         if self._stop.is_set():
                             break
-                        yield await self._tick(pcm, reset=reset)
-                        reset = False
+                        yield await self._tick(pcm, asked)
+                        asked = {}
                     continue
                 control, details = parse_control(message)
                 if control is Control.END:
-                    yield await self._tick(self._ticker.flush(), reset=reset, end=True)
+                    yield await self._tick(self._ticker.flush(), asked, end=True)
                     return
                 if control is Control.OPTIONS:
                     self._choose(details)
-                elif self._started:
-                    reset = True
-                else:  # there is nothing to forget
+                    continue
+                if control is Control.RESET and not self._started:  # there is nothing to forget
                     await self._send_event({"type": "reset"})
+                    continue
+                asked |= parameters_of(control, details)
+                if control in (Control.COMMIT, Control.MESSAGE):
+                    yield await self._tick(self._close_tick(), asked)
+                    asked = {}
             except ProtocolError as error:
                 await self._send_event(error_event(error.code, error.message))
         if self._started:
-            yield await self._tick(self._ticker.flush(), end=True)
+            yield await self._tick(self._ticker.flush(), asked, end=True)
+
+    def _close_tick(self) -> bytes:
+        """The open tick, closed with silence: the input clock runs ahead by it, and the loudspeaker's with it."""
+        audio = self._settings.audio
+        self._ahead_bytes += self._ticker.missing * audio.output_samples // audio.input_samples
+        return self._ticker.flush()
 
     def _choose(self, options: Mapping[str, Any]) -> None:
         if self._started:
             raise ProtocolError("too_late", "options came after the first tick of sound, expected them before")
         self._options |= check_options(options)
 
-    async def _tick(self, pcm: bytes, reset: bool = False, end: bool = False) -> TickIn:
+    async def _tick(self, pcm: bytes, asked: Mapping[str, Any], end: bool = False) -> TickIn:
         """A tick, when there is room for one more on its way."""
         await self._room.acquire()
         start, self._started = not self._started, True
         self._last_tick_s = time.monotonic()
-        parameters = dict(self._options) if start else {}
-        if reset and not start:
-            parameters["reset"] = True
+        parameters = {**self._options, **asked} if start else dict(asked)
         return TickIn(pcm, start=start, end=end, parameters=parameters)
 
     async def _messages(self) -> AsyncIterator[bytes | str]:

@@ -1,7 +1,8 @@
 """What travels over the WebSocket: binary frames of PCM16 and text frames of JSON, both ways.
 
 In:  binary, any even number of bytes: PCM16 mono 16 kHz;
-     text: {"type": "options", ...} before any sound, {"type": "reset"}, {"type": "end"}.
+     text: {"type": "options", ...} before any sound, {"type": "commit"}, {"type": "cancel"}, {"type": "listen"},
+     {"type": "message", "text": ...}, {"type": "transcript"}, {"type": "reset"}, {"type": "end"}.
 Out: binary, one a tick: PCM16 mono 24 kHz; text: events, each with a "type".
 """
 
@@ -25,6 +26,11 @@ class Control(Enum):
     """What a client may ask."""
 
     OPTIONS = "options"  # before any sound: the conversation's options, as the query has them, of any length
+    COMMIT = "commit"  # the user's turn ends here; the open tick is closed with silence and sent at once
+    MESSAGE = "message"  # the user has typed "text"; sent at once, likewise
+    CANCEL = "cancel"  # the answer ends with the next tick
+    LISTEN = "listen"  # the user's turn begins here: what was heard of it is dropped, an answer ends
+    TRANSCRIPT = "transcript"  # the next tick reads out the conversation
     RESET = "reset"  # the next tick begins the conversation anew
     END = "end"  # the sound so far is answered, then the bridge closes
 
@@ -78,6 +84,16 @@ def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
         raise ProtocolError("unknown_control", f"the text frame {shown!r} came, expected {controls}") from None
 
 
+def parameters_of(control: Control, details: Mapping[str, Any]) -> dict[str, Any]:
+    """The request parameters by which a control travels to the engine. Raises `ProtocolError`."""
+    if control is not Control.MESSAGE:
+        return {control.value: True}
+    text = details.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise ProtocolError("bad_message", f"a message came with the text {text!r}, expected what the user has typed")
+    return {control.value: text}
+
+
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by known names, or `ProtocolError`; whether their values are possible, the engine says."""
     for name in options:
@@ -98,6 +114,7 @@ def opened_event(sequence_id: int, settings: Settings) -> Event:
     return {
         "type": "session.opened",
         "id": str(sequence_id),
+        "dialect": settings.engine.dialect,
         "tick_ms": audio.tick_ms,
         "input": sound(INPUT_HZ, audio.input_samples),
         "output": sound(OUTPUT_HZ, audio.output_samples),

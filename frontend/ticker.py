@@ -20,6 +20,11 @@ class Ticker:
             del self._held[: self._tick_bytes]
             yield tick
 
+    @property
+    def missing(self) -> int:
+        """Bytes to a whole tick."""
+        return self._tick_bytes - len(self._held)
+
     def flush(self) -> bytes:
         """What is held, and silence to a whole tick: the last one, in which the pipeline's delay is heard out."""
         tick = bytes(self._held).ljust(self._tick_bytes, b"\0")

@@ -56,6 +56,10 @@ class Chat:
         header = self._tokenizer.decode(self.user_opening[1:])  # tokens may join its line's end and the text
         return [self.user_opening[0], *self._encode(header + text)]
 
+    def spell(self, word: str) -> list[int]:
+        """An answer that is one word, its end included."""
+        return [*self._encode(word), self.end]
+
     def _encode(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return tokens

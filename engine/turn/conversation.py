@@ -166,6 +166,12 @@ class TurnConversation(Conversation):
         self._tell("answer_started", **span)
         self.asks += [(turn, name) for name in ("emotion", "language") if self.options.turn.asked(name) and span]
 
+    def tell_perceived(self, turn: Turn, name: str, label: str, probability: float) -> None:
+        """The answer to a question about a turn's speaker."""
+        assert turn.sound_ms is not None
+        start, end = turn.sound_ms
+        self._tell(name, label=label, probability=round(probability, 4), audio_start_ms=start, audio_end_ms=end)
+
     def write(self, tokens: list[int]) -> tuple[list[int], str]:
         """Takes the text tokens that were drawn and fed, up to the end; returns them, and the text they add."""
         answer = self.answer
