@@ -1,4 +1,7 @@
-"""The engine in this process: ticks of so many conversations at once, as fast as it can."""
+"""The engine in this process: ticks of so many conversations at once, as fast as it can.
+
+In the dialect `sca`, greedy: every conversation does the same work in every tick, the most that a tick can ask for.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,13 @@ from benchmarks.floor import bandwidth, tick_bytes
 from benchmarks.report import BASELINE, Row
 from config import Settings
 from engine.checkpoint import Checkpoint
+from engine.conversation import ScaConversation
+from engine.dialect_sca import ScaDialect
 from engine.engine import Engine
 from tests.oracle import ScaOracle
 
 WARM_UP_TICKS = 4
+GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
 AGES = (500, 1000, 2000, 5000)  # ticks
 AGE_WINDOW = 100  # ticks from each of them on: the context slides at least once
 YOUNG = 50
@@ -32,7 +38,9 @@ class Conversations:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
         torch.set_num_threads(settings.engine.cpu_threads)
-        self.engine = Engine(checkpoint, settings.with_values(engine={"slots": slots}))
+        self.engine = Engine(
+            checkpoint, settings.with_values(engine={"slots": slots, "dialect": "sca"}, sampling=GREEDY)
+        )
         self.engine.warm_up()
         self._tick_ms = settings.audio.tick_ms
         self._heard = some_log_mels(settings, slots)
@@ -45,8 +53,10 @@ class Conversations:
         self._count = count
         for key in range(count):
             self.engine.open(key, self.engine.parse_options({"seed": key}))
-            ticks = round(age_s * 1000 / self._tick_ms)
-            self.engine._conversations[key].ticks = min(ticks, self.engine.dialect.context_ticks - WARM_UP_TICKS)
+            conversation, dialect = self.engine._conversations[key], self.engine.dialect
+            assert isinstance(conversation, ScaConversation)
+            assert isinstance(dialect, ScaDialect)
+            conversation.ticks = min(round(age_s * 1000 / self._tick_ms), dialect.context_ticks - WARM_UP_TICKS)
 
     def tick(self, number: int) -> float:
         """Seconds that one tick of all of them takes."""

@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from benchmarks.engine import GREEDY
 from config import Settings
 from engine import layer
 from engine.attention import Cursor
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.engine import Engine, Spoken
+from engine.conversation import Heard, Spoken
+from engine.engine import Engine
 from export.tiny import make_tiny_checkpoint
 from tests.oracle import ScaOracle
 
@@ -66,7 +68,7 @@ def among(engine: Engine, log_mels: torch.Tensor, others: int) -> list:
         engine.open(key, engine.parse_options({"seed": key, "temperature": 0.9 if key else 0.0}))
     said = []
     for tick, log_mel in enumerate(log_mels):
-        heard: dict[Hashable, torch.Tensor]
+        heard: dict[Hashable, Heard | torch.Tensor]
         heard = {key: log_mels[(tick + 5 * key) % len(log_mels)] for key in range(1, others + 1)}
         spoken = spoken_by(engine, {**heard, 0: log_mel})[0]  # answers come by slot, and it has the first
         said.append((spoken.tokens, spoken.codes.tolist()))
@@ -75,7 +77,7 @@ def among(engine: Engine, log_mels: torch.Tensor, others: int) -> list:
     return said
 
 
-def spoken_by(engine: Engine, log_mels: dict[Hashable, torch.Tensor]) -> list[Spoken]:
+def spoken_by(engine: Engine, log_mels: dict[Hashable, Heard | torch.Tensor]) -> list[Spoken]:
     """One tick; an error of any conversation ends the program."""
     answers = list(engine.tick(log_mels).values())
     for answer in answers:
@@ -98,7 +100,9 @@ def main() -> int:
         make_tiny_checkpoint(Path(folder))
         layer.DENSE_SHARE = 0  # experts as at full size: the tiny ones would be computed all at once
         for name in ("float32", "bfloat16"):
-            settings = Settings.load(environ={}).with_values(qwen={"device_map": "cuda", "torch_dtype": name})
+            settings = Settings.load(environ={}).with_values(
+                qwen={"device_map": "cuda", "torch_dtype": name}, engine={"dialect": "sca"}, sampling=GREEDY
+            )
             checkpoint = load_checkpoint(folder, settings.qwen)
             for how, options in (("greedy", {}), ("drawing", {"temperature": 0.9, "text_temperature": 0.7})):
                 same = speak(checkpoint, settings, log_mels, True, **options) == speak(

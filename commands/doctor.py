@@ -18,7 +18,7 @@ from packaging.markers import Marker
 from commands.console import ROOT, UserError, add_build_argument, console, load_settings, quiet_libraries
 from commands.ports import wanted_ports
 from config import Settings
-from config.settings import NOT_SETTINGS
+from config.sources import NOT_SETTINGS
 from launch.triton_install import TritonInstall, TritonMissingError
 
 LEAST_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them

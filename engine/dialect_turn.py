@@ -185,9 +185,10 @@ class TurnDialect:
         some = False
         while ready := [c for c in rows if c.pieces and self._has_room(c)]:
             some = True
-            sizes = sorted({self._reader.size(c.pieces[0]) for c in ready})
-            for size in sizes:
-                alike = [c for c in ready if self._reader.size(c.pieces[0]) == size]
+            groups: dict[Size, list[TurnConversation]] = {}
+            for conversation in ready:
+                groups.setdefault(self._reader.size(conversation.pieces[0]), []).append(conversation)
+            for size, alike in groups.items():
                 most = MOST_ROWS if self.device.type == "cuda" else len(alike)
                 for first in range(0, len(alike), most):
                     self._read_together(alike[first : first + most], size)

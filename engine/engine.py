@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from config.settings import Settings
 from engine.checkpoint import Checkpoint, load_checkpoint
@@ -82,12 +83,13 @@ class Engine:
         self.open(key, options)
 
     @torch.inference_mode()
-    def tick(self, heard: Mapping[Hashable, Heard]) -> dict[Hashable, Spoken | ConversationError]:
-        """One tick of each conversation named, all together.
+    def tick(self, sounds: Mapping[Hashable, Heard | Tensor]) -> dict[Hashable, Spoken | ConversationError]:
+        """One tick of each conversation named, all together; a log-mel [128, T] may come alone.
 
         A conversation that cannot take the tick gets its error in place of an answer. Should the computation itself
         fail, the conversations in it are closed, since their caches are no longer known, and the failure is raised.
         """
+        heard = {key: sound if isinstance(sound, Heard) else Heard(sound) for key, sound in sounds.items()}
         results: dict[Hashable, Spoken | ConversationError] = {}
         ready: dict[Hashable, Conversation] = {}
         for key in heard:

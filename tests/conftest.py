@@ -27,10 +27,13 @@ from export.mel_frontend import MelFrontend
 from export.repository import find_checkpoint
 
 ROOT = Path(__file__).parent.parent
+RECORDINGS = ROOT.parent / "shared" / "audio"
 BUILD = ROOT / "build" / "test"
+TURNS_BUILD = ROOT / "build" / "turns_test"
 ANOTHER_BUILD = ROOT / "build" / "another_test"
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
+GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
 CPU = QwenSettings(model_id="", device_map="cpu", torch_dtype="float32", lora="")
 
 logging.set_verbosity_error()
@@ -43,6 +46,7 @@ SENTENCE = (
     "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left. "
     "And tell me, please, whether the kitchen has anything without meat."
 )
+KOREAN_SENTENCE = "내일 서울 날씨가 어떤지 알려 주시겠어요? 저녁에 비가 올까요, 아니면 맑을까요?"
 
 
 def read_pcm(path: str) -> np.ndarray:
@@ -53,11 +57,35 @@ def read_pcm(path: str) -> np.ndarray:
 
 def speech() -> np.ndarray:
     """Some seconds of speech, said by espeak-ng."""
-    spoken = BUILD / "speech.wav"
-    spoken.parent.mkdir(parents=True, exist_ok=True)
-    espeak = subprocess.run(["espeak-ng", "--stdout", SENTENCE], capture_output=True, check=True)
-    subprocess.run(["sox", "-", "-r", "16000", "-c", "1", "-b", "16", spoken], input=espeak.stdout, check=True)
-    return read_pcm(str(spoken))
+    return said_by_espeak(SENTENCE, "en")
+
+
+def said_by_espeak(words: str, voice: str) -> np.ndarray:
+    """A sentence at 16 kHz."""
+    said = BUILD / "said.wav"
+    said.parent.mkdir(parents=True, exist_ok=True)
+    espeak = subprocess.run(["espeak-ng", "--stdout", "-v", voice, words], capture_output=True, check=True)
+    subprocess.run(["sox", "-", "-r", "16000", "-c", "1", "-b", "16", said], input=espeak.stdout, check=True)
+    return read_pcm(str(said))
+
+
+@pytest.fixture(scope="session")
+def questions() -> list[np.ndarray]:
+    """Two spoken questions: recordings beside the project where they are, else espeak-ng's."""
+    files = [RECORDINGS / name for name in ("booking_en.wav", "weather_ko.wav")]
+    if all(file.is_file() for file in files):
+        return [read_pcm(str(file)) for file in files]
+    return [
+        said_by_espeak(SENTENCE, "en"),
+        said_by_espeak("내일 서울 날씨가 어떤지 알려 주시겠어요? 비가 올까요?", "ko"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def interruption() -> np.ndarray:
+    """A spoken interruption, likewise."""
+    file = RECORDINGS / "interrupt_en.wav"
+    return read_pcm(str(file)) if file.is_file() else said_by_espeak("Wait, stop. Make it two people instead.", "en")
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +95,22 @@ def pcm() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """Defaults, on the CPU, whatever the environment says."""
+    """Defaults, but the dialect `sca`, greedy, on the CPU, whatever the environment says."""
     return Settings.load(environ={}).with_values(
-        qwen={"device_map": "cpu", "torch_dtype": "float32"}, triton={"instance": "cpu"}
+        qwen={"device_map": "cpu", "torch_dtype": "float32"},
+        triton={"instance": "cpu"},
+        engine={"dialect": "sca"},
+        sampling=GREEDY,
+    )
+
+
+@pytest.fixture(scope="session")
+def turn_settings(settings: Settings) -> Settings:
+    """The same in the dialect `turn`, with answers of some seconds, and transformers' repetition penalty."""
+    return settings.with_values(
+        engine={"dialect": "turn"},
+        sampling={"repetition_penalty": 1.05},
+        turn={"answer_tokens": 40, "answer_frames": 80},
     )
 
 
@@ -142,8 +183,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def serve_environment() -> dict[str, str]:
-    """Free ports, the CPU, and limits that a test can reach."""
+def serve_environment(dialect: str = "sca") -> dict[str, str]:
+    """Free ports, the CPU, greedy sampling, and limits that a test can reach."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SCA_")}
     own = {name: os.environ[name] for name in ("SCA_VENV", "SCA_PYTHON") if name in os.environ}
     ports = ("BRIDGE_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
@@ -154,6 +195,8 @@ def serve_environment() -> dict[str, str]:
         "SCA_QWEN_DEVICE_MAP": "cpu",
         "SCA_TRITON_INSTANCE": "cpu",
         "SCA_ENGINE_SLOTS": "4",
+        "SCA_ENGINE_DIALECT": dialect,
+        "SCA_SAMPLING_TEMPERATURE": "0",
         "SCA_ENGINE_IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
     }
 
@@ -184,12 +227,21 @@ def wait_until_answered(url: str, process: subprocess.Popen[str], log: Path) -> 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The one command, as a newcomer starts it."""
-    environment = serve_environment()
-    log = tmp_path_factory.mktemp("serve") / "log"
+    """The one command in the dialect `sca`, which has something to say in every tick."""
+    yield from serve(serve_environment(), tmp_path_factory.mktemp("serve") / "log", BUILD)
+
+
+@pytest.fixture(scope="session")
+def served_turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The one command in its default dialect, `turn`."""
+    yield from serve(serve_environment("turn"), tmp_path_factory.mktemp("turns") / "log", TURNS_BUILD)
+
+
+def serve(environment: dict[str, str], log: Path, build: Path) -> Iterator[Served]:
+    """A server for as long as it is wanted."""
     settings = Settings.load(environ={k: v for k, v in environment.items() if k.startswith("SCA_")})
-    process = start_serving(environment, log, BUILD)
-    running = Served(settings, BUILD / "repository", process)
+    process = start_serving(environment, log, build)
+    running = Served(settings, build / "repository", process)
     try:
         wait_until_answered(f"{running.http}/readyz", process, log)
         yield running

@@ -47,8 +47,8 @@ def test_a_closed_conversation_leaves_no_trace(engine: Engine, log_mels):
     engine.close("gone")
     spare = engine.settings.engine.slots  # holds what padding computes
     assert not any(decoder._cache[:, :spare].any() for decoder in decoders)
-    assert not engine.dialect._sampler._spoken[:spare].any()
-    assert not engine.dialect._sampler._seeds[:spare].any()
+    assert not engine.dialect.speaker.sampler._spoken[:spare].any()
+    assert not engine.dialect.speaker.sampler._seeds[:spare].any()
     assert engine.open_conversations == 0
 
 

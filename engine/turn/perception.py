@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.attention import Cursor
+from engine.errors import OptionError
+from engine.memory import QUESTION_SPARE
 from engine.thinker import Thinker
 from engine.turn.chat import Chat
 from engine.turn.conversation import TurnConversation

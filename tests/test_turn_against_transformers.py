@@ -1,0 +1,163 @@
+"""Whole conversations in the dialect `turn` give what `generate()` gives for their whole history as its prompt."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine
+from engine.options import Controls
+from export.code2wav import DELAY_SAMPLES, Code2Wav
+from export.mel_frontend import MelFrontend
+from tests.oracle import signal_to_noise_db
+from tests.turn_oracle import Said, TurnOracle
+from tests.turns import TICK, Call, Floor, Given, Script, play, play_together, silence
+
+SEEDS = range(20)
+INTERRUPTED = 7  # the seed of the conversation that is interrupted
+TYPED = ("What is the weather like?", "말해 줘.", "And then?\nReally 100%?")
+PROMPTS = ("", "", "You are a kind assistant.", "Answer in one sentence — 천천히.")
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint, turn_settings) -> Engine:
+    return Engine(checkpoint, turn_settings.with_values(engine={"slots": 6}))
+
+
+@pytest.fixture(scope="module")
+def frontend(extractor) -> MelFrontend:
+    return MelFrontend(extractor, TICK)
+
+
+def converse(seed: int, questions: list[np.ndarray], interruption: np.ndarray) -> tuple[Script, dict]:
+    """A random conversation of 1 to 4 turns: spoken, with the end told by VAD or by commits, or typed."""
+    chance = random.Random(seed)
+    manual = chance.random() < 0.5 and seed != INTERRUPTED
+    options = {
+        "voice": chance.choice(("ethan", "chelsie", "aiden")),
+        "system_prompt": chance.choice(PROMPTS),
+        "detection": "manual" if manual else "server_vad",
+    }
+    return script(seed, chance, manual, questions, interruption), options
+
+
+def script(
+    seed: int, chance: random.Random, manual: bool, questions: list[np.ndarray], interruption: np.ndarray
+) -> Script:
+    floor = Floor()
+    for turn in range(1 if seed == INTERRUPTED else chance.randint(1, 4)):
+        if chance.random() < 0.2 and seed != INTERRUPTED:
+            floor.note((yield silence(), Controls(message=chance.choice(TYPED))))
+        elif manual:
+            yield from floor.say(some_of(chance, questions), Controls(listen=turn > 0), Controls(commit=True))
+        else:
+            yield from floor.say(some_of(chance, questions))
+        if seed == INTERRUPTED:
+            while "assistant" not in floor.speakers:
+                yield from floor.wait(1)
+            yield from floor.say(interruption)
+        yield from floor.until_quiet()
+
+
+def some_of(chance: random.Random, questions: list[np.ndarray]) -> np.ndarray:
+    """A question, cut at random: at least its first second and a half."""
+    question = questions[chance.randrange(len(questions))]
+    return question[: chance.randint(24_000, len(question))]
+
+
+def oracle_answers(call: Call, checkpoint: Checkpoint, options: dict, limits) -> list[tuple[Given, Said]]:
+    """What `generate()` says in each place of the conversation, the history being the engine's own answers."""
+    oracle = TurnOracle(checkpoint.model, checkpoint.tokenizer, options["voice"], options["system_prompt"])
+    pairs = []
+    for given in call.answers:
+        oracle.hear(call.clip(given), given.typed)
+        if given.tokens != [checkpoint.tokenizer.eos_token_id]:  # transformers cannot say nothing
+            pairs.append((given, oracle.answer(limits.answer_tokens, limits.answer_frames)))
+        oracle.say(given.kept)
+    return pairs
+
+
+@torch.no_grad()
+def heard(code2wav: Code2Wav, codes: torch.Tensor) -> torch.Tensor:
+    """The waveform of an answer as the stream gives it, without its delay."""
+    length = codes.shape[1]
+    padded = torch.cat([codes, torch.full((16, -length % 4 + 4), -1)], dim=1)
+    states, waveform = code2wav.zero_states(1), []
+    for start in range(0, padded.shape[1], 4):
+        _, part, *states = code2wav(padded[None, :, start : start + 4], *states)
+        waveform.append(part[0])
+    sound = torch.cat(waveform)
+    assert not sound[:DELAY_SAMPLES].any()
+    assert not sound[length * 1920 :].any(), "silence follows, to the sample"
+    return sound[DELAY_SAMPLES : length * 1920]
+
+
+@pytest.fixture(scope="module")
+def alone(engine: Engine, frontend: MelFrontend, questions, interruption) -> dict[int, Call]:
+    calls = {}
+    for seed in SEEDS:
+        conversation, options = converse(seed, questions, interruption)
+        calls[seed] = play(Call(engine, seed, frontend, conversation, **options))
+        engine.close(seed)
+    return calls
+
+
+def test_every_answer_is_what_generate_gives(alone, checkpoint: Checkpoint, turn_settings, questions, interruption):
+    code2wav = Code2Wav(checkpoint.model.code2wav, 4)
+    complete = cut = later = spoken_turns = typed_turns = 0
+    for seed, call in alone.items():
+        _, options = converse(seed, questions, interruption)
+        for place, (given, said) in enumerate(oracle_answers(call, checkpoint, options, turn_settings.turn)):
+            codes = torch.cat(given.codes, dim=1)
+            where = f"conversation {seed}, answer {place}"
+            later += place > 0
+            spoken_turns += given.audio_ms is not None
+            typed_turns += bool(given.typed)
+            if given.end == "interrupted":
+                assert given.tokens == said.tokens[: len(given.tokens)], where
+                assert torch.equal(codes, said.codes[:, : codes.shape[1]]), where
+                assert len(given.kept) < len(given.tokens)
+                cut += 1
+                continue
+            assert given.tokens == said.tokens, where
+            assert torch.equal(codes, said.codes), where
+            assert signal_to_noise_db(said.waveform, heard(code2wav, codes)) > 90, where
+            complete += 1
+    assert complete > 30
+    assert cut == 1
+    assert later > 15
+    assert spoken_turns > 25
+    assert typed_turns > 3
+
+
+def test_answers_end_by_themselves_and_by_their_limits(alone, checkpoint: Checkpoint, turn_settings):
+    """Else the tests above would not have seen both."""
+    answers = [given for call in alone.values() for given in call.answers if given.end == "answer_done"]
+    end, limits = checkpoint.tokenizer.eos_token_id, turn_settings.turn
+    frames = [torch.cat(given.codes, dim=1).shape[1] for given in answers]
+    assert any(given.tokens[-1] == end for given in answers)
+    assert any(given.tokens[-1] != end and len(given.tokens) == limits.answer_tokens for given in answers)
+    assert any(0 < count < limits.answer_frames - 1 for count in frames)
+    assert any(count == limits.answer_frames - 1 for count in frames)
+    assert max(frames) <= limits.answer_frames - 1
+
+
+def test_in_a_churning_batch_every_conversation_is_as_alone(alone, engine: Engine, frontend, questions, interruption):
+    calls: dict[int, Call] = {}
+
+    def begin(seed: int) -> Call:
+        conversation, options = converse(seed, questions, interruption)
+        calls[seed] = Call(engine, seed, frontend, conversation, **options)
+        return calls[seed]
+
+    play_together(engine, {seed: lambda seed=seed: begin(seed) for seed in SEEDS}, 6, random.Random(1))
+    assert engine.open_conversations == 0
+    for seed in SEEDS:
+        assert len(calls[seed].spoken) == len(alone[seed].spoken), seed
+        for tick, (one, other) in enumerate(zip(calls[seed].spoken, alone[seed].spoken, strict=True)):
+            assert torch.equal(one.codes, other.codes), f"conversation {seed}, tick {tick}"
+            assert (one.tokens, one.text, one.events) == (other.tokens, other.text, other.events)

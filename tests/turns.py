@@ -1,0 +1,168 @@
+"""Conversations in the dialect `turn` for tests: scripts of what a user says and does, a tick at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.conversation import Heard, Spoken
+from engine.engine import Engine
+from engine.options import Controls
+from engine.turn.ear import lengthen
+from export.mel_frontend import MelFrontend
+
+TICK = 5120
+NOBODY = Controls()
+Script = Generator[tuple[np.ndarray, Controls], Spoken, None]
+
+
+@dataclass
+class Given:
+    """An answer as it came, and the turn that it answers."""
+
+    audio_ms: tuple[int, int] | None
+    typed: str = ""
+    tokens: list[int] = field(default_factory=list)
+    codes: list[Tensor] = field(default_factory=list)
+    end: str = ""  # answer_done or interrupted; empty while it is being given
+    kept: list[int] = field(default_factory=list)  # tokens that stay in the history
+
+
+class Call:
+    """One conversation: plays a script to the engine, and keeps what came back."""
+
+    def __init__(self, engine: Engine, key: Any, frontend: MelFrontend, script: Script, **options: Any):
+        self.engine, self.key = engine, key
+        self._frontend, self._states = frontend, frontend.zero_states(1)
+        self._script = script
+        self.frames: list[Tensor] = []  # log-mel of the ticks, [128, 32] each
+        self.pcm: list[np.ndarray] = []
+        self.spoken: list[Spoken] = []
+        self.events: list[dict[str, Any]] = []
+        self.answers: list[Given] = []
+        engine.open(key, engine.parse_options(options))
+        self._next = next(script)
+
+    def hear(self) -> Heard:
+        """The next tick."""
+        pcm, controls = self._next
+        log_mel, *self._states = self._frontend(torch.from_numpy(pcm[None]), *self._states)
+        self.frames.append(log_mel[0])
+        self.pcm.append(pcm)
+        return Heard(log_mel[0], pcm, controls)
+
+    def take(self, spoken: Spoken) -> bool:
+        """Takes what came back; False when the script has ended."""
+        assert isinstance(spoken, Spoken), spoken
+        self.spoken.append(spoken)
+        self.events += spoken.events
+        self._note(spoken)
+        try:
+            self._next = self._script.send(spoken)
+        except StopIteration:
+            return False
+        return True
+
+    def clip(self, given: Given) -> Tensor | None:
+        """The log-mel that an answer's turn was made of."""
+        if given.audio_ms is None:
+            return None
+        start, end = given.audio_ms
+        return lengthen(torch.cat(self.frames, dim=1)[:, start // 10 : end // 10])
+
+    def _note(self, spoken: Spoken) -> None:
+        typed = self._next[1].message
+        for event in spoken.events:
+            if event["type"] == "interrupted":
+                self._end("interrupted")
+            elif event["type"] == "answer_started":
+                span = (event["audio_start_ms"], event["audio_end_ms"]) if "audio_start_ms" in event else None
+                self.answers.append(Given(span, typed=typed))
+        if self.answers and not self.answers[-1].end:
+            self.answers[-1].tokens += spoken.tokens
+            self.answers[-1].codes.append(spoken.codes[:, spoken.codes[0] >= 0])
+        else:
+            assert (spoken.codes == -1).all()
+        if any(event["type"] == "answer_done" for event in spoken.events):
+            self._end("answer_done")
+
+    def _end(self, how: str) -> None:
+        given = self.answers[-1]
+        given.end = how
+        turns = self.engine._conversations[self.key].history.turns
+        given.kept = list(turns[-1].tokens if turns[-1].answer else turns[-2].tokens)
+
+
+def play(call: Call) -> Call:
+    """A conversation alone."""
+    while call.take(call.engine.tick({call.key: call.hear()})[call.key]):
+        pass
+    return call
+
+
+def play_together(engine: Engine, begin: Mapping[Any, Callable[[], Call]], most: int, chance: random.Random) -> None:
+    """Conversations that begin as slots are free, and end as they end."""
+    waiting, going = dict(begin), {}
+    while waiting or going:
+        if waiting and len(going) < most and chance.random() < 0.5:
+            key = next(iter(waiting))
+            going[key] = waiting.pop(key)()
+        said = engine.tick({key: call.hear() for key, call in going.items()})
+        for key, spoken in said.items():
+            if not going[key].take(spoken):
+                del going[key]
+                engine.close(key)
+
+
+def ticks(pcm: np.ndarray) -> Iterable[np.ndarray]:
+    """Whole ticks, the last filled up with silence."""
+    padded = np.pad(pcm, (0, -len(pcm) % TICK))
+    return padded.reshape(-1, TICK)
+
+
+def silence() -> np.ndarray:
+    """A tick of it."""
+    return np.zeros(TICK, np.int16)
+
+
+class Floor:
+    """Who speaks, as far as a script has been told."""
+
+    def __init__(self) -> None:
+        self.speakers: set[str] = set()
+
+    def note(self, spoken: Spoken) -> Spoken:
+        for event in spoken.events:
+            if event["type"] == "speech_started":
+                self.speakers.add("user")
+            elif event["type"] == "speech_stopped":
+                self.speakers.discard("user")
+            elif event["type"] == "answer_started":
+                self.speakers.add("assistant")
+            elif event["type"] in ("answer_done", "interrupted"):
+                self.speakers.discard("assistant")
+        return spoken
+
+    def say(self, pcm: np.ndarray, first: Controls = NOBODY, last: Controls = NOBODY) -> Script:
+        """Sound, with controls on its first and its last tick."""
+        parts = list(ticks(pcm))
+        for i, part in enumerate(parts):
+            self.note((yield part, last if i == len(parts) - 1 else first if i == 0 else NOBODY))
+
+    def wait(self, count: int) -> Script:
+        """So many ticks of silence."""
+        for _ in range(count):
+            self.note((yield silence(), NOBODY))
+
+    def until_quiet(self) -> Script:
+        """Silence until nobody has spoken for two ticks."""
+        quiet = 0
+        while quiet < 2:
+            yield from self.wait(1)
+            quiet = 0 if self.speakers else quiet + 1
