@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from benchmarks.report import Row
     from engine.checkpoint import Checkpoint
 
-HERE = {"engine": "ticks as fast as they go", "age": "one conversation of 5,000 ticks"}
+HERE = {
+    "engine": "ticks as fast as they go, in the dialect sca",
+    "age": "one conversation of 5,000 ticks, likewise",
+    "turn": "end of turn to first codes, in the dialect turn",
+}
 SERVED = {
+    "turn-bridge": "end of turn to first sound, over WebSocket",
     "triton": "over gRPC, in real time",
     "bridge": "over WebSocket, in real time",
     "perf-analyzer": "by NVIDIA's tool, in real time",
@@ -27,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_build_argument(parser)
     told = "; ".join(f"{what}: {how}" for what, how in (*HERE.items(), *SERVED.items()))
     parser.add_argument(
-        "what", choices=(*HERE, *SERVED), help=f"{told}. The first two run here, the others against ./sca serve"
+        "what", choices=(*HERE, *SERVED), help=f"{told}. The first three run here, the others against ./sca serve"
     )
     parser.add_argument(
         "--sessions", default="1,2,4,8", metavar="N,N,...", help="conversations at once (default: 1,2,4,8)"
@@ -35,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=30, help="served: seconds measured for each (default: 30)")
     parser.add_argument("--wav", type=Path, help="perf-analyzer: what the conversations say, 16 kHz mono")
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--ticks", type=int, default=100, help="ticks measured for each (default: 100)")
+    engine.add_argument("--ticks", type=int, default=100, help="ticks, or turns, measured for each (default: 100)")
     engine.add_argument(
         "--config", dest="architecture", choices=("served", "full"), default="served", help="full: the 30B architecture"
     )
@@ -73,12 +78,15 @@ def parse_sessions(text: str) -> list[int]:
 def _here(arguments: argparse.Namespace, settings: Settings, sessions: list[int]) -> list[Row]:
     from benchmarks.engine import bench_age, bench_engine, bench_transformers, profile
     from benchmarks.report import write
+    from benchmarks.turn import bench_turn
     from engine.errors import CheckpointError, MemoryRefusedError
 
     try:
         checkpoint = _checkpoint(arguments, settings)
         if arguments.what == "age":
             return bench_age(checkpoint, settings)
+        if arguments.what == "turn":
+            return bench_turn(checkpoint, settings, sessions, arguments.ticks)
         rows: list[Row] = []
         for row in bench_engine(checkpoint, settings, sessions, arguments.ticks, arguments.age_s, arguments.paced):
             rows.append(row)
@@ -112,6 +120,7 @@ def _served(arguments: argparse.Namespace, settings: Settings, sessions: list[in
     from benchmarks.perf_analyzer import PerfAnalyzerError, bench_perf_analyzer
     from benchmarks.server import Counters
     from benchmarks.triton import bench_triton
+    from benchmarks.turn import bench_turn_bridge
     from frontend.triton import TickError
 
     try:
@@ -124,10 +133,14 @@ def _served(arguments: argparse.Namespace, settings: Settings, sessions: list[in
             f"--sessions asks for {max(sessions)}, Triton's engine has {slots} slots: "
             f"serve with SCA_ENGINE_SLOTS={max(sessions)}"
         )
-    bench: Callable[..., list[Row]] = bench_triton if arguments.what == "triton" else bench_bridge
+    benches: dict[str, Callable[..., list[Row]]] = {
+        "triton": bench_triton,
+        "bridge": bench_bridge,
+        "turn-bridge": bench_turn_bridge,
+    }
     try:
         if arguments.what != "perf-analyzer":
-            return bench(settings, sessions, arguments.seconds)
+            return benches[arguments.what](settings, sessions, arguments.seconds)
         if not arguments.wav:
             raise UserError("perf-analyzer needs --wav FILE: what the conversations say, 16 kHz mono")
         folder = arguments.build.resolve() / "perf_analyzer"

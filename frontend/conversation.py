@@ -67,9 +67,7 @@ class Conversation:
             return
         for event in answer.events:
             await self._send_event(event)
-        pcm = self._repay(answer.pcm)
-        if pcm:
-            await self._send(self._socket.send_bytes, pcm)
+        await self._send(self._socket.send_bytes, self._repay(answer.pcm))
 
     def _repay(self, pcm: bytes) -> bytes:
         """A tick's sound without the silence by which the loudspeaker's clock is ahead of the microphone's."""

@@ -98,6 +98,36 @@ def test_one_button_and_a_voice_comes_back(served: Served, browser):
     assert [complaint for complaint in complaints if "ScriptProcessorNode" not in complaint] == []  # RECORDER's own
 
 
+def test_the_page_shows_who_speaks(served_turns: Served, browser):
+    """The microphone asks, again and again; the answers come when it pauses."""
+    browser.get(served_turns.http)
+    body = browser.find_element(By.TAG_NAME, "body")
+
+    def speaking() -> str:
+        return body.get_attribute("data-speaking")
+
+    def answers() -> list[str]:
+        return [found.text for found in browser.find_elements(By.CSS_SELECTOR, "#text [data-who=assistant]")]
+
+    browser.find_element(By.ID, "talk").click()
+    wait_for(lambda: body.get_attribute("data-state") in ("talking", "error"), 15, "conversation")
+    status = browser.find_element(By.ID, "status")
+    wait_for(lambda: "user" in speaking(), 20, "speech")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    browser.save_screenshot(str(SCREENSHOTS / "you_speak.png"))
+    assert status.text in ("You speak.", "Both speak.")
+    browser.find_element(By.ID, "message").send_keys("Hello, what can you do?\n")
+    wait_for(lambda: "assistant" in speaking() or answers(), 20, "answer")
+    browser.save_screenshot(str(SCREENSHOTS / "it_speaks.png"))
+    wait_for(lambda: any(text.strip() for text in answers()), 20, "text of an answer")
+    typed = browser.find_element(By.CSS_SELECTOR, "#text [data-who=user]")
+    assert typed.text == "Hello, what can you do?"
+    browser.find_element(By.ID, "talk").click()
+    assert body.get_attribute("data-state") == "idle"
+    complaints = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    assert complaints == []
+
+
 def test_a_full_house_is_said_in_words(served: Served, browser):
     from websockets.sync.client import connect
 

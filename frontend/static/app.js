@@ -1,5 +1,6 @@
 // The page: one conversation from the button pressed to the button pressed again.
 
+import { Floor } from "./floor.js";
 import { Latency } from "./latency.js";
 import { Level, rootMeanSquare } from "./level.js";
 
@@ -10,9 +11,17 @@ const element = (id) => document.getElementById(id);
 const microphoneLevel = new Level(element("microphone"));
 const loudspeakerLevel = new Level(element("loudspeaker"));
 let conversation = null;
+const floor = new Floor(document.body, element("text"), (words) => {
+  if (conversation?.takesTurns) element("status").textContent = words;
+});
 
 element("talk").onclick = () => (conversation ? conversation.stop() : start());
 element("reset").onclick = () => conversation?.reset();
+element("typing").onsubmit = (event) => {
+  event.preventDefault();
+  conversation?.type(element("message").value.trim());
+  element("message").value = "";
+};
 
 function show(state, status) {
   document.body.dataset.state = state;
@@ -20,10 +29,11 @@ function show(state, status) {
   element("talk").textContent = state === "talking" ? "Stop" : "Talk";
   element("talk").disabled = state === "connecting";
   element("reset").disabled = state !== "talking";
+  element("message").disabled = state !== "talking" || !conversation?.takesTurns;
 }
 
 async function start() {
-  element("text").textContent = "";
+  floor.clear();
   show("connecting", "Asking for the microphone …");
   conversation = new Conversation();
   try {
@@ -57,19 +67,22 @@ class Conversation {
 
   event(event) {
     if (event.type === "session.opened") this.opened(event);
-    else if (event.type === "text") this.write(event.text);
     else if (event.type === "reset") this.forget();
+    else if (event.type === "error" && "at_ms" in event) floor.note(event.message); // the conversation goes on
     else if (event.type === "error") this.fail(event.message);
+    else floor.take(event);
+    if (event.type === "interrupted") this.playback.port.postMessage("skip");
   }
 
   opened(session) {
+    this.takesTurns = session.dialect === "turn";
     this.latency = new Latency(session.input.tick_bytes);
     this.saidSamples = 0;
     this.squares = [];
     this.capture = new AudioWorkletNode(this.audio, "capture", { numberOfOutputs: 0 });
     this.capture.port.onmessage = ({ data }) => this.say(data);
     this.audio.createMediaStreamSource(this.stream).connect(this.capture);
-    show("talking", "It listens while it speaks. Interrupt it.");
+    show("talking", this.takesTurns ? "It listens." : "It listens while it speaks. Interrupt it.");
   }
 
   say(frame) {
@@ -92,11 +105,6 @@ class Conversation {
     this.playback.port.postMessage(frame, [frame]);
   }
 
-  write(text) {
-    element("text").append(text);
-    element("text").scrollTop = element("text").scrollHeight;
-  }
-
   showPlayback({ playedS, bufferS, level, gaps }) {
     loudspeakerLevel.push(level);
     element("heard").textContent = `${playedS.toFixed(1)} s`;
@@ -105,8 +113,15 @@ class Conversation {
   }
 
   forget() {
-    element("text").textContent = "";
+    floor.clear();
     this.playback.port.postMessage("skip");
+  }
+
+  type(message) {
+    if (!message) return;
+    floor.typed(message);
+    this.socket.send(JSON.stringify({ type: "message", text: message }));
+    this.latency.closed(performance.now());
   }
 
   reset() {

@@ -14,6 +14,12 @@ export class Latency {
     for (let tick = before; tick < after; tick++) this.sentAt.push(now);
   }
 
+  // The bridge has closed the open tick with silence.
+  closed(now) {
+    this.sentBytes = (Math.floor(this.sentBytes / this.tickBytes) + 1) * this.tickBytes;
+    this.sentAt.push(now);
+  }
+
   // Milliseconds from the tick's last sample sent to its answer.
   answered(now) {
     return this.sentAt.length > 0 ? now - this.sentAt.shift() : null;

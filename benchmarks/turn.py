@@ -1,0 +1,211 @@
+"""From the end of a user's turn to the first sound of the answer: the engine alone, or the whole way by WebSocket.
+
+Turns end by commit, as they do for a client with its own detector: with server VAD the tick in which silence has lasted
+long enough does the same work. Users speak for random times and in random order, so a commit meets conversations that
+listen and that are being answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from rich.progress import track
+from websockets.asyncio.client import ClientConnection, connect
+
+from benchmarks.engine import LOG_MELS, memory_in_use, some_log_mels
+from benchmarks.paced import LOUDNESS
+from benchmarks.report import Row
+from config import Settings
+from engine.checkpoint import Checkpoint
+from engine.conversation import Heard, Spoken
+from engine.engine import Engine
+from engine.options import Controls
+
+SPOKEN_S = (1.5, 7.0)  # a user's turn
+ANSWER_FRAMES = 40  # of an answer at most: 3.1 s
+REPEATS = 20  # turns of each of two lengths that are compared
+LENGTHS_S = (5, 60)
+TURNS = 10
+FRAME_S = 0.02
+FRAME_SAMPLES = 320
+
+
+class Talks:
+    """Conversations on an engine of their own, a tick of all at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
+        torch.set_num_threads(settings.engine.cpu_threads)
+        self.settings = settings.with_values(engine={"slots": slots, "dialect": "turn"})
+        self.engine = Engine(checkpoint, self.settings)
+        self.engine.warm_up()
+        self._heard = some_log_mels(settings, slots)
+        self._pcm = np.zeros(settings.audio.input_samples, np.int16)
+        self._ticks = 0
+
+    def open(self, key: int) -> None:
+        """Begins a conversation, greedy."""
+        options = {"detection": "manual", "answer_frames": ANSWER_FRAMES, "temperature": 0.0, "seed": key}
+        self.engine.open(key, self.engine.parse_options(options))
+
+    def tick(self, controls: dict[int, Controls]) -> tuple[float, dict[int, Spoken]]:
+        """Seconds that a tick of the conversations named takes, and what they said."""
+        self._ticks += 1
+        heard: dict[object, Heard | torch.Tensor] = {
+            key: Heard(self._heard[key, self._ticks % LOG_MELS], self._pcm, asked) for key, asked in controls.items()
+        }
+        begun = time.perf_counter()
+        said = self.engine.tick(heard)
+        seconds = time.perf_counter() - begun
+        for answer in said.values():
+            if isinstance(answer, Exception):
+                raise answer
+        return seconds, {key: spoken for key, spoken in said.items() if isinstance(spoken, Spoken)}  # type: ignore[misc]
+
+
+def bench_turn(checkpoint: Checkpoint, settings: Settings, sessions: Sequence[int], turns: int) -> list[Row]:
+    """Rows of ticks in which a turn ends: for each number of sessions, for turns short and long, first and tenth."""
+    rows = [_among(checkpoint, settings, count, turns) for count in sessions]
+    talks = Talks(checkpoint, settings, 1)
+    return rows + _lengths(talks) + _first_and_tenth(talks)
+
+
+def _among(checkpoint: Checkpoint, settings: Settings, count: int, turns: int) -> Row:
+    """So many turns, of all conversations together."""
+    talks, chance = Talks(checkpoint, settings, count), random.Random(0)
+    tick_s = settings.audio.tick_ms / 1000
+
+    def spoken_ticks() -> int:
+        return round(chance.uniform(*SPOKEN_S) / tick_s)
+
+    left = {key: spoken_ticks() for key in range(count)}  # ticks to the end of each user's turn; 0: it is answered
+    for key in left:
+        talks.open(key)
+    latencies: list[float] = []
+    stages: Counter[str] = Counter()
+    ticks = 0
+    while len(latencies) < turns:
+        before = Counter(talks.engine.stage_seconds)
+        seconds, said = talks.tick({key: Controls(commit=waiting == 1) for key, waiting in left.items()})
+        ended = sum(waiting == 1 for waiting in left.values())
+        if ended:
+            latencies += [seconds] * ended
+            stages.update(talks.engine.stage_seconds - before)
+            ticks += 1
+        for key, spoken in said.items():
+            is_over = any(event["type"] == "answer_done" for event in spoken.events)
+            left[key] = spoken_ticks() if is_over else max(0, left[key] - 1)
+    return _row("end of turn", talks, count, latencies, {name: spent / ticks * 1000 for name, spent in stages.items()})
+
+
+def _lengths(talks: Talks) -> list[Row]:
+    """The end of a short turn and of a long one, alternately: a machine is not as fast at all times."""
+    latencies: dict[int, list[float]] = {seconds: [] for seconds in LENGTHS_S}
+    for _ in track(range(REPEATS), description="short and long turns", transient=True):
+        for length, found in latencies.items():
+            talks.open(0)
+            for _ in range(round(length * 1000 / talks.settings.audio.tick_ms) - 1):
+                talks.tick({0: Controls()})
+            found.append(talks.tick({0: Controls(commit=True)})[0])
+    return [_row(f"end of {length} s", talks, 1, found) for length, found in latencies.items()]
+
+
+def _first_and_tenth(talks: Talks) -> list[Row]:
+    """The first turn's end and the tenth's, of turns of one length."""
+    latencies: list[list[float]] = [[] for _ in range(TURNS)]
+    for _ in track(range(REPEATS), description="ten turns", transient=True):
+        talks.open(0)
+        for found in latencies:
+            for _ in range(10):
+                talks.tick({0: Controls()})
+            found.append(talks.tick({0: Controls(commit=True)})[0])
+            for _ in range(ANSWER_FRAMES):  # more than an answer has ticks
+                _, said = talks.tick({0: Controls()})
+                if any(event["type"] == "answer_done" for event in said[0].events):
+                    break
+    return [_row("first turn", talks, 1, latencies[0]), _row("tenth turn", talks, 1, latencies[-1])]
+
+
+def _row(what: str, talks: Talks, count: int, latencies: Sequence[float], stages: Mapping[str, float] = {}) -> Row:
+    memory = memory_in_use(talks.engine.dialect.device)
+    return Row.of(what, count, talks.settings.audio.tick_ms, latencies, stages, memory_bytes=memory)
+
+
+def bench_turn_bridge(settings: Settings, sessions: Sequence[int], seconds: float) -> list[Row]:
+    """From a commit to the first sound at a WebSocket. Raises `RuntimeError` with what the bridge said."""
+    return [asyncio.run(_over_websocket(settings, count, seconds)) for count in sessions]
+
+
+async def _over_websocket(settings: Settings, count: int, seconds: float) -> Row:
+    found = await asyncio.gather(*(_user(settings, number, seconds) for number in range(count)))
+    latencies = [latency for each in found for latency in each]
+    if not latencies:
+        raise RuntimeError(f"no turn was answered in {seconds:g} s")
+    return Row.of("end of turn, bridge", count, settings.audio.tick_ms, latencies)
+
+
+async def _user(settings: Settings, number: int, seconds: float) -> list[float]:
+    """Speaks noise at the pace of a microphone, commits, listens, and speaks again."""
+    chance, noise = random.Random(number), np.random.RandomState(number)
+    options = f"detection=manual&answer_frames={ANSWER_FRAMES}&seed={number}"
+    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?{options}"
+    loud = noise.randint(-LOUDNESS, LOUDNESS, FRAME_SAMPLES).astype(np.int16).tobytes()
+    latencies: list[float] = []
+    async with connect(url, max_size=None, proxy=None) as socket:
+        ear = Ear()
+        hearing = asyncio.create_task(ear.listen(socket))
+        await asyncio.sleep(chance.random() * settings.audio.tick_ms / 1000)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await socket.send(json.dumps({"type": "listen"}))
+            await _send(socket, loud, chance.uniform(*SPOKEN_S))
+            committed = ear.expect()
+            await socket.send(json.dumps({"type": "commit"}))
+            while not ear.is_done.is_set():
+                await _send(socket, bytes(len(loud)), FRAME_S)
+            if ear.first_sound_s:  # none when the model had nothing to say
+                latencies.append(ear.first_sound_s - committed)
+        await socket.send(json.dumps({"type": "end"}))
+        await hearing
+    return latencies
+
+
+async def _send(socket: ClientConnection, frame: bytes, seconds: float) -> None:
+    for _ in range(max(1, round(seconds / FRAME_S))):
+        await socket.send(frame)
+        await asyncio.sleep(FRAME_S)
+
+
+class Ear:
+    """Notes when an answer's first sound came."""
+
+    def __init__(self) -> None:
+        self.is_done = asyncio.Event()
+        self.first_sound_s = 0.0
+        self._expects = False
+
+    def expect(self) -> float:
+        """The next sound is an answer's; returns the time."""
+        self.is_done.clear()
+        self.first_sound_s, self._expects = 0.0, True
+        return time.monotonic()
+
+    async def listen(self, socket: ClientConnection) -> None:
+        """Until the bridge closes. Raises `RuntimeError` with an error's words."""
+        async for message in socket:
+            if isinstance(message, bytes):
+                if self._expects and any(message):
+                    self.first_sound_s, self._expects = time.monotonic(), False
+                continue
+            event = json.loads(message)
+            if event["type"] == "error":
+                self.is_done.set()
+                raise RuntimeError(event["message"])
+            if event["type"] == "answer_done":
+                self.is_done.set()
