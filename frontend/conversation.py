@@ -97,7 +97,7 @@ class Conversation:
                     self._choose(details)
                     continue
                 if control is Control.RESET and not self._started:  # there is nothing to forget
-                    await self._send_event({"type": "reset"})
+                    await self._send_event({"type": "reset", "at_ms": 0})
                     continue
                 asked |= parameters_of(control, details)
                 if control in (Control.COMMIT, Control.MESSAGE):

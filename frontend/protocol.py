@@ -3,7 +3,8 @@
 In:  binary, any even number of bytes: PCM16 mono 16 kHz;
      text: {"type": "options", ...} before any sound, {"type": "commit"}, {"type": "cancel"}, {"type": "listen"},
      {"type": "message", "text": ...}, {"type": "transcript"}, {"type": "reset"}, {"type": "end"}.
-Out: binary, one a tick: PCM16 mono 24 kHz, after a commit with less silence by as much as closed its tick; text: events, each with a "type".
+Out: binary, one a tick: PCM16 mono 24 kHz, after a commit with less silence by as much as closed its tick;
+     text: events, each with a "type".
 """
 
 from __future__ import annotations

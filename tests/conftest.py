@@ -197,6 +197,7 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         "SCA_ENGINE_SLOTS": "4",
         "SCA_ENGINE_DIALECT": dialect,
         "SCA_SAMPLING_TEMPERATURE": "0",
+        "SCA_SAMPLING_REPETITION_PENALTY": "1" if dialect == "sca" else "1.05",
         "SCA_ENGINE_IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
     }
 

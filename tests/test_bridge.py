@@ -107,7 +107,7 @@ def test_the_first_event_tells_id_and_formats(served: Served):
         (
             '{"type": "sing"}',
             "unknown_control",
-            """'{"type": "sing"}' came, expected {"type": "options"} or {"type": "reset"} or""",
+            """'{"type": "sing"}' came, expected {"type": "options"} or {"type": "commit"} or""",
         ),
         ("[1]", "unknown_control", "'[1]' came"),
         ("null", "unknown_control", "'null' came"),
@@ -256,7 +256,7 @@ def test_options_after_the_first_sound_are_refused(served: Served, pcm):
 def test_reset_before_any_sound_is_told_too(served: Served):
     with connect(served.websocket) as socket:
         socket.send(json.dumps({"type": "reset"}))
-        assert event(socket, "reset") == {"type": "reset"}
+        assert event(socket, "reset") == {"type": "reset", "at_ms": 0}
 
 
 def test_reset_is_told_and_begins_anew(served: Served, pcm):
@@ -265,7 +265,7 @@ def test_reset_is_told_and_begins_anew(served: Served, pcm):
         event(socket, "text")
         socket.send(json.dumps({"type": "reset"}))
         socket.send(pcm[:TICK].tobytes())
-        assert event(socket, "reset") == {"type": "reset"}
+        assert event(socket, "reset") == {"type": "reset", "at_ms": 0}
         assert end(socket)[1] == 1000
 
 

@@ -53,7 +53,7 @@ def test_not_a_bit_of_a_hidden_state_depends_on_the_company(checkpoint: Checkpoi
             heard = {key: log_mels[(tick + key) % len(log_mels)] for key in range(company)}
             engine.tick({**heard, "watched": log_mels[tick]})
             batch = engine.dialect._batch(rung(company + 1, 16, torch.device("cpu")))
-            states += [batch.hidden[company].clone(), batch.spoken[company].clone()]
+            states += [batch.hidden[company].clone(), batch.speaking.spoken[company].clone()]
         return states
 
     pairs = zip(hidden_states(0), hidden_states(others), strict=True)

@@ -136,7 +136,7 @@ def test_no_temperature_however_low_harms_anybody(engine: Engine, log_mels):
 
 def test_a_failing_begin_gives_the_slot_back(checkpoint: Checkpoint, settings, monkeypatch):
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 1}))
-    monkeypatch.setattr(engine.dialect, "begin", lambda _: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(engine.dialect, "begin", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.open(1, engine.parse_options({}))
     monkeypatch.undo()

@@ -11,6 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from config import Settings
 from config.settings import SamplingSettings
 from engine.options import Options
 from engine.sampler import Sampler, draw
@@ -19,12 +20,14 @@ VOCABULARY = 40
 SLOT = torch.tensor([0])
 DRAWS = 4000
 
+TURN = Settings.load(environ={}).turn
+
 
 def sampler(seed: int = 0, **sampling) -> Sampler:
     """One slot, taken by a conversation with these choices."""
     defaults = {"text_temperature": 0.0, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    one = Sampler(slots=1, codebook_size=VOCABULARY, device=torch.device("cpu"))
-    one.place(0, Options("ethan", "", SamplingSettings(**{**defaults, **sampling}), seed))
+    one = Sampler(slots=1, codes=VOCABULARY, device=torch.device("cpu"))
+    one.place(0, Options("ethan", "", SamplingSettings(**{**defaults, **sampling}), TURN, seed))
     return one
 
 

@@ -37,15 +37,21 @@ def test_a_file_may_be_named_by_the_environment(tmp_path):
         ({"SCA_BRIDGE_PORT": "http"}, "bridge.port is 'http', expected a whole number"),
         ({"SCA_BRIDGE_PORT": "70000"}, "bridge.port is 70000, expected a port, 1 to 65535"),
         ({"SCA_AUDIO_TICK_MS": "100"}, "audio.tick_ms is 100, expected 80, 160 or 320"),
-        ({"SCA_AUDIO_TICK_MS": "80"}, "engine.text_tokens_per_tick is 2, expected a divisor of the 1 codec frames"),
+        (
+            {"SCA_AUDIO_TICK_MS": "80", "SCA_ENGINE_DIALECT": "sca"},
+            "engine.text_tokens_per_tick is 2, expected a divisor of the 1 codec frames",
+        ),
         ({"SCA_ENGINE_SLOTS": "-1"}, "engine.slots is -1, expected a number from 0 (as many as fit) to a million"),
-        ({"SCA_ENGINE_DIALECT": "x"}, "engine.dialect is 'x', expected sca"),
+        ({"SCA_ENGINE_DIALECT": "x"}, "engine.dialect is 'x', expected turn or sca"),
         (
             {"SCA_QWEN_TORCH_DTYPE": "int8"},
             "qwen.torch_dtype is 'int8', expected one of auto, float32, bfloat16, float16",
         ),
         ({"SCA_QWEN_DEVICE_MAP": "tpu"}, "qwen.device_map is 'tpu', expected auto, cpu, cuda or cuda:N"),
         ({"SCA_SAMPLING_TOP_P": "1.5"}, "sampling.top_p is 1.5, expected a number above 0 and up to 1"),
+        ({"SCA_TURN_DETECTION": "loud"}, "turn.detection is 'loud', expected server_vad or manual"),
+        ({"SCA_TURN_EMOTION": "bored"}, "turn.emotion is 'bored', expected off, all, or some of neutral, happy"),
+        ({"SCA_TURN_LANGUAGE_LABELS": "one"}, "turn.language_labels is 'one', expected labels, at least two"),
         ({"SCA_TRITON_INSTANCE": "tpu"}, "triton.instance is 'tpu', expected auto, cpu or gpu"),
     ],
 )

@@ -121,7 +121,7 @@ def test_reset_forgets_what_was_said(triton, pcm):
     short, long = [heard, silence], [heard, silence, silence, silence]  # to mel_frontend, both end alike
     assert after(short)[0] != after(long)[0]
     assert after(short, reset=True)[0] == after(long, reset=True)[0]
-    assert after(short, reset=True)[1] == [{"type": "reset"}]
+    assert after(short, reset=True)[1][0] == {"type": "reset", "at_ms": 0}
 
 
 def test_an_id_used_again_at_once_begins_anew(triton, pcm):
