@@ -59,6 +59,7 @@ async def talk(url: str, pcm: bytes, realtime: bool = False, heard: Callable[[in
     """Says `pcm` (16 kHz) and returns the answer; `heard` is told of new samples. Raises RuntimeError on an error."""
     answer = Answer()
     async with connect(url, max_size=None) as socket:
+        answer.note(json.loads(await socket.recv()))  # session.opened, or why not
         await asyncio.gather(_say(socket, pcm, realtime, answer), _hear(socket, heard, answer))
     return answer
 

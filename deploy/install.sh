@@ -19,7 +19,7 @@ triton=nvidia-pytriton==0.7.0 # carries the tritonserver binary; --no-deps: of w
 triton_numpy=numpy==1.26.4    # the server's Python processes know no numpy 2; Python 3.13 has no wheel of a numpy 1
 
 bridge=(fastapi uvicorn websockets "tritonclient[grpc]" numpy rich)
-engine=("${bridge[@]}" torch transformers accelerate peft optimum onnx onnxscript onnxruntime)
+engine=("${bridge[@]}" torch transformers accelerate peft optimum silero-vad onnx onnxscript onnxruntime)
 laptop=("${engine[@]}" "tritonclient[http]" soundfile soxr matplotlib)
 tensorrt=(nvidia-modelopt onnx-graphsurgeon onnxconverter-common onnxslim lief polygraphy)
 

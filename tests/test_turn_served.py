@@ -1,0 +1,255 @@
+"""The dialect `turn` through the real server: what a client at the bridge, or at Triton, sends and hears."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import soundfile
+import torch
+import tritonclient.grpc as grpc_client
+from websockets.sync.client import ClientConnection, connect
+
+from engine.checkpoint import Checkpoint
+from export.code2wav import DELAY_SAMPLES
+from tests.conftest import ROOT, Served
+from tests.test_bridge import end
+from tests.test_triton import tick
+from tests.turn_oracle import TurnOracle
+from tests.turns import TICK
+
+SHORT = "answer_tokens=40&answer_frames=80"
+MANUAL = f"detection=manual&{SHORT}"
+OUTPUT_TICK = 7680
+
+
+@dataclass
+class Guest:
+    """A conversation at the bridge, in lockstep: after each tick said, its answer is awaited."""
+
+    socket: ClientConnection
+    sounds: list[np.ndarray] = field(default_factory=list)  # one a tick
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def hear(self, timeout: float = 20) -> np.ndarray:
+        """The next tick's sound; events before it are noted."""
+        while isinstance(message := self.socket.recv(timeout=timeout), str):
+            self.events.append(json.loads(message))
+        self.sounds.append(np.frombuffer(message, np.int16))
+        return self.sounds[-1]
+
+    def say(self, pcm: np.ndarray) -> None:
+        """Whole ticks."""
+        for start in range(0, len(pcm), TICK):
+            self.socket.send(pcm[start : start + TICK].tobytes())
+            self.hear()
+
+    def ask(self, kind: str, **details: Any) -> None:
+        self.socket.send(json.dumps({"type": kind, **details}))
+
+    def wait_for(self, *wanted: str, ticks: int = 120) -> dict[str, Any]:
+        """Silence until one of the events comes."""
+        known = len(self.events)
+        for _ in range(ticks):
+            found = [event for event in self.events[known:] if event["type"] in wanted]
+            if found:
+                return found[0]
+            self.say(np.zeros(TICK, np.int16))
+        raise AssertionError(f"none of {wanted} came: {self.events}")
+
+
+def guest(served: Served, options: str) -> Guest:
+    socket = connect(f"{served.websocket}?{options}")
+    assert json.loads(socket.recv())["dialect"] == "turn"
+    return Guest(socket)
+
+
+def test_a_served_answer_is_what_generate_gives(served_turns: Served, checkpoint: Checkpoint, questions):
+    said = questions[0][: 9 * TICK]
+    client = guest(served_turns, f"voice=chelsie&{MANUAL}")
+    client.say(said[: 8 * TICK])
+    client.socket.send(said[8 * TICK : -1000].tobytes())
+    client.ask("commit")
+    answer = [client.hear()]
+    assert client.events[-1]["type"] in ("answer_started", "text")
+    while not any(event["type"] == "answer_done" for event in client.events):
+        client.say(np.zeros(TICK, np.int16))
+        answer.append(client.sounds[-1])
+    client.socket.close()
+    assert not any(sound.any() for sound in client.sounds[:8]), "silence while it listens"
+
+    mel_frontend = onnxruntime.InferenceSession(served_turns.repository / "mel_frontend" / "1" / "model.onnx")
+    past, clip = np.zeros((1, 362), np.float32), []
+    heard = np.concatenate([said[:-1000], np.zeros(1000, np.int16)])  # the bridge closes the open tick with silence
+    for part in heard.reshape(-1, 1, TICK):
+        log_mel, past = mel_frontend.run(None, {"AUDIO_IN": part, "past": past})
+        clip.append(torch.from_numpy(log_mel[0]))
+    oracle = TurnOracle(checkpoint.model, checkpoint.tokenizer, "chelsie")
+    oracle.hear(torch.cat(clip, dim=1))
+    expected = oracle.answer(40, 80)
+    sound = np.concatenate(answer)
+    length = len(expected.waveform)
+    assert length > 2 * OUTPUT_TICK
+    wave = (expected.waveform * 32767).round().numpy()
+    found = sound[DELAY_SAMPLES : DELAY_SAMPLES + length]
+    assert np.abs(found - wave[: len(found)]).max() <= 1, "one step of PCM16"
+    assert not sound[DELAY_SAMPLES + length :].any(), "silence follows, to the sample"
+    text = "".join(event["text"] for event in client.events if event["type"] == "text")
+    done = next(event for event in client.events if event["type"] == "answer_done")
+    assert text == done["text"]
+    assert done["spoken_ms"] == 80 * expected.codes.shape[1]
+
+
+def test_a_commit_does_not_wait_for_the_clock(served_turns: Served, questions):
+    """Its tick is closed with silence and answered at once; the silence is left out again later."""
+    client = guest(served_turns, MANUAL)
+    sent = questions[0][: 8 * TICK + TICK // 4]
+    client.say(sent[: 8 * TICK])
+    client.socket.send(sent[8 * TICK :].tobytes())
+    client.ask("commit")
+    assert client.hear(timeout=5).any(), "the first sound, with nothing more said"
+    ticks = 0
+    while client.events[-1]["type"] != "answer_done" or client.sounds[-1].any() or ticks < 3:
+        client.say(np.zeros(TICK, np.int16))
+        ticks += 1
+    client.say(np.zeros(3 * TICK, np.int16))
+    total = sum(len(sound) for sound in client.sounds)
+    assert total * 2 == (len(sent) + (ticks + 3) * TICK) * 3, "the loudspeaker is not a sample behind or ahead"
+    client.socket.close()
+
+
+def test_an_interruption_leaves_at_most_a_tick_of_sound(served_turns: Served, questions, interruption):
+    for seed in range(12):  # some answers of the tiny model are over before
+        client = guest(served_turns, f"temperature=0.9&seed={seed}")
+        client.say(questions[0][: len(questions[0]) // TICK * TICK])
+        if not any(event["type"] == "answer_started" for event in client.events):
+            client.wait_for("answer_started")
+        client.say(interruption[: len(interruption) // TICK * TICK])
+        interrupted = [event for event in client.events if event["type"] == "interrupted"]
+        client.socket.close()
+        if interrupted:
+            break
+    else:
+        pytest.fail("no answer was long enough")
+    speech = [event for event in client.events if event["type"] == "speech_started"][-1]
+    assert 0 <= interrupted[0]["at_ms"] - speech["at_ms"] < 320
+    place = speech["at_ms"] // 320
+    stale = client.sounds[place]  # of the tick in which speech begins
+    assert client.sounds[place - 1].any(), "it was speaking"
+    assert not stale.any(), "0 samples of the old answer after the tick before: less than a tick"
+
+
+def test_messages_transcripts_and_mistakes(served_turns: Served):
+    client = guest(served_turns, SHORT)
+    client.ask("message", text="Hello, who are you?")
+    client.hear()
+    assert client.events[0]["type"] == "answer_started", "with nothing said at all"
+    if not any(event["type"] == "answer_done" for event in client.events):
+        client.wait_for("answer_done")
+    for kind, code in (("commit", "nothing_to_commit"), ("cancel", "nothing_to_cancel")):
+        client.ask(kind)
+        assert client.wait_for("error")["code"] == code
+    client.ask("message", text=7)
+    assert client.wait_for("error")["code"] == "bad_message"
+    client.ask("transcript")
+    turns = client.wait_for("transcript")["turns"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]
+    assert turns[0]["text"] == "Hello, who are you?"
+    _, code = end(client.socket)
+    assert code == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("voice=nobody", "voice is 'nobody', expected one of aiden, chelsie, ethan"),
+        ("emotion=bored", "emotion is 'bored', expected off, all, or some of neutral"),
+        ("dialect=sca", "dialect is 'sca', expected 'turn'"),
+    ],
+)
+def test_a_bad_option_is_an_error_for_that_conversation(served_turns: Served, options, message):
+    client = guest(served_turns, options)
+    client.socket.send(bytes(TICK * 2))
+    event = json.loads(client.socket.recv(timeout=20))
+    assert event["type"] == "error"
+    assert message in event["message"]
+
+
+def test_emotion_and_language_are_told_when_asked_for(served_turns: Served, questions):
+    client = guest(served_turns, f"emotion=happy,sad&language=all&{MANUAL}")
+    client.say(questions[1][: 8 * TICK])
+    client.ask("commit")
+    client.hear()
+    assert client.wait_for("emotion")["label"] in ("happy", "sad")
+    language = client.wait_for("language")
+    assert language["label"] in served_turns.settings.turn.labels("language")
+    assert 0 < language["probability"] <= 1
+    client.socket.close()
+
+
+def test_triton_takes_commits_as_request_parameters(served_turns: Served, questions):
+    """As any gRPC client sends them."""
+    with grpc_client.InferenceServerClient(served_turns.triton_grpc) as client:
+        answers = [
+            tick(
+                client,
+                questions[0][i * TICK : (i + 1) * TICK],
+                "by hand",
+                start=i == 0,
+                end=i == 8,
+                **({"detection": "manual"} if i == 0 else {"commit": True} if i == 8 else {}),
+            )
+            for i in range(9)
+        ]
+        events = [json.loads(answer.as_numpy("EVENTS").item()) for answer in answers]
+        assert events[:8] == [[]] * 8
+        assert events[8][0]["type"] == "answer_started"
+        assert answers[8].as_numpy("AUDIO_OUT").any()
+        assert not answers[7].as_numpy("AUDIO_OUT").any()
+
+
+def test_talk_keeps_the_microphone_open_for_the_answer(served_turns: Served, tmp_path, questions):
+    said, heard = tmp_path / "in.wav", tmp_path / "out.wav"
+    soundfile.write(said, questions[0], 16000, subtype="PCM_16")
+    begun = time.monotonic()
+    run = subprocess.run(
+        [ROOT / "sca", "talk", said, heard, "--url", served_turns.websocket], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert time.monotonic() - begun < 60
+    sound, _ = soundfile.read(heard, dtype="int16")
+    assert len(sound) / 24000 > len(questions[0]) / 16000 + 1
+    spoken = np.flatnonzero(sound)
+    assert spoken[0] / 24000 > 3, "it listened first"
+    assert run.stdout.strip(), "the text of the answer"
+
+
+def test_conversations_beside_each_other_are_as_alone(served_turns: Served, questions):
+    """Two at once, one of them interrupted by its own message."""
+
+    def ask(client: Guest, question: np.ndarray) -> None:
+        client.say(question[: 7 * TICK])
+        client.ask("commit")
+
+    alone = guest(served_turns, MANUAL)
+    ask(alone, questions[0])
+    alone.hear()
+    alone.wait_for("answer_done")
+    alone.socket.close()
+    first, second = guest(served_turns, MANUAL), guest(served_turns, MANUAL)
+    ask(first, questions[0])
+    ask(second, questions[1])
+    second.hear()
+    second.ask("message", text="Stop.")
+    first.hear()
+    first.wait_for("answer_done")
+    assert len(first.sounds) == len(alone.sounds)
+    assert all(np.array_equal(a, b) for a, b in zip(first.sounds, alone.sounds, strict=True))
+    for client in (first, second):
+        client.socket.close()
