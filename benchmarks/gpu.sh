@@ -24,16 +24,18 @@ part() {
     [ "$status" = 0 ] || failed=1
 }
 
-part machine 20 nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.sm,clocks.mem --format=csv
-part versions 60 "$python" -c 'import torch, transformers, triton; print(torch.__version__, transformers.__version__, triton.__version__)'
+part machine 15 nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.sm,clocks.mem --format=csv
+part versions 40 "$python" -c 'import torch, transformers, triton; print(torch.__version__, transformers.__version__, triton.__version__)'
 # The kernel first: what is fast and wrong is of no use.
-part exact 90 "$python" -m benchmarks.gpu_exact
+part exact 110 "$python" -m benchmarks.gpu_exact
+# From the end of a user's turn to the first codes of the answer.
+part turns 90 "$python" -m commands bench turn --build "$OUT/turns" --config full --sessions 1,8,32 --ticks 64
 # Many conversations, nearly as old as their context is long; one beside transformers; where the time goes; no graphs.
-part many 140 "$python" -m commands bench engine --build "$OUT/many" --config full \
+part many 120 "$python" -m commands bench engine --build "$OUT/many" --config full \
     --sessions 1,2,4,8,16,32,64,128 --ticks 30 --age-s 100
-part one 100 "$python" -m commands bench engine --build "$OUT/one" --config full --sessions 1 --ticks 100 \
+part one 80 "$python" -m commands bench engine --build "$OUT/one" --config full --sessions 1 --ticks 100 \
     --baseline transformers --baseline-ticks 6
-part profile 60 "$python" -m commands bench engine --build "$OUT/profile" --config full --sessions 64 --ticks 3 --profile
-part eager 50 env SCA_ENGINE_CUDA_GRAPHS=false "$python" -m commands bench engine --build "$OUT/eager" --config full \
+part profile 50 "$python" -m commands bench engine --build "$OUT/profile" --config full --sessions 64 --ticks 3 --profile
+part eager 40 env SCA_ENGINE_CUDA_GRAPHS=false "$python" -m commands bench engine --build "$OUT/eager" --config full \
     --sessions 1,64 --ticks 5
 exit "$failed"

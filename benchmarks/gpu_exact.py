@@ -23,8 +23,10 @@ from engine.attention_kernel import KernelAttention
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.conversation import Heard, Spoken
 from engine.engine import Engine
+from engine.options import Controls
 from export.tiny import make_tiny_checkpoint
 from tests.oracle import ScaOracle
+from tests.turn_oracle import TurnOracle
 
 TICKS = 12
 SHAPES = [(1, 1, 32, 4, 128), (64, 1, 32, 4, 128), (7, 4, 16, 2, 128), (2, 40, 4, 2, 16)]  # as in the kernel's test
@@ -86,6 +88,37 @@ def spoken_by(engine: Engine, log_mels: dict[Hashable, Heard | torch.Tensor]) ->
     return [answer for answer in answers if isinstance(answer, Spoken)]
 
 
+def turns_equal(checkpoint: Checkpoint, settings: Settings, log_mels: torch.Tensor, graphs: bool) -> bool:
+    """Two turns in the dialect `turn`, among other conversations, against `generate()`."""
+    tokens, frames = 20, 40
+    limits = {"detection": "manual", "answer_tokens": tokens, "answer_frames": frames}
+    engine = Engine(
+        checkpoint,
+        settings.with_values(
+            engine={"dialect": "turn", "slots": 4, "cuda_graphs": graphs}, turn=limits, sampling={"temperature": 0.0}
+        ),
+    )
+    engine.warm_up()
+    oracle = TurnOracle(checkpoint.model, checkpoint.tokenizer, "aiden")
+    for key in range(3):
+        engine.open(key, engine.parse_options({"voice": "aiden", "seed": key}))
+    equal = True
+    for length in (9, 30):
+        said, codes = [], []
+        for tick in range(length + frames // 4 + tokens // 4 + 2):
+            controls = Controls(listen=tick == 0, commit=tick == length - 1)
+            heard: dict[Hashable, Heard | torch.Tensor] = {0: Heard(log_mels[tick % TICKS], None, controls)}
+            heard |= {key: Heard(log_mels[(tick + key) % TICKS], None, controls) for key in (1, 2)}
+            spoken = spoken_by(engine, heard)[0]
+            said += spoken.tokens
+            codes.append(spoken.codes[:, spoken.codes[0] >= 0])
+        oracle.hear(torch.cat([log_mels[tick % TICKS] for tick in range(length)], dim=1))
+        expected = oracle.answer(tokens, frames, settings.sampling.repetition_penalty)
+        equal &= said == expected.tokens and torch.equal(torch.cat(codes, dim=1), expected.codes)
+        oracle.say([token for token in said if token != checkpoint.tokenizer.eos_token_id])
+    return equal
+
+
 def main() -> int:
     """Runs all of it; 0 when all is equal."""
     torch.manual_seed(0)
@@ -128,6 +161,10 @@ def main() -> int:
                 break
         else:
             print(f"tiny model, float32: {TICKS} ticks equal transformers'")
+        for graphs in (False, True):
+            same = turns_equal(load_checkpoint(folder, settings.qwen), settings, log_mels, graphs)
+            wrong += not same
+            print(f"turns, float32, {'with' if graphs else 'without'} graphs: {'as' if same else 'NOT as'} generate()")
     return int(wrong > 0)
 
 

@@ -42,7 +42,7 @@ class Talks:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
         torch.set_num_threads(settings.engine.cpu_threads)
-        self.settings = settings.with_values(engine={"slots": slots, "dialect": "turn"})
+        self.settings = settings.with_values(engine={"slots": slots, "dialect": "turn"}, turn={"detection": "manual"})
         self.engine = Engine(checkpoint, self.settings)
         self.engine.warm_up()
         self._heard = some_log_mels(settings, slots)

@@ -89,7 +89,7 @@ class TurnDialect:
             audio_tokens=encoder.tokens,
             heard_tokens_per_s=settings.turn.heard_tokens_per_s,
         )
-        self._vad = Vad()
+        self._vad = Vad() if settings.turn.detection == "server_vad" else None
         self._perception = Perception(self.thinker, self.chat, branch=engine.slots + 1)
         self._prompts = Openings(engine.prompts_kept)
         self._voices = {
@@ -112,6 +112,8 @@ class TurnDialect:
                 f"system_prompt is {len(tokens)} tokens long, expected at most {self._prompt_positions} "
                 "(engine.prompt_positions)"
             )
+        if options.turn.detection == "server_vad":
+            self._vad = self._vad or Vad()
         for name in ("emotion", "language"):
             if labels := options.turn.asked(name):
                 self._perception.expect_possible(name, labels)
@@ -175,7 +177,7 @@ class TurnDialect:
     def _hear(self, rows: Sequence[TurnConversation], heard: Sequence[Heard]) -> None:
         with self.stopwatch("vad"):
             listening = [(c, h.pcm) for c, h in zip(rows, heard, strict=True) if c.detects and h.pcm is not None]
-            found = self._vad([c.vad for c, _ in listening], [pcm for _, pcm in listening]) if listening else []
+            found = self._vad([c.vad for c, _ in listening], [pcm for _, pcm in listening]) if self._vad else []
             probabilities = {c.slot: found for (c, _), found in zip(listening, found, strict=True)}
         for conversation, came in zip(rows, heard, strict=True):
             conversation.hear(came, probabilities.get(conversation.slot, []))

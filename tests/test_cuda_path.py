@@ -18,6 +18,7 @@ from engine import layer
 from engine.batch import ladder
 from engine.checkpoint import Checkpoint
 from engine.dialect_sca import ScaDialect
+from engine.dialect_turn import TurnDialect
 from engine.slot_decoder import SlotDecoder
 from export.tiny import tiny_config
 from tests.conftest import ROOT
@@ -117,6 +118,35 @@ def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, mo
         batch = dialect._batch(4)
         batch.sampled = sampled
         for name, step in dialect._steps().items():
+            with HostWatch() as watch:
+                step(batch)
+            assert not watch.found, f"{name}: {watch.found}"
+            assert watch.count > 20
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_no_step_of_a_turn_looks_at_a_value(checkpoint: Checkpoint, turn_settings, monkeypatch, sampled):
+    """The same for reading pieces of every size, for text, and for codes with an end."""
+    monkeypatch.setattr(layer, "DENSE_SHARE", 0)
+    monkeypatch.setattr(SlotDecoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
+    with FakeTensorMode(), torch.inference_mode():
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = Qwen3OmniMoeForConditionalGeneration(tiny_config(checkpoint.tokenizer)).eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        settings = turn_settings.with_values(engine={"slots": 4})
+        dialect = TurnDialect(Checkpoint(model, checkpoint.tokenizer), settings)
+        writing, (speaking, _) = dialect._writing_rows(4), dialect._speaking_rows(4)
+        writing.sampled = speaking.sampled = sampled
+        reader = dialect._reader
+        steps = [(f"read {size}", reader.read, reader.batch(size, 2)) for size in reader.sizes]
+        steps += [
+            ("text", dialect._write, writing),
+            ("talker", dialect.speaker.speak, speaking),
+            ("code predictor", dialect.speaker.complete, speaking),
+        ]
+        for name, step, batch in steps:
             with HostWatch() as watch:
                 step(batch)
             assert not watch.found, f"{name}: {watch.found}"

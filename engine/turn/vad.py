@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+
+from engine.errors import OptionError
 
 WINDOW = 512  # samples of a probability
 CONTEXT = 64  # samples before a window that the model sees too
@@ -31,12 +32,14 @@ class VadState:
 
 
 class Vad:
-    """The model. Raises `RuntimeError` at construction when the package silero-vad is not installed."""
+    """The model. Raises `OptionError` at construction when the package silero-vad is not installed."""
 
     def __init__(self) -> None:
         package = importlib.util.find_spec("silero_vad")  # not imported: only its file is wanted
         if package is None or not package.submodule_search_locations:
-            raise RuntimeError("turn.detection = 'server_vad' needs the package silero-vad, which is not installed")
+            raise OptionError("detection is 'server_vad', but the package silero-vad is not installed: choose 'manual'")
+        import onnxruntime  # a server whose clients commit their turns themselves needs neither
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         model = Path(package.submodule_search_locations[0]) / "data" / "silero_vad_16k_sequence.onnx"
@@ -45,7 +48,7 @@ class Vad:
 
     def __call__(self, states: Sequence[VadState], sounds: Sequence[np.ndarray]) -> list[list[float]]:
         """Probabilities of the windows that each conversation's PCM16 [samples] completes; the states move on."""
-        if len(states) == 1:
+        if len(states) == 1:  # without a detour
             return [self._listen(states[0], sounds[0])]
         return list(self._threads.map(self._listen, states, sounds))
 
