@@ -134,18 +134,16 @@ def test_perf_analyzer_runs_the_real_server(served: Served, tmp_path, pcm):
 
 
 def test_perf_analyzers_record_becomes_a_row():
-    """Two sessions of six ticks; the second session's last answer comes 400 ms after its tick was due."""
-    requests = [
-        {
-            "sequence_id": session,
-            "timestamp": int(1e9 + session * 1e6 + tick * 320e6),
-            "response_timestamps": [
-                int(1e9 + session * 1e6 + tick * 320e6 + (400e6 if (session, tick) == (1, 5) else 50e6))
-            ],
-        }
-        for tick in range(6)
-        for session in range(2)
-    ]
+    """Two sessions of six ticks; the second session's last answer comes 400 ms after its tick was due.
+
+    The tick was sent late by 370 of them: a tool that falls behind its own schedule does not hide it.
+    """
+    requests = []
+    for tick in range(6):
+        for session in range(2):
+            due, late = int(1e9 + session * 1e6 + tick * 320e6), (session, tick) == (1, 5)
+            sent, answered = due + int(370e6 * late), due + int(400e6 if late else 50e6)
+            requests.append({"sequence_id": session, "timestamp": sent, "response_timestamps": [answered]})
     row = row_of({"requests": requests}, 2, 320)
     assert (row.sessions, row.ticks, row.deadline_misses) == (2, 4, 1), "four ticks of each warm it up"
     assert row.p50_ms == pytest.approx(50)

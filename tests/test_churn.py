@@ -38,6 +38,33 @@ def assert_same(found: Sequence[Spoken], expected: Sequence[Spoken]) -> None:
         assert one.text == other.text
 
 
+def test_padding_hears_nobody(checkpoint: Checkpoint, settings, log_mels):
+    """Its rows hold what nobody says, not what the last full batch said."""
+    engine = Engine(checkpoint, settings.with_values(engine={"slots": 4}))
+    for key in range(4):
+        engine.open(key, engine.parse_options({}))
+    engine.tick(dict.fromkeys(range(4), log_mels[3]))
+    engine.tick({0: log_mels[3]})
+    batch = engine.dialect._batch(4)
+    assert batch.log_mel[0].any()
+    assert not batch.log_mel[1:].any()
+
+
+def test_no_number_is_drawn_twice(checkpoint: Checkpoint, settings, log_mels, monkeypatch):
+    """Not even when a context slides: 12 ticks in a context of 6."""
+    engine = Engine(checkpoint, settings.with_values(engine={"slots": 1, "context_s": 2}))
+    sampler, drawn = engine.dialect.speaker.sampler, []
+    numbers = sampler.numbers
+
+    def noting(slots: torch.Tensor, before: torch.Tensor, count: int) -> torch.Tensor:
+        drawn.extend(range(int(before[0]), int(before[0]) + count))
+        return numbers(slots, before, count)
+
+    monkeypatch.setattr(sampler, "numbers", noting)
+    alone(engine, log_mels, 12, seed=3, **DRAWING)
+    assert drawn == list(range(12 * (2 + 4 * 16))), "two tokens and four frames of 16 codes a tick, each its own"
+
+
 @pytest.mark.parametrize("others", [1, 3, 15])
 def test_not_a_bit_of_a_hidden_state_depends_on_the_company(checkpoint: Checkpoint, settings, log_mels, others):
     """What tokens could hide: they rarely tip over a last bit. The others are older, by up to 15 times 40 ticks."""

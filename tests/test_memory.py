@@ -42,6 +42,16 @@ def test_the_plan_is_what_the_caches_take(checkpoint: Checkpoint, settings):
     assert engine.memory.weights == sum(p.nbytes for p in checkpoint.model.parameters())
 
 
+def test_the_plan_of_turns_is_what_their_caches_take(checkpoint: Checkpoint, turn_settings):
+    """A slot more of the thinker's, the branch, is in the plan too."""
+    engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 3, "context_s": 20}))
+    decoders = (engine.dialect.thinker.decoder, engine.dialect.talker.decoder)
+    assert engine.memory.slot == sum(decoder.bytes_per_slot for decoder in decoders)
+    caches = [decoder._cache.nbytes for decoder in decoders]
+    assert caches[0] == 5 * decoders[0].bytes_per_slot, "three, padding's, and the branch"
+    assert sum(caches) <= engine.memory.slots * engine.memory.slot + engine.memory.working
+
+
 def test_a_kept_prompt_is_in_the_plan(checkpoint: Checkpoint, settings):
     changed = settings.with_values(engine={"prompts_kept": 2, "prompt_positions": 40})
     engine = Engine(checkpoint, changed)
