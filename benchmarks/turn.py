@@ -153,7 +153,7 @@ async def _over_websocket(settings: Settings, count: int, seconds: float) -> Row
 async def _user(settings: Settings, number: int, seconds: float) -> list[float]:
     """Speaks noise at the pace of a microphone, commits, listens, and speaks again."""
     chance, noise = random.Random(number), np.random.RandomState(number)
-    options = f"detection=manual&answer_frames={ANSWER_FRAMES}&seed={number}"
+    options = f"detection=manual&answer_frames={ANSWER_FRAMES}&seed={number}&text_temperature=1"  # no two answers alike
     url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?{options}"
     loud = noise.randint(-LOUDNESS, LOUDNESS, FRAME_SAMPLES).astype(np.int16).tobytes()
     latencies: list[float] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,38 +65,51 @@ class MemoryPlan:
         )
 
 
+class Reach(NamedTuple):
+    """Positions of a slot in one of the two caches: so many for each tick of context, and so many beside."""
+
+    each_tick: int
+    beside: int
+
+
+def reaches(settings: Settings) -> tuple[Reach, Reach]:
+    """Of the thinker's cache and of the talker's, as the dialect fills them."""
+    engine, frames = settings.engine, settings.audio.codec_frames
+    if engine.dialect == "turn":
+        return Reach(frames, engine.prompt_positions + TURN_SPARE + QUESTION_SPARE), Reach(frames, TURN_SPARE)
+    return Reach(frames + engine.text_tokens_per_tick, engine.prompt_positions), Reach(frames, TALKER_OPENING)
+
+
+def expect_context(config: Any, settings: Settings) -> None:
+    """Raises `SettingsError` for a context of more positions than the checkpoint knows."""
+    for part, (each, beside) in zip(("thinker", "talker"), reaches(settings), strict=True):
+        known = getattr(config, f"{part}_config").text_config.max_position_embeddings
+        if beside + settings.context_ticks * each > known:
+            most = (known - beside) // each * settings.audio.tick_ms // 1000
+            raise SettingsError(
+                f"engine.context_s is {settings.engine.context_s}, expected at most {most}: "
+                f"the {part} knows {known} positions"
+            )
+
+
 def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtype, device: torch.device) -> MemoryPlan:
     """The plan for a checkpoint's config with `weights` bytes of them; `settings.engine.slots` may still be 0.
 
     Raises `SettingsError` for a context of more positions than the checkpoint knows.
     """
-    engine, frames = settings.engine, settings.audio.codec_frames
+    expect_context(config, settings)
+    engine, ticks = settings.engine, settings.context_ticks
     thinker, talker = (
         2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
         for text in (config.thinker_config.text_config, config.talker_config.text_config)
     )  # bytes of a position
-    ticks = settings.context_ticks
-    if engine.dialect == "turn":
-        step, thinker_fixed, talker_fixed = frames, engine.prompt_positions + TURN_SPARE + QUESTION_SPARE, TURN_SPARE
-    else:
-        step, thinker_fixed, talker_fixed = (
-            frames + engine.text_tokens_per_tick,
-            engine.prompt_positions,
-            TALKER_OPENING,
-        )
-    for part, fixed, each in (("thinker", thinker_fixed, step), ("talker", talker_fixed, frames)):
-        known = getattr(config, f"{part}_config").text_config.max_position_embeddings
-        if fixed + ticks * each > known:
-            most = (known - fixed) // each * settings.audio.tick_ms // 1000
-            raise SettingsError(
-                f"engine.context_s is {engine.context_s}, expected at most {most}: the {part} knows {known} positions"
-            )
-    branch = slot = thinker * cache_positions(thinker_fixed + ticks * step, device)
-    slot += talker * cache_positions(talker_fixed + ticks * frames, device)
+    writing, speaking = reaches(settings)
+    branch = slot = thinker * cache_positions(writing.beside + ticks * writing.each_tick, device)
+    slot += talker * cache_positions(speaking.beside + ticks * speaking.each_tick, device)
     return MemoryPlan(
         weights=weights,
         slot=slot,
-        second=(thinker * step + talker * frames) * 1000 // settings.audio.tick_ms,
+        second=(thinker * writing.each_tick + talker * speaking.each_tick) * 1000 // settings.audio.tick_ms,
         openings=engine.prompts_kept * engine.prompt_positions * thinker,
         working=(1 + SLIDE_COPIES) * slot
         + (branch if engine.dialect == "turn" else 0)

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from config import Settings
 from engine.checkpoint import check_model_type, resolve_device, resolve_dtype
-from engine.memory import plan_memory, resolve_slots
+from engine.memory import expect_context, resolve_slots
 from export import triton_config
 from export.code2wav import Code2Wav
 from export.mel_frontend import MelFrontend
@@ -92,7 +92,7 @@ def settle_slots(settings: Settings, checkpoint: str) -> Settings:
     device = resolve_device(settings.qwen.device_map)
     dtype = resolve_dtype(settings.qwen.torch_dtype, device)
     config = AutoConfig.from_pretrained(checkpoint)
-    plan_memory(config, settings, 0, dtype, torch.device(device))  # it looks at the context
+    expect_context(config, settings)
     return resolve_slots(config, settings, torch.device(device), dtype)
 
 
