@@ -111,7 +111,8 @@ class Conversation:
     def _close_tick(self) -> bytes:
         """The open tick, closed with silence: the input clock runs ahead by it, and the loudspeaker's with it."""
         audio = self._settings.audio
-        self._ahead_bytes += self._ticker.missing * audio.output_samples // audio.input_samples
+        samples = self._ticker.missing // SAMPLE_BYTES * audio.output_samples // audio.input_samples
+        self._ahead_bytes += samples * SAMPLE_BYTES
         return self._ticker.flush()
 
     def _choose(self, options: Mapping[str, Any]) -> None:

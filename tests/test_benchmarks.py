@@ -15,13 +15,15 @@ import soundfile
 import torch
 import tritonclient.grpc as triton
 
+from benchmarks import floor, turn
 from benchmarks.engine import bench_engine
 from benchmarks.floor import bandwidth, tick_bytes
 from benchmarks.full_size import full_checkpoint, full_config
 from benchmarks.perf_analyzer import PerfAnalyzerError, input_data, read_wav, row_of
 from benchmarks.report import Row, show
 from engine.checkpoint import Checkpoint
-from engine.engine import Engine, Spoken
+from engine.conversation import Spoken
+from engine.engine import Engine
 from export.tiny import tiny_config
 from tests.conftest import BUILD, Served
 from tests.test_commands import sca
@@ -225,3 +227,31 @@ def test_the_floor_counts_weights_once_a_step(checkpoint: Checkpoint, settings):
     assert tick_bytes(model, settings, 1, age_s=0) == pytest.approx(expected)
     assert tick_bytes(model, settings, 2, age_s=60) > tick_bytes(model, settings, 2, age_s=0)
     assert bandwidth(torch.device("cpu")) > 1e8
+
+
+def test_the_end_of_a_turn_is_measured(checkpoint, settings, monkeypatch):
+    """A tick in which a turn ends reads and speaks; a turn of 60 s is as long as it says."""
+    monkeypatch.setattr(turn, "REPEATS", 1)
+    monkeypatch.setattr(turn, "SPOKEN_S", (0.6, 2.0))
+    rows = turn.bench_turn(checkpoint, settings, [3], turns=5)
+    assert [row.what for row in rows] == ["end of turn", "end of 5 s", "end of 60 s", "first turn", "tenth turn"]
+    assert rows[0].sessions == 3
+    assert rows[0].ticks >= 5
+    assert all(rows[0].stages_ms[stage] > 0 for stage in ("read", "text", "talker", "code predictor"))
+
+
+def test_the_end_of_a_turn_is_measured_over_websocket(served_turns: Served, monkeypatch):
+    monkeypatch.setattr(turn, "SPOKEN_S", (0.6, 2.0))
+    (row,) = turn.bench_turn_bridge(served_turns.settings, [2], seconds=6)
+    assert row.what == "end of turn, bridge"
+    assert row.ticks >= 1
+    assert 0 < row.p50_ms < 5000
+
+
+def test_a_longer_turn_and_more_answers_have_more_bytes(checkpoint, turn_settings):
+    one, longer, more = (
+        floor.turn_bytes(checkpoint.model, turn_settings, sessions, tokens)
+        for sessions, tokens in ((1, 10), (1, 100), (8, 10))
+    )
+    assert one < longer
+    assert one < more

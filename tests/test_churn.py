@@ -10,7 +10,8 @@ import torch
 
 from engine.batch import rung
 from engine.checkpoint import Checkpoint
-from engine.engine import Engine, Spoken
+from engine.conversation import Spoken
+from engine.engine import Engine
 
 TICKS = 200
 SLOTS = 6

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engine.checkpoint import Checkpoint
-from engine.engine import Engine, Spoken
+from engine.conversation import Spoken
+from engine.engine import Engine
 from engine.errors import ContextFullError, ConversationError, OptionError, SlotsFullError
 
 
