@@ -42,7 +42,7 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come in the report, and are refused below by name
         )
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_tokenizer(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the checkpoint {source} cannot be loaded: {error}") from error
     _expect_whole(source, report)
@@ -52,6 +52,19 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
         model = merge_lora(model, settings.lora)
     _expect_rotary_buffers(source, model)
     return Checkpoint(model.eval().requires_grad_(False), tokenizer)
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The checkpoint's tokenizer, with its chat template: the stock checkpoint keeps that beside its processor."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if not tokenizer.chat_template:
+        file = cached_file(str(source), "chat_template.json", _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            raise CheckpointError(
+                f"the checkpoint {source} has no chat template, neither its tokenizer's nor a file of it"
+            )
+        tokenizer.chat_template = json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer
 
 
 def check_model_type(source: str | Path) -> None:

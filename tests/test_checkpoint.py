@@ -54,6 +54,16 @@ def test_weights_of_another_shape_are_named(copy):
         load_checkpoint(copy, CPU)
 
 
+def test_a_chat_template_may_lie_beside_the_processor(copy):
+    """As the stock checkpoint has it; one that has none is refused."""
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="has no chat template"):
+        load_checkpoint(copy, CPU)
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert load_checkpoint(copy, CPU).tokenizer.chat_template == template
+
+
 def test_another_model_is_refused(copy):
     (copy / "config.json").write_text(json.dumps({"model_type": "whisper"}))
     with pytest.raises(CheckpointError, match="is of model type 'whisper', expected 'qwen3_omni_moe'"):
