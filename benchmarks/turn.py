@@ -167,8 +167,11 @@ async def _user(settings: Settings, number: int, seconds: float) -> list[float]:
             await _send(socket, loud, chance.uniform(*SPOKEN_S))
             committed = ear.expect()
             await socket.send(json.dumps({"type": "commit"}))
-            while not ear.is_done.is_set():
+            while not ear.is_done.is_set() and not hearing.done():
                 await _send(socket, bytes(len(loud)), FRAME_S)
+            if hearing.done():
+                await hearing  # why
+                break
             if ear.first_sound_s:  # none when the model had nothing to say
                 latencies.append(ear.first_sound_s - committed)
         await socket.send(json.dumps({"type": "end"}))

@@ -16,6 +16,7 @@ from config.sources import SettingsError, from_environment, merge, read_toml, ty
 DEFAULTS = Path(__file__).parent / "default.toml"
 
 DIALECTS = ("turn", "sca")
+MOST_TYPED = 4000  # characters of a typed message: some ten pieces, which are read in its tick
 CODEC_FRAME_MS = 80  # a codec frame, and also an audio token of the thinker
 INPUT_HZ = 16_000  # the microphone's rate
 OUTPUT_HZ = 24_000  # code2wav's rate

@@ -72,3 +72,12 @@ def typed(name: str, value: Any, expected: type) -> Any:
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise SettingsError(f"{name} is {value!r}, expected {words}")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can travel: JSON lets half a character (a lone surrogate) through."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -48,3 +48,4 @@ class Spoken:
     tokens: list[int]  # the text tokens
     text: str  # what the text grew by
     events: list[Event] = field(default_factory=list)
+    begins: bool = False  # whether a speech begins with the first frame

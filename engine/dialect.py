@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Union
 
 import torch
 
 from engine.conversation import Conversation, Heard, Spoken
+from engine.errors import ConversationError
 from engine.options import Controls, Options
 from engine.stopwatch import Stopwatch
+
+Said = Union[Spoken, ConversationError]  # noqa: UP007 (Python 3.10 evaluates it)
 
 
 class Dialect(Protocol):
@@ -28,8 +31,8 @@ class Dialect(Protocol):
     def ready(self, conversation: Conversation) -> None:
         """Makes room for a tick. Raises `ContextFullError`."""
 
-    def tick(self, conversations: Sequence[Conversation], heard: Sequence[Heard]) -> list[Spoken]:
-        """One tick of each conversation, sorted by slot."""
+    def tick(self, conversations: Sequence[Conversation], heard: Sequence[Heard]) -> Sequence[Said]:
+        """One tick of each conversation, sorted by slot; one that fails by itself gets its error."""
 
     def positions(self, conversation: Conversation) -> int:
         """How many positions of the thinker's cache the conversation takes."""

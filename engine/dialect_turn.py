@@ -21,7 +21,8 @@ from engine.attention import Cursor
 from engine.batch import ladder, rung, set_rows
 from engine.checkpoint import Checkpoint
 from engine.conversation import Conversation, Heard, Spoken
-from engine.errors import OptionError
+from engine.dialect import Said
+from engine.errors import ConversationError, OptionError
 from engine.graphs import Step, Steps
 from engine.memory import QUESTION_SPARE, TALKER_OPENING, TURN_SPARE
 from engine.openings import Openings
@@ -88,6 +89,7 @@ class TurnDialect:
             window_tokens=encoder.tokens(encoder.window),
             audio_tokens=encoder.tokens,
             heard_tokens_per_s=settings.turn.heard_tokens_per_s,
+            longest_turn=min(context, self._talker_positions) - TALKER_OPENING - self._frames,
         )
         self._vad = Vad() if settings.turn.detection == "server_vad" else None
         self._perception = Perception(self.thinker, self.chat, branch=engine.slots + 1)
@@ -139,23 +141,30 @@ class TurnDialect:
         assert isinstance(conversation, TurnConversation)
         return conversation.history.thinker
 
-    def tick(self, conversations: Sequence[Conversation], heard: Sequence[Heard]) -> list[Spoken]:
-        """One tick of each conversation, sorted by slot."""
-        rows = [conversation for conversation in conversations if isinstance(conversation, TurnConversation)]
-        self._hear(rows, heard)
-        begins = self._read(rows)
+    def tick(self, conversations: Sequence[Conversation], heard: Sequence[Heard]) -> list[Said]:
+        """One tick of each conversation, sorted by slot; one that fails by itself gets its error."""
+        everybody = [conversation for conversation in conversations if isinstance(conversation, TurnConversation)]
+        failures = self._hear(everybody, heard)
+        rows = [conversation for conversation in everybody if conversation.slot not in failures]
+        self._read(rows)
+        begins = {c.slot for c in rows if c.answer and not c.answer.frames and not c.answer.is_spoken}
         spoken = self._speak([conversation for conversation in rows if conversation.answer])
         with self.stopwatch("perception"):
-            self._perception.ask(rows, busy=begins)
+            self._perception.ask(rows, busy=bool(begins))
         silence = torch.full((self.talker.codebooks, self._frames), -1)
-        results = []
-        for conversation in rows:
+        results: list[Said] = []
+        for conversation in everybody:
+            if conversation.slot in failures:
+                results.append(failures[conversation.slot])
+                continue
             codes, tokens, text = spoken.get(conversation.slot, (silence, [], ""))
-            results.append(Spoken(codes, tokens, text, conversation.events))
+            begun = conversation.slot in begins and bool(codes[0, 0] >= 0)
+            results.append(Spoken(codes, tokens, text, conversation.events, begun))
         return results
 
     def rehearse(self, capture: bool) -> None:
         """Runs the steps of a tick for every size of batch on CUDA, in padding alone, and captures them."""
+        self._perception.rehearse()
         for rows in ladder(min(MOST_ROWS, self._slots), self.device):
             for size in self._reader.sizes:
                 reading = self._reader.batch(size, rows)
@@ -174,19 +183,23 @@ class TurnDialect:
                 self._run.rehearse(("talker", rows, sampled), self.speaker.speak, speaking, capture)
                 self._run.rehearse(("code predictor", rows, sampled), self.speaker.complete, speaking, capture)
 
-    def _hear(self, rows: Sequence[TurnConversation], heard: Sequence[Heard]) -> None:
+    def _hear(self, rows: Sequence[TurnConversation], heard: Sequence[Heard]) -> dict[int, ConversationError]:
+        """What each conversation makes of its tick; by slot, those that failed in it."""
+        failures = {}
         with self.stopwatch("vad"):
             listening = [(c, h.pcm) for c, h in zip(rows, heard, strict=True) if c.detects and h.pcm is not None]
             found = self._vad([c.vad for c, _ in listening], [pcm for _, pcm in listening]) if self._vad else []
             probabilities = {c.slot: found for (c, _), found in zip(listening, found, strict=True)}
         for conversation, came in zip(rows, heard, strict=True):
-            conversation.hear(came, probabilities.get(conversation.slot, []))
+            try:
+                conversation.hear(came, probabilities.get(conversation.slot, []))
+            except Exception as error:  # whatever one conversation does to itself, the others go on
+                failures[conversation.slot] = ConversationError(f"the conversation failed and is closed: {error!r}")
+        return failures
 
-    def _read(self, rows: Sequence[TurnConversation]) -> bool:
-        """Reads what the conversations have queued, a piece of each at a time; whether there was anything."""
-        some = False
+    def _read(self, rows: Sequence[TurnConversation]) -> None:
+        """Reads what the conversations have queued, a piece of each at a time."""
         while ready := [c for c in rows if c.pieces and self._has_room(c)]:
-            some = True
             groups: dict[Size, list[TurnConversation]] = {}
             for conversation in ready:
                 groups.setdefault(self._reader.size(conversation.pieces[0]), []).append(conversation)
@@ -194,13 +207,13 @@ class TurnDialect:
                 most = MOST_ROWS if self.device.type == "cuda" else len(alike)
                 for first in range(0, len(alike), most):
                     self._read_together(alike[first : first + most], size)
-        return some
 
     def _has_room(self, conversation: TurnConversation) -> bool:
         """Whether the next piece fits, the oldest turns gone if need be; a turn that cannot is forgotten."""
         piece = conversation.pieces[0]
         coming = len(piece.tokens) + self._frames
-        if self._make_room(conversation, piece.turn, coming, coming + TALKER_OPENING):
+        may_drop = not conversation.began_by_itself(piece.turn)
+        if self._make_room(conversation, piece.turn, coming, coming + TALKER_OPENING, may_drop):
             return True
         conversation.fail_turn(
             "the context is full (engine.context_full = 'stop'): reset the conversation"
@@ -209,8 +222,10 @@ class TurnDialect:
         )
         return False
 
-    def _make_room(self, conversation: TurnConversation, present: Turn, thinker: int, talker: int) -> bool:
-        """Drops the oldest turns until so many positions are free; False when the present turn alone is too long."""
+    def _make_room(
+        self, conversation: TurnConversation, present: Turn, thinker: int, talker: int, may_drop: bool = True
+    ) -> bool:
+        """Drops the oldest turns until so many positions are free; False when that may not be, or is not enough."""
         history = conversation.history
         spoken = self._spoken_positions(conversation.answer)
         while (
@@ -218,7 +233,7 @@ class TurnDialect:
             or history.talker + spoken + talker > self._talker_positions
         ):
             oldest = next(iter(history.turns), present)
-            if oldest is present or self._stops:
+            if oldest is present or self._stops or not may_drop:
                 return False
             with self.stopwatch("slide"):
                 for decoder, kept, leaving, length in (

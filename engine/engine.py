@@ -40,6 +40,7 @@ class Engine:
         self.settings = settings
         self.dialect = DIALECTS[settings.engine.dialect](checkpoint, settings)
         self.stage_seconds: Counter[str] = Counter()  # where all ticks' time went
+        self.codebook_size: int = model.config.talker_config.code_predictor_config.vocab_size
         self.voices: list[str] = sorted(checkpoint.model.config.talker_config.speaker_id)
         self._clock = clock
         self._free = list(range(settings.engine.slots))  # a heap
@@ -110,7 +111,9 @@ class Engine:
                 raise
             self.stage_seconds.update(self.dialect.stopwatch.read())
             for key, said in zip(ready, spoken, strict=True):
-                if heard[key].controls.reset:
+                if isinstance(said, ConversationError):
+                    self.close(key)
+                elif heard[key].controls.reset:
                     said.events.insert(0, {"type": "reset", "at_ms": 0})
                 results[key] = said
         return results

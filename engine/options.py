@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from config.settings import OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, SettingsError, TurnSettings
-from config.sources import TRUTHS
+from config.settings import MOST_TYPED, OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, SettingsError, TurnSettings
+from config.sources import TRUTHS, is_unicode
 from engine.errors import OptionError
 
 MAX_SEED = 2**63 - 1
@@ -46,6 +46,16 @@ class Controls:
 CONTROLS = tuple(field.name for field in fields(Controls))
 
 
+def expect_message(text: str) -> None:
+    """Raises `OptionError` for what is no message."""
+    if not text.strip():
+        raise OptionError("message is empty, expected what the user has typed")
+    if len(text) > MOST_TYPED:
+        raise OptionError(f"message is {len(text)} characters long, expected at most {MOST_TYPED}")
+    if not is_unicode(text):
+        raise OptionError("message holds half a character (a lone surrogate), expected Unicode")
+
+
 def parse_controls(parameters: dict[str, Any], dialect: str) -> Controls:
     """Takes the controls out of request parameters. Raises `OptionError`."""
     found = {name: parameters.pop(name) for name in CONTROLS if name in parameters}
@@ -55,8 +65,8 @@ def parse_controls(parameters: dict[str, Any], dialect: str) -> Controls:
             raise OptionError(f"{name} is {value!r}, expected {'text' if expected is str else 'true or false'}")
         if name != "reset" and dialect != "turn":
             raise OptionError(f"{name} is a control of the dialect 'turn', but here 'sca' is spoken (engine.dialect)")
-    if "message" in found and not found["message"].strip():
-        raise OptionError("message is empty, expected what the user has typed")
+    if "message" in found:
+        expect_message(found["message"])
     return Controls(**found)
 
 

@@ -1,6 +1,7 @@
 """Codec frames to waveform, a tick at a time: the streaming form of transformers' `Qwen3OmniMoeCode2Wav`.
 
-A frame of -1 is silence: speech has ended, the next begins anew.
+A frame of -1 is silence: speech has ended, the next begins anew. Where one speech follows another without silence, the
+first code of the new one is raised by the codebook's size.
 
 All of code2wav is causal but its four transposed convolutions, each of which needs one input frame more than it
 gives: 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms) by which the stream runs behind. The samples before the clip
@@ -63,6 +64,7 @@ class Code2Wav(Stage):
         super().__init__()
         config = code2wav.config
         self.model = code2wav
+        self.codebook_size: int = config.codebook_size
         self.past = config.sliding_window - 1  # 71 frames that a frame sees beside itself
         self.rates = tuple(config.upsample_rates)
         upsampled = frames * int(torch.tensor(config.upsampling_ratios).prod())
@@ -102,8 +104,14 @@ class Code2Wav(Stage):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """codes: [B, 16, T] -> PCM16 [B, 1920 T], the same in float32 within [-1, 1], new states.
 
-        Behind a frame of -1 there is silence, to the sample, and the states are those of the beginning.
+        Behind a frame of -1 there is silence, to the sample, and the states are those of the beginning; so they are
+        before a raised code, which can only be the first.
         """
+        raised = codes >= self.codebook_size
+        codes = codes - raised * self.codebook_size
+        begins = raised[:, :1, 0]  # [B, 1]
+        conv, frames = conv.masked_fill(begins, 0.0), frames.masked_fill(begins, 0.0)
+        kv = kv.masked_fill(begins[:, :, None, None, None, None], 0.0)
         tails = Tails(conv)
         begun = frames[:, :, None] > 0  # [B, 1, 1]
         spoken = codes[:, :1] >= 0  # [B, 1, T]

@@ -99,7 +99,7 @@ class Conversation:
                 if control is Control.RESET and not self._started:  # there is nothing to forget
                     await self._send_event({"type": "reset", "at_ms": 0})
                     continue
-                asked |= parameters_of(control, details)
+                asked |= parameters_of(control, details, self._settings.engine.dialect)
                 if control in (Control.COMMIT, Control.MESSAGE):
                     yield await self._tick(self._close_tick(), asked)
                     asked = {}

@@ -16,7 +16,8 @@ from enum import Enum
 from typing import Any
 
 from config import Settings
-from config.settings import INPUT_HZ, OPTIONS, OUTPUT_HZ
+from config.settings import INPUT_HZ, MOST_TYPED, OPTIONS, OUTPUT_HZ
+from config.sources import is_unicode
 
 Event = dict[str, Any]
 SAMPLE_BYTES = 2
@@ -85,13 +86,19 @@ def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
         raise ProtocolError("unknown_control", f"the text frame {shown!r} came, expected {controls}") from None
 
 
-def parameters_of(control: Control, details: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) -> dict[str, Any]:
     """The request parameters by which a control travels to the engine. Raises `ProtocolError`."""
+    if control is not Control.RESET and dialect != "turn":
+        raise ProtocolError(
+            "no_turns", f"{control.value} came, but the dialect spoken here takes no turns: {dialect} (engine.dialect)"
+        )
     if control is not Control.MESSAGE:
         return {control.value: True}
     text = details.get("text")
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not text.strip() or not is_unicode(text):
         raise ProtocolError("bad_message", f"a message came with the text {text!r}, expected what the user has typed")
+    if len(text) > MOST_TYPED:
+        raise ProtocolError("bad_message", f"a message of {len(text)} characters came, expected at most {MOST_TYPED}")
     return {control.value: text}
 
 
@@ -102,6 +109,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ProtocolError("unknown_option", f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
         if not isinstance(options[name], (str, int, float)):
             raise ProtocolError("bad_option", f"{name} is {options[name]!r}, expected text or a number")
+        if isinstance(options[name], str) and not is_unicode(options[name]):
+            raise ProtocolError("bad_option", f"{name} holds half a character (a lone surrogate), expected Unicode")
     return dict(options)
 
 

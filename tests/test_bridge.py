@@ -110,11 +110,12 @@ def test_the_first_event_tells_id_and_formats(served: Served):
             """'{"type": "sing"}' came, expected {"type": "options"} or {"type": "commit"} or""",
         ),
         ("[1]", "unknown_control", "'[1]' came"),
+        ('{"type": "commit"}', "no_turns", "commit came, but the dialect spoken here takes no turns: sca"),
         ("null", "unknown_control", "'null' came"),
         ("[" * 100_000, "not_json", "[[[...' came"),
         ("1" * 5000, "not_json", "111...' came"),
     ],
-    ids=["empty", "odd", "10 MB", "words", "long words", "unknown", "list", "null", "deep", "long number"],
+    ids=["empty", "odd", "10 MB", "words", "long words", "unknown", "list", "no turns", "null", "deep", "long number"],
 )
 def test_a_bad_frame_is_named_left_out_and_disturbs_nobody(served: Served, pcm, frame, code, message):
     expected, _ = converse(served.triton_grpc, pcm[: 2 * TICK])

@@ -75,3 +75,21 @@ def test_a_code2wav_with_another_delay_is_refused(checkpoint: Checkpoint):
     code2wav = type(whole)(type(whole.config)(**other))
     with pytest.raises(ValueError, match="delays 580 samples, expected 555"):
         Code2Wav(code2wav, 4)
+
+
+def test_a_frame_of_silence_ends_a_speech_and_a_raised_code_begins_one(checkpoint: Checkpoint):
+    """Three speeches: silence behind the first, to the sample; none between the second and the third."""
+    stage = Code2Wav(checkpoint.model.code2wav, 4)
+    first, second, third = (random_codes(3, 20)[row : row + 1] for row in range(3))
+    alone = [stream(stage, codes, 4)[1][0] for codes in (first, second, third)]
+    silence = torch.full((1, 16, 2), -1)
+    raised = third.clone()
+    raised[:, 0, 0] += 512
+    _, waveform, _ = stream(
+        stage, torch.cat([first[..., :18], silence, silence[..., :1].expand(-1, -1, 4), second, raised], 2), 4
+    )
+    sound = waveform[0].split([18 * 1920, 6 * 1920, 20 * 1920, 20 * 1920])
+    assert torch.equal(sound[0], alone[0][: 18 * 1920])
+    assert not sound[1].any()
+    assert torch.equal(sound[2], alone[1])
+    assert torch.equal(sound[3], alone[2])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.checkpoint import Checkpoint
+from engine.conversation import Spoken
 from engine.engine import Engine
 from engine.errors import CheckpointError, OptionError
 from engine.options import Controls, parse_controls
@@ -435,6 +436,8 @@ def test_a_reset_forgets_the_conversation(engine: Engine, frontend, questions):
         ({"commit": 1}, "turn", "commit is 1, expected true or false"),
         ({"message": 7}, "turn", "message is 7, expected text"),
         ({"message": " "}, "turn", "message is empty"),
+        ({"message": "x" * 4001}, "turn", "message is 4001 characters long, expected at most 4000"),
+        ({"message": "\ud800"}, "turn", "message holds half a character"),
         ({"commit": True}, "sca", "commit is a control of the dialect 'turn'"),
     ],
 )
@@ -475,6 +478,108 @@ def test_a_strange_chat_template_is_refused(checkpoint: Checkpoint):
 
     with pytest.raises(CheckpointError, match="chat template is not Qwen3-Omni's"):
         Chat(Strange(checkpoint.tokenizer), checkpoint.model.config)
+
+
+def test_a_message_in_an_answer_begins_another_at_once(talkative: Engine, frontend, questions):
+    """Its first frame is marked, since no silence lies between."""
+
+    def script() -> Script:
+        yield from asking(questions[0][: 6 * TICK], then=4)
+        yield silence(), Controls(message="Stop.")
+        yield silence(), NOBODY
+
+    call = converse(talkative, frontend, script(), **MANUAL)
+    assert kinds(call) == ["answer_started", "interrupted", "answer_started"]
+    assert spoken_frames(call)[-3:] == [4, 4, 4]
+    assert [spoken.begins for spoken in call.spoken[5:]] == [True, False, False, False, False, True, False]
+
+
+def test_a_message_that_is_too_long_keeps_the_history(small: Engine, frontend):
+    def script() -> Script:
+        floor = Floor()
+        floor.note((yield silence(), Controls(message="Hello.")))
+        yield from floor.until_quiet()
+        yield silence(), Controls(message="x" * 400)
+        yield silence(), Controls(transcript=True)
+
+    call = converse(small, frontend, script())
+    assert event_of(call, "error")["code"] == "turn_too_long"
+    assert event_of(call, "transcript")["turns"][0]["text"] == "Hello."
+
+
+def test_silence_that_nobody_asked_for_drops_no_history(small: Engine, frontend):
+    """A client that commits by itself, and waits for longer than the context holds."""
+
+    def script() -> Script:
+        floor = Floor()
+        floor.note((yield silence(), Controls(message="Hello.")))
+        yield from floor.until_quiet()
+        yield from floor.wait(60)
+        yield silence(), Controls(transcript=True)
+
+    call = converse(small, frontend, script(), **MANUAL)
+    assert "turns_dropped" not in kinds(call)
+    assert event_of(call, "transcript")["turns"][0]["text"] == "Hello."
+
+
+def test_a_word_within_an_answer_is_no_turn_after_it(engine: Engine, frontend, questions, interruption):
+    """It ended before the answer did, but for the silence that tells so."""
+    start = int(np.argmax(np.abs(interruption) > 1000))
+
+    def script(at: int) -> Script:
+        floor = Floor()
+        yield from floor.say(questions[0][: 10 * TICK], last=Controls(commit=True))
+        yield from floor.wait(at)
+        yield from floor.say(interruption[start : start + 4000])
+        yield from floor.until_quiet()
+
+    frames = 4 * (len(spoken_frames(converse(engine, frontend, script(0), interrupt="false"))) - 10)
+    for at in range(0, frames // 4 - 2):
+        call = converse(engine, frontend, script(at), interrupt="false")
+        done = event_of(call, "answer_done")["at_ms"]
+        for event in call.events:
+            if event["type"] == "answer_started" and event["at_ms"] > done:
+                assert event["audio_end_ms"] - 500 > done - 300 - 320, "something was said behind the answer"
+
+
+def test_a_commit_while_vad_listens_ends_the_speech(talkative: Engine, frontend, questions):
+    """Both events come in pairs, and speech that goes on does not interrupt its own answer at once."""
+
+    def script() -> Script:
+        floor = Floor()
+        yield from floor.say(questions[0][: 8 * TICK], last=Controls(commit=True))
+        yield from floor.say(questions[0][8 * TICK : 9 * TICK])
+        yield from floor.wait(2)
+
+    call = converse(talkative, frontend, script())
+    assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]
+
+
+def test_listen_while_vad_listens_forgets_the_speech_before(talkative: Engine, frontend, questions):
+    """Its end does not end the turn that begins here, and a message is not held back for it."""
+
+    def script() -> Script:
+        floor = Floor()
+        yield from floor.say(questions[0][: 8 * TICK])
+        yield silence(), Controls(listen=True)
+        yield from floor.wait(4)
+        yield silence(), Controls(message="Hello.")
+
+    call = converse(talkative, frontend, script())
+    assert kinds(call) == ["speech_started", "speech_stopped", "answer_started"]
+    assert call.events[-2]["type"] == "answer_started"
+    assert call.answers[0].audio_ms is None
+
+
+def test_one_that_fails_by_itself_fails_alone(engine: Engine, frontend, questions, monkeypatch):
+    good = Call(engine, "good", frontend, asking(questions[0][: 3 * TICK]), **MANUAL)
+    bad = Call(engine, "bad", frontend, asking(questions[0][: 3 * TICK]), **MANUAL)
+    monkeypatch.setattr(engine._conversations["bad"], "hear", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    said = engine.tick({"good": good.hear(), "bad": bad.hear()})
+    assert isinstance(said["good"], Spoken)
+    assert "the conversation failed and is closed: ValueError('broken')" in str(said["bad"])
+    assert engine.open_conversations == 1
+    engine.close("good")
 
 
 # The context

@@ -62,6 +62,7 @@ class Rules:
     window_tokens: int
     audio_tokens: Callable[[int], int]  # frames of a clip -> its audio tokens
     heard_tokens_per_s: float
+    longest_turn: int  # tokens of a turn that fits into the context alone
 
 
 @dataclass
@@ -86,6 +87,7 @@ class TurnConversation(Conversation):
     _floor: int = 0  # no later turn begins before this frame
     _closing: list[int] = field(default_factory=list)  # what ends the last answer in the history, not yet read
     _is_deaf: bool = False  # to speech that has filled the context, until it ends
+    _is_waiting: bool = False  # the open turn began by itself: nobody may have spoken yet
 
     @classmethod
     def begin(cls, slot: int, options: Options, rules: Rules, opening: int) -> TurnConversation:
@@ -119,12 +121,17 @@ class TurnConversation(Conversation):
             self._follow(probabilities)
         elif self._open is None and self.answer is None:
             self._begin_turn(begin)
+            self._is_waiting = True
         if controls.commit:
             self._commit()
         self._read_windows(self.ear.clock)
         self.ear.forget(self._read if self._open else None)
         if controls.transcript:
             self._tell("transcript", turns=list(self.history.transcript(self._decode)))
+
+    def began_by_itself(self, turn: Turn) -> bool:
+        """Whether a turn is being heard that nobody has begun: no older one leaves for its sake."""
+        return self._is_waiting and turn is self._open
 
     def note_read(self, piece: Piece) -> None:
         """The first of the pieces is in the caches."""
@@ -164,7 +171,7 @@ class TurnConversation(Conversation):
         turn = self.answer.turn
         span = {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]} if turn.sound_ms else {}
         self._tell("answer_started", **span)
-        self.asks += [(turn, name) for name in ("emotion", "language") if self.options.turn.asked(name) and span]
+        self.asks = [(turn, name) for name in ("emotion", "language") if self.options.turn.asked(name) and span]
 
     def tell_perceived(self, turn: Turn, name: str, label: str, probability: float) -> None:
         """The answer to a question about a turn's speaker."""
@@ -239,7 +246,7 @@ class TurnConversation(Conversation):
             begun = self.answer and not self.pieces  # in an earlier tick
             if begun and turn.interrupt and detector.spoken_ms >= turn.interrupt_after_ms:
                 self._interrupt("speech")
-            if not self.answer and not self._open:
+            if not self.answer and not self._open and detector.voiced_until_ms > self._floor * FRAME_MS:
                 self._begin_turn(detector.started_ms // FRAME_MS - turn.prefix_padding_ms // FRAME_MS)
         if stopped:
             self._tell("speech_stopped", at_ms=detector.stopped_ms)
@@ -247,7 +254,7 @@ class TurnConversation(Conversation):
                 self._end_turn(detector.stopped_ms // FRAME_MS)
 
     def _begin_turn(self, frame: int) -> None:
-        self._open = Turn()
+        self._open, self._is_waiting = Turn(), False
         self._first = self._read = max(frame, self._floor, self.ear.first)
 
     def _end_turn(self, end: int) -> None:
@@ -284,13 +291,18 @@ class TurnConversation(Conversation):
         """A typed message: part of the turn that is being spoken, else a turn of its own."""
         if self.answer:
             self._interrupt("message")
-        if self._open and self.detects:
+        if self._open and self.detector.is_speech:
             self._open.typed = f"{self._open.typed}\n{message}" if self._open.typed else message
             return
         if self._open:
             self._abandon()
             self._floor = self.ear.clock
-        self._answer(Turn(typed=message), self.rules.chat.typed(message))
+        tokens = self.rules.chat.typed(message)
+        if len(tokens) > self.rules.longest_turn:
+            reason = f"it is {len(tokens)} tokens long, expected at most {self.rules.longest_turn} (engine.context_s)"
+            self._tell("error", code="turn_too_long", message=f"the user's message is forgotten: {reason}")
+        else:
+            self._answer(Turn(typed=message), tokens)
 
     def _commit(self) -> None:
         if self._open is None or self.ear.clock <= self._first:
@@ -298,15 +310,23 @@ class TurnConversation(Conversation):
                 "error", code="nothing_to_commit", message="commit came, but no sound of a user's turn before it"
             )
             return
-        self.detector.is_speech = False
+        self._rest()
         self._end_turn(self.ear.clock)
 
     def _listen(self, frame: int) -> None:
         if self.answer:
             self._interrupt("listen")
         self._abandon()
+        self._rest()
         self._floor = frame
         self._begin_turn(frame)
+
+    def _rest(self) -> None:
+        """Speech so far has been dealt with; what is heard next is another's."""
+        if self.detector.is_speech:
+            self._tell("speech_stopped")
+        self.detector.rest()
+        self._is_deaf = False
 
     def _cancel(self) -> None:
         if self.answer is None:
@@ -321,9 +341,12 @@ class TurnConversation(Conversation):
 
     def _queue(self, turn: Turn, user: list[int], clip: Tensor | None, opening: list[int] | None = None) -> None:
         closing, self._closing = self._closing, []
-        while clip is None and len(user) > LONGEST_TEXT:
-            self.pieces.append(Piece(turn, closing, user[:LONGEST_TEXT], []))
-            closing, user = [], user[LONGEST_TEXT:]
+        if clip is None:
+            last = (len(user) - 1) // LONGEST_TEXT * LONGEST_TEXT
+            for first in range(0, last, LONGEST_TEXT):
+                self.pieces.append(Piece(turn, closing, user[first : first + LONGEST_TEXT], []))
+                closing = []
+            user = user[last:]
         self.pieces.append(Piece(turn, closing, user, opening or [], clip))
 
     def _interrupt(self, by: str) -> None:

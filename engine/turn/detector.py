@@ -18,7 +18,8 @@ class Detector:
         self._turn = turn
         self._clock_ms = 0
         self._silent_since: int | None = None
-        self._voiced_until_ms = 0
+        self.voiced_until_ms = 0  # where the latest speech was last heard
+        self._must_fall = False
         self.is_speech = False  # whether speech goes on, its pauses included
         self.started_ms = 0  # when the latest speech began
         self.stopped_ms = 0  # when the latest that ended was found to have ended
@@ -26,12 +27,15 @@ class Detector:
     @property
     def spoken_ms(self) -> int:
         """How long the latest speech has lasted, without the silence at its end."""
-        return self._voiced_until_ms - self.started_ms
+        return self.voiced_until_ms - self.started_ms
 
     def feed(self, probabilities: Sequence[float]) -> None:
         """The next windows of 32 ms."""
         for probability in probabilities:
             begin, self._clock_ms = self._clock_ms, self._clock_ms + WINDOW_MS
+            self._must_fall &= probability >= self._turn.threshold
+            if self._must_fall:
+                continue
             if probability >= self._turn.threshold:
                 self._silent_since = None
                 if not self.is_speech:
@@ -43,4 +47,8 @@ class Detector:
                     self.is_speech, self._silent_since = False, None
                     self.stopped_ms = self._clock_ms
             if self.is_speech and self._silent_since is None:
-                self._voiced_until_ms = self._clock_ms
+                self.voiced_until_ms = self._clock_ms
+
+    def rest(self) -> None:
+        """Forgets the speech that goes on; none begins before it has been silent once."""
+        self._must_fall, self.is_speech, self._silent_since = self.is_speech, False, None

@@ -24,31 +24,44 @@ QUESTIONS = {
     "language": "Which language is the last message spoken in? Answer with one of these words alone: {labels}.",
 }
 Labels = Sequence[str]
+A_TICK = 2  # questions in one tick
 PATIENCE = 10  # ticks that a question waits for one in which no answer begins
 
 
 class Perception:
-    """Asks one question a tick."""
+    """Asks a question or two a tick, of one conversation after another."""
 
     def __init__(self, thinker: Thinker, chat: Chat, branch: int):
         """`branch`: a slot of the thinker's that no conversation has."""
         self._thinker, self._chat, self._branch = thinker, chat, branch
         self._waited = 0
+        self._last = -1  # the slot that was asked about last
 
     def ask(self, conversations: Sequence[TurnConversation], busy: bool) -> None:
-        """Asks what one of the conversations waits for, unless the device has answers to begin."""
-        waiting = next((conversation for conversation in conversations if conversation.asks), None)
-        if waiting is None:
-            return
-        self._waited += 1
-        if busy and self._waited < PATIENCE:
-            return
-        self._waited = 0
-        turn, name = waiting.asks.pop(0)
-        labels = waiting.options.turn.asked(name)
-        probabilities = self.perceive(waiting, turn, name, labels)
+        """Asks what some of the conversations wait for, unless the device has answers to begin."""
+        for _ in range(A_TICK):
+            waiting = [conversation for conversation in conversations if conversation.asks]
+            if not waiting:
+                return
+            self._waited += 1
+            if busy and self._waited < PATIENCE:
+                return
+            self._waited = 0
+            later = [conversation for conversation in waiting if conversation.slot > self._last]
+            self._ask((later or waiting)[0])
+
+    def rehearse(self) -> None:
+        """Runs what a question runs, so that nothing is compiled in the middle of a tick."""
+        for length in (QUESTION_SPARE, 1):
+            self._feed([0] * length, 0)
+
+    def _ask(self, conversation: TurnConversation) -> None:
+        self._last = conversation.slot
+        turn, name = conversation.asks.pop(0)
+        labels = conversation.options.turn.asked(name)
+        probabilities = self.perceive(conversation, turn, name, labels)
         label = max(probabilities, key=lambda label: probabilities[label])
-        waiting.tell_perceived(turn, name, label, probabilities[label])
+        conversation.tell_perceived(turn, name, label, probabilities[label])
 
     def perceive(self, conversation: TurnConversation, turn: Turn, name: str, labels: Labels) -> dict[str, float]:
         """The probability of each label; they sum to 1."""
@@ -85,9 +98,10 @@ class Perception:
         return found
 
     def _feed(self, tokens: list[int], position: int) -> Tensor:
-        """The last hidden state [1, H] after tokens at a position of the branch."""
+        """The last hidden state [1, H] after tokens at a position of the branch; many are padded to one length."""
         device = self._thinker.decoder.device
         cursor = Cursor(torch.tensor([self._branch], device=device), torch.tensor([position], device=device))
         cursor.place([self._branch], [position])
-        embeddings = self._thinker.embed(torch.tensor([tokens], device=device))
-        return self._thinker.decoder.forward(embeddings, cursor)[:, -1]
+        padded = tokens if len(tokens) == 1 else tokens + [0] * (QUESTION_SPARE - len(tokens))
+        embeddings = self._thinker.embed(torch.tensor([padded], device=device))
+        return self._thinker.decoder.forward(embeddings, cursor)[:, len(tokens) - 1]

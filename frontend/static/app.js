@@ -68,8 +68,7 @@ class Conversation {
   event(event) {
     if (event.type === "session.opened") this.opened(event);
     else if (event.type === "reset") this.forget();
-    else if (event.type === "error" && "at_ms" in event) floor.note(event.message); // the conversation goes on
-    else if (event.type === "error") this.fail(event.message);
+    else if (event.type === "error") this.complain(event.message);
     else floor.take(event);
     if (event.type === "interrupted") this.playback.port.postMessage("skip");
   }
@@ -138,8 +137,13 @@ class Conversation {
     show("error", message);
   }
 
+  complain(message) {
+    this.complaint = message; // the conversation goes on, unless the bridge closes it now
+    floor.note(message);
+  }
+
   closed(code) {
-    if (conversation === this) this.fail(`The bridge closed the conversation (code ${code}).`);
+    if (conversation === this) this.fail(this.complaint ?? `The bridge closed the conversation (code ${code}).`);
   }
 
   hangUp() {

@@ -67,7 +67,23 @@ class TritonPythonModel:
         for request in requests:
             if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
                 self.engine.close(request.correlation_id())
-        return [_response(results[request.correlation_id()]) for request in requests]
+        return [self._response(results[request.correlation_id()]) for request in requests]
+
+    def _response(self, result: Spoken | ConversationError) -> Any:
+        if isinstance(result, ConversationError):
+            error = pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=error)
+        codes = result.codes.clone()
+        codes[0, 0] += self.engine.codebook_size * result.begins
+        text = np.array([[result.text.encode()]], dtype=np.object_)
+        events = np.array([[json.dumps(result.events).encode()]], dtype=np.object_)
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor("CODES", np.ascontiguousarray(codes[None].numpy())),
+                pb_utils.Tensor("TEXT", text),
+                pb_utils.Tensor("EVENTS", events),
+            ]
+        )
 
     def _prepare(self, key: Any, request: Any) -> Controls:
         """Opens or resets the conversation as the request says; returns what else it asks for."""
@@ -98,17 +114,3 @@ def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:
         first = {requests[i].correlation_id(): i for i in reversed(waiting)}
         yield sorted(first.values())
         waiting = [i for i in waiting if i not in first.values()]
-
-
-def _response(result: Spoken | ConversationError) -> Any:
-    if isinstance(result, ConversationError):
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG))
-    text = np.array([[result.text.encode()]], dtype=np.object_)
-    events = np.array([[json.dumps(result.events).encode()]], dtype=np.object_)
-    return pb_utils.InferenceResponse(
-        [
-            pb_utils.Tensor("CODES", np.ascontiguousarray(result.codes[None].numpy())),
-            pb_utils.Tensor("TEXT", text),
-            pb_utils.Tensor("EVENTS", events),
-        ]
-    )
