@@ -152,6 +152,19 @@ def stream_log_mels(extractor: Any, pcm: np.ndarray, samples: int = 5120) -> lis
     return frames
 
 
+def note_draws(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The places in its sequence of every number that the first row draws from now on."""
+    sampler, drawn = engine.dialect.speaker.sampler, []
+    numbers = sampler.numbers
+
+    def noting(slots: torch.Tensor, before: torch.Tensor, count: int) -> torch.Tensor:
+        drawn.extend(range(int(before[0]), int(before[0]) + count))
+        return numbers(slots, before, count)
+
+    monkeypatch.setattr(sampler, "numbers", noting)
+    return drawn
+
+
 @dataclass(frozen=True)
 class Served:
     """A running `./sca serve`."""

@@ -12,6 +12,7 @@ from engine.batch import rung
 from engine.checkpoint import Checkpoint
 from engine.conversation import Spoken
 from engine.engine import Engine
+from tests.conftest import note_draws
 
 TICKS = 200
 SLOTS = 6
@@ -54,14 +55,7 @@ def test_padding_hears_nobody(checkpoint: Checkpoint, settings, log_mels):
 def test_no_number_is_drawn_twice(checkpoint: Checkpoint, settings, log_mels, monkeypatch):
     """Not even when a context slides: 12 ticks in a context of 6."""
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 1, "context_s": 2}))
-    sampler, drawn = engine.dialect.speaker.sampler, []
-    numbers = sampler.numbers
-
-    def noting(slots: torch.Tensor, before: torch.Tensor, count: int) -> torch.Tensor:
-        drawn.extend(range(int(before[0]), int(before[0]) + count))
-        return numbers(slots, before, count)
-
-    monkeypatch.setattr(sampler, "numbers", noting)
+    drawn = note_draws(engine, monkeypatch)
     alone(engine, log_mels, 12, seed=3, **DRAWING)
     assert drawn == list(range(12 * (2 + 4 * 16))), "two tokens and four frames of 16 codes a tick, each its own"
 

@@ -100,6 +100,16 @@ class HostWatch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def checkpoint_without_values(checkpoint: Checkpoint) -> Checkpoint:
+    """The tiny architecture in bfloat16, to be made under FakeTensorMode."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = Qwen3OmniMoeForConditionalGeneration(tiny_config(checkpoint.tokenizer)).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return Checkpoint(model, checkpoint.tokenizer)
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, monkeypatch, sampled):
     """What a captured graph must not do. The tensors here have no values at all: looking at one is an error.
@@ -109,12 +119,8 @@ def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, mo
     monkeypatch.setattr(layer, "DENSE_SHARE", 0)  # experts as on CUDA
     monkeypatch.setattr(SlotDecoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
     with FakeTensorMode(), torch.inference_mode():
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            model = Qwen3OmniMoeForConditionalGeneration(tiny_config(checkpoint.tokenizer)).eval()
-        finally:
-            torch.set_default_dtype(torch.float32)
-        dialect = ScaDialect(Checkpoint(model, checkpoint.tokenizer), settings.with_values(engine={"slots": 4}))
+        fake = checkpoint_without_values(checkpoint)
+        dialect = ScaDialect(fake, settings.with_values(engine={"slots": 4}))
         batch = dialect._batch(4)
         batch.sampled = sampled
         for name, step in dialect._steps().items():
@@ -130,13 +136,9 @@ def test_no_step_of_a_turn_looks_at_a_value(checkpoint: Checkpoint, turn_setting
     monkeypatch.setattr(layer, "DENSE_SHARE", 0)
     monkeypatch.setattr(SlotDecoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
     with FakeTensorMode(), torch.inference_mode():
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            model = Qwen3OmniMoeForConditionalGeneration(tiny_config(checkpoint.tokenizer)).eval()
-        finally:
-            torch.set_default_dtype(torch.float32)
+        fake = checkpoint_without_values(checkpoint)
         settings = turn_settings.with_values(engine={"slots": 4})
-        dialect = TurnDialect(Checkpoint(model, checkpoint.tokenizer), settings)
+        dialect = TurnDialect(fake, settings)
         writing, (speaking, _) = dialect._writing_rows(4), dialect._speaking_rows(4)
         writing.sampled = speaking.sampled = sampled
         reader = dialect._reader

@@ -18,6 +18,7 @@ from engine.turn.chat import Chat
 from engine.turn.detector import Detector
 from engine.turn.vad import WINDOW, Vad, VadState
 from export.mel_frontend import MelFrontend
+from tests.conftest import note_draws
 from tests.turn_oracle import TurnOracle
 from tests.turns import NOBODY, TICK, Call, Floor, Script, play, silence, ticks
 
@@ -746,14 +747,7 @@ def test_a_seed_says_the_same_in_any_company(engine: Engine, frontend, questions
 
 
 def test_no_number_is_drawn_twice(engine: Engine, frontend, questions, monkeypatch):
-    sampler, drawn = engine.dialect.speaker.sampler, []
-    numbers = sampler.numbers
-
-    def noting(slots: torch.Tensor, before: torch.Tensor, count: int) -> torch.Tensor:
-        drawn.extend(range(int(before[0]), int(before[0]) + count))
-        return numbers(slots, before, count)
-
-    monkeypatch.setattr(sampler, "numbers", noting)
+    drawn = note_draws(engine, monkeypatch)
     converse(
         engine, frontend, asking(questions[0][: 6 * TICK], 12), temperature=0.9, text_temperature=0.8, seed=1, **MANUAL
     )
