@@ -88,7 +88,8 @@ def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Seq
         known[name] = _as(type(known[name]), name, value)
     if others["dialect"] != engine.dialect:
         raise OptionError(f"dialect is {others['dialect']!r}, expected {engine.dialect!r}: a checkpoint speaks one")
-    if others["voice"] not in voices:
+    voice = others["voice"].lower()  # transformers asks no more of a speaker's name either
+    if voice not in voices:
         raise OptionError(f"voice is {others['voice']!r}, expected one of {', '.join(voices)}")
     if not 0 <= others["seed"] <= MAX_SEED:
         raise OptionError(f"seed is {others['seed']}, expected a whole number from 0 to {MAX_SEED}")
@@ -97,7 +98,7 @@ def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Seq
         turn = dataclasses.replace(settings.turn, **turns)
     except SettingsError as error:
         raise OptionError(str(error).partition(".")[2]) from error
-    return Options(others["voice"], others["system_prompt"], sampling, turn, others["seed"])
+    return Options(voice, others["system_prompt"], sampling, turn, others["seed"])
 
 
 def _as(kind: type, name: str, value: Any) -> Any:

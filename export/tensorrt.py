@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -70,17 +70,17 @@ def build_tensorrt_repository(repository: Path, report: Report) -> Path:
         report(f"{name}: INT32 in place of INT16" + (", AutoCast to float16" if name in HALF_PRECISION else ""))
         folder = staging / name
         original = folder / "1" / "model.onnx"
-        feeds = record_feeds(original, batch=1)
+        ticks = record(original, batch=1)
         without_int16(original, original)
         if name in HALF_PRECISION:
-            mix_precision(original, feeds)
+            mix_precision(original, [tick.feed for tick in ticks])
         original.rename(folder / "model.onnx")  # Triton is to find the engine alone
         for data in original.parent.glob("*.data"):
             data.rename(folder / data.name)
         config = triton_config.read_config(folder)
         use_tensorrt(config)
         triton_config.write_config(folder, config)
-        save_comparison(repository / name / "1" / "model.onnx", feeds, folder)
+        save_comparison(ticks, folder)
         commands.append(engine_commands(config))
     report("the casts and the ensemble")
     ensemble = triton_config.read_config(staging / "duplex")
@@ -145,33 +145,35 @@ def mix_precision(path: Path, feeds: list[Feed]) -> None:
     shutil.rmtree(calibration)
 
 
-def record_feeds(graph: Path, batch: int) -> list[Feed]:
-    """What goes into the float32 graph over a few ticks of a stream, states and all: sound as loud as speech."""
+class Recorded(NamedTuple):
+    """A tick of a stream: what goes into a float32 graph, and what comes out."""
+
+    feed: Feed
+    outputs: Feed
+
+
+def record(graph: Path, batch: int) -> list[Recorded]:
+    """A few ticks of a stream through ONNX Runtime, states and all: sound as loud as speech. INT32 for integers."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     random = np.random.RandomState(0)
     states = {name: np.zeros(shape, kind) for name, shape, kind in _tensors(session, batch) if name.islower()}
     names = [output.name for output in session.get_outputs()]
-    feeds = []
+    ticks = []
     for _ in range(CALIBRATION_TICKS):
         inputs = {name: _some(random, shape, kind) for name, shape, kind in _tensors(session, batch) if name.isupper()}
-        feeds.append({**inputs, **states})
-        found = dict(zip(names, session.run(names, feeds[-1]), strict=True))
+        feed = {**inputs, **states}
+        found = dict(zip(names, session.run(names, feed), strict=True))
         states = {name: found[f"new_{name}"] for name in states}
-    return [{name: _int32(value) for name, value in feed.items()} for feed in feeds]
+        feed, found = ({name: _int32(value) for name, value in tensors.items()} for tensors in (feed, found))
+        ticks.append(Recorded(feed, found))
+    return ticks
 
 
-def save_comparison(graph: Path, feeds: list[Feed], folder: Path) -> None:
+def save_comparison(ticks: list[Recorded], folder: Path) -> None:
     """Writes Polygraphy's inputs, and what ONNX Runtime makes of them with the float32 graph."""
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    kinds = {name: kind for name, _, kind in _tensors(session, 1)}
-    names = [output.name for output in session.get_outputs()]
-    results = []
-    for feed in feeds:
-        found = session.run(names, {name: value.astype(kinds[name]) for name, value in feed.items()})
-        outputs = {name: _int32(value) for name, value in zip(names, found, strict=True)}
-        results.append(IterationResult(outputs=outputs, runner_name="float32"))
+    results = [IterationResult(outputs=tick.outputs, runner_name="float32") for tick in ticks]
     with G_LOGGER.verbosity(G_LOGGER.WARNING):
-        save_json(feeds, str(folder / "inputs.json"), description="ticks of a stream")
+        save_json([tick.feed for tick in ticks], str(folder / "inputs.json"), description="ticks of a stream")
         RunResults([("float32", results)]).save(str(folder / "expected.json"))
 
 

@@ -29,7 +29,7 @@ from export.tensorrt import (
     build_engines,
     build_tensorrt_repository,
     comparison_arguments,
-    record_feeds,
+    record,
 )
 from launch.triton_server import TritonServer
 from tests.conftest import BUILD, free_port
@@ -75,7 +75,7 @@ def test_only_products_are_in_float16_and_states_are_not(made: Path, plain: Path
     half = {node.op_type for node in model.graph.node if any(kinds.get(o) == TensorProto.FLOAT16 for o in node.output)}
     assert {"Conv", "ConvTranspose", "MatMul"} <= half <= {"Conv", "ConvTranspose", "MatMul", "Cast"}
     session = onnxruntime.InferenceSession(made / "code2wav" / "model.onnx")
-    feed = record_feeds(plain / "code2wav" / "1" / "model.onnx", batch=1)[-1]
+    feed = record(plain / "code2wav" / "1" / "model.onnx", batch=1)[-1].feed
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(names, feed), strict=True))
     for name in ("new_conv", "new_kv"):
@@ -89,7 +89,7 @@ def test_the_graphs_compute_what_the_plain_ones_do(made: Path, plain: Path, stag
     theirs = onnxruntime.InferenceSession(plain / stage / "1" / "model.onnx")
     names = [output.name for output in ours.get_outputs()]
     assert set(TOLERANCES[stage]) == set(names)
-    for feed in record_feeds(plain / stage / "1" / "model.onnx", batch):
+    for feed, _ in record(plain / stage / "1" / "model.onnx", batch):
         as_pcm = {name: value.astype(np.int16) if name == "AUDIO_IN" else value for name, value in feed.items()}
         for name, found, expected in zip(names, ours.run(names, feed), theirs.run(names, as_pcm), strict=True):
             difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()

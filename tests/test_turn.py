@@ -466,6 +466,10 @@ def test_bad_options_are_refused(engine: Engine, options, message):
         engine.open("bad", engine.parse_options(options))
 
 
+def test_a_voice_may_be_spelled_as_for_transformers(engine: Engine):
+    assert engine.parse_options({"voice": "Ethan"}).voice == "ethan"
+
+
 def test_a_strange_chat_template_is_refused(checkpoint: Checkpoint):
     class Strange:
         def __init__(self, tokenizer):
