@@ -25,7 +25,7 @@ SEED = 320
 CODEBOOK = 512  # entries of each of the 16 codebooks (2048 in the real one)
 SPEAKERS = ("chelsie", "ethan", "aiden")
 HIDDEN = 64
-TEXT_END, SPEECH_END = 1.9, 2.5  # how much likelier the ends are than by chance: an answer is some seconds long
+TEXT_END, SPEECH_END = 2.5, 2.5  # how much likelier the ends are than by chance: an answer is some seconds long
 PRINTABLE = 94  # the tokenizer's first tokens are the printable ASCII characters
 OUTPUT_CONV = "code2wav.decoder.6.conv"  # the last convolution before the loudspeaker
 
