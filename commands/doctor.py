@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from commands.console import ROOT, UserError, add_build_argument, console, load_settings, quiet_libraries
 from commands.ports import wanted_ports
 from config import Settings
-from config.sources import NOT_SETTINGS
+from config.sources import NOT_SETTINGS, tomllib
 from launch.triton_install import TritonInstall, TritonMissingError
 
 LEAST_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them
@@ -87,18 +89,18 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """Installed versions against requirements.lock."""
+    """Installed versions against requirements.lock: all that serving needs, and whatever else is installed."""
+    pins = _pins()
+    needed = _needed(sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]))
     wrong, total = [], 0
-    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        requirement, _, marker = line.partition(" ; ")
-        name, _, pinned = requirement.partition("==")
-        if marker and not Marker(marker).evaluate():
-            continue
-        total += 1
+    for name, pinned in pins.items():
         try:
-            installed = importlib.metadata.version(re.sub(r"\[.*\]", "", name)).partition("+")[0]
+            installed = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
+            if name not in needed:
+                continue
             installed = "missing"
+        total += 1
         if installed != pinned:
             wrong.append(f"{name} is {installed}, pinned {pinned}")
     if wrong:
@@ -106,6 +108,37 @@ def _packages() -> Finding:
             "packages", f"{len(wrong)} of {total}: {'; '.join(wrong[:3])}", "remove .venv and run ./sca again"
         )
     return Finding("packages", f"all {total} as pinned in requirements.lock")
+
+
+def _pins() -> dict[str, str]:
+    """Version by package, of requirements.lock's lines for this Python and platform."""
+    pins = {}
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        requirement, _, marker = line.partition(" ; ")
+        name, _, pinned = requirement.partition("==")
+        if not marker or Marker(marker).evaluate():
+            pins[canonicalize_name(re.sub(r"\[.*\]", "", name))] = pinned
+    return pins
+
+
+def _needed(requirements: list[str]) -> set[str]:
+    """The packages that the requirements need, as far as installed packages tell what they need in turn."""
+    needed: set[str] = set()
+    waiting = [(Requirement(text), "") for text in requirements]
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        is_new = name not in needed
+        needed.add(name)
+        try:
+            further = [Requirement(text) for text in importlib.metadata.requires(name) or ()]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        extras = [*requirement.extras, *([""] if is_new else [])]
+        waiting += [(other, wanted) for wanted in extras for other in further]
+    return needed
 
 
 def _triton() -> Finding:

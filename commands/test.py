@@ -8,6 +8,7 @@ import sys
 import time
 
 from commands.console import ROOT, console
+from commands.debian import install_missing
 
 CHECKS = {
     "lint": [sys.executable, "-m", "ruff", "check", "."],
@@ -15,10 +16,12 @@ CHECKS = {
     "types": [sys.executable, "-m", "mypy"],
     "tests": [sys.executable, "-m", "pytest"],
 }
+NOT_LONG = ["-m", "not long"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
+    parser.add_argument("--long", action="store_true", help="also the tests that take minutes each")
     parser.add_argument(
         "pytest_arguments", nargs=argparse.REMAINDER, help="run only the tests, with these arguments of pytest"
     )
@@ -26,14 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """1 if any check failed; each is run in any case."""
+    install_missing()
     if arguments.pytest_arguments:
         return subprocess.run([*CHECKS["tests"], *arguments.pytest_arguments], cwd=ROOT, check=False).returncode
     failed = []
     for name, command in CHECKS.items():
-        begun = time.monotonic()
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        selection = NOT_LONG if name == "tests" and not arguments.long else []
+        started_s = time.monotonic()
+        status = subprocess.run([*command, *selection], cwd=ROOT, check=False).returncode
         mark = "[green]✓[/green]" if status == 0 else "[red]✗[/red]"
-        console.print(f"{mark} {name} [dim]({time.monotonic() - begun:.1f} s)[/dim]")
+        console.print(f"{mark} {name} [dim]({time.monotonic() - started_s:.1f} s)[/dim]")
         if status != 0:
             failed.append(name)
     if failed:

@@ -27,7 +27,6 @@ from export.mel_frontend import MelFrontend
 from export.repository import find_checkpoint
 
 ROOT = Path(__file__).parent.parent
-RECORDINGS = ROOT.parent / "shared" / "audio"
 BUILD = ROOT / "build" / "test"
 TURNS_BUILD = ROOT / "build" / "turns_test"
 ANOTHER_BUILD = ROOT / "build" / "another_test"
@@ -71,10 +70,7 @@ def said_by_espeak(words: str, voice: str) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def questions() -> list[np.ndarray]:
-    """Two spoken questions: recordings beside the project where they are, else espeak-ng's."""
-    files = [RECORDINGS / name for name in ("booking_en.wav", "weather_ko.wav")]
-    if all(file.is_file() for file in files):
-        return [read_pcm(str(file)) for file in files]
+    """Two spoken questions, in English and in Korean."""
     return [
         said_by_espeak(SENTENCE, "en"),
         said_by_espeak("내일 서울 날씨가 어떤지 알려 주시겠어요? 비가 올까요?", "ko"),
@@ -83,9 +79,8 @@ def questions() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def interruption() -> np.ndarray:
-    """A spoken interruption, likewise."""
-    file = RECORDINGS / "interrupt_en.wav"
-    return read_pcm(str(file)) if file.is_file() else said_by_espeak("Wait, stop. Make it two people instead.", "en")
+    """A spoken interruption."""
+    return said_by_espeak("Wait, stop. Make it two people instead.", "en")
 
 
 @pytest.fixture(scope="session")

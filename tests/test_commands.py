@@ -189,3 +189,46 @@ def test_serve_ends_when_triton_does(tmp_path):
     finally:
         if process.poll() is None:
             process.kill()
+
+
+def test_doctor_asks_a_newcomer_for_nothing_that_only_the_checks_need(monkeypatch):
+    """`./sca serve` makes an environment without the linters, the browser driver and the TensorRT tools."""
+    from importlib import metadata
+
+    from commands import doctor
+
+    absent = {"ast-serialize", "mypy", "pytest", "ruff", "selenium", "polygraphy", "nvidia-modelopt"}
+    version = metadata.version
+
+    def version_in_that_environment(name: str) -> str:
+        if name in absent:
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", version_in_that_environment)
+    assert doctor._packages().ok
+    absent.add("fastapi")
+    assert "fastapi is missing" in doctor._packages().found
+
+
+def test_programs_that_cannot_be_installed_are_named(monkeypatch):
+    """Before anything runs: an ordinary user without `sudo -n` is told the command."""
+    from commands import debian
+    from commands.console import UserError
+
+    monkeypatch.setattr(debian.shutil, "which", lambda program: None if program == "sox" else f"/usr/bin/{program}")
+    monkeypatch.setattr(debian, "_privilege", lambda: None)
+    with pytest.raises(UserError, match="sudo apt-get install --yes --no-install-recommends sox"):
+        debian.install_missing()
+
+
+def test_missing_programs_are_installed(monkeypatch):
+    from commands import debian
+
+    ran: list[list[str]] = []
+    monkeypatch.setattr(debian.shutil, "which", lambda program: None if program == "sox" else f"/usr/bin/{program}")
+    monkeypatch.setattr(debian, "_privilege", lambda: ["sudo", "-n"])
+    monkeypatch.setattr(debian, "_run_shown", ran.append)
+    debian.install_missing()
+    assert [command[:3] for command in ran] == [["sudo", "-n", "apt-get"]] * 2
+    assert ran[1][-1] == "sox"
