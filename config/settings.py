@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from config.sources import SettingsError, from_environment, merge, read_toml, typed
+from config.loader import SettingsError, from_environment, merge, read_toml, typed
 
 DEFAULTS = Path(__file__).parent / "default.toml"
 
@@ -88,6 +88,8 @@ class EngineSettings:
     prompt_positions: int
     prompts_kept: int
     memory_share: float
+    prefill_tokens: int
+    tick_share: float
     cuda_graphs: bool
     cpu_threads: int
     idle_timeout_s: float
@@ -96,12 +98,14 @@ class EngineSettings:
         _expect(self.dialect in DIALECTS, "engine.dialect", self.dialect, " or ".join(DIALECTS))
         _expect(self.context_full in ("slide", "stop"), "engine.context_full", self.context_full, "slide or stop")
         _expect(0 <= self.slots < 1e6, "engine.slots", self.slots, "a number from 0 (as many as fit) to a million")
-        _expect(0 < self.memory_share <= 1, "engine.memory_share", self.memory_share, "a share above 0 and up to 1")
+        for name in ("memory_share", "tick_share"):
+            _expect(0 < getattr(self, name) <= 1, f"engine.{name}", getattr(self, name), "a share above 0 and up to 1")
         for name in (
             "text_tokens_per_tick",
             "context_s",
             "prompt_positions",
             "prompts_kept",
+            "prefill_tokens",
             "cpu_threads",
             "idle_timeout_s",
         ):
@@ -114,6 +118,8 @@ class SamplingSettings:
     """How tokens and codes are drawn; a conversation's options may override each."""
 
     text_temperature: float
+    text_top_k: int
+    text_top_p: float
     temperature: float
     top_k: int
     top_p: float
@@ -122,8 +128,12 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         for name in ("text_temperature", "temperature"):
             _expect(0 <= getattr(self, name) <= 5, f"sampling.{name}", getattr(self, name), "a number from 0 to 5")
-        _expect(self.top_k >= 0, "sampling.top_k", self.top_k, "a whole number from 0")
-        _expect(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "a number above 0 and up to 1")
+        for name in ("text_top_k", "top_k"):
+            _expect(getattr(self, name) >= 0, f"sampling.{name}", getattr(self, name), "a whole number from 0")
+        for name in ("text_top_p", "top_p"):
+            _expect(
+                0 < getattr(self, name) <= 1, f"sampling.{name}", getattr(self, name), "a number above 0 and up to 1"
+            )
         _expect(
             1 <= self.repetition_penalty <= 5,
             "sampling.repetition_penalty",

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from config.loader import is_unicode, typed
 from config.settings import MOST_TYPED, OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, SettingsError, TurnSettings
-from config.sources import TRUTHS, is_unicode
 from engine.errors import OptionError
 
 MAX_SEED = 2**63 - 1
+DEFAULT_VOICE = "ethan"  # Qwen's own
+MOST_PROMPT_CHARACTERS = 20_000  # of a system prompt: what is longer is not even tokenized
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,6 @@ class Options:
     sampling: SamplingSettings
     turn: TurnSettings
     seed: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether anything is drawn; else all is greedy."""
-        return self.sampling.text_temperature > 0 or self.sampling.temperature > 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def parse_controls(parameters: dict[str, Any], dialect: str) -> Controls:
         if not isinstance(value, expected):
             raise OptionError(f"{name} is {value!r}, expected {'text' if expected is str else 'true or false'}")
         if name != "reset" and dialect != "turn":
-            raise OptionError(f"{name} is a control of the dialect 'turn', but here 'sca' is spoken (engine.dialect)")
+            raise OptionError(f"{name} is a control of the dialect 'turn', but this server's is 'sca' (engine.dialect)")
     if "message" in found:
         expect_message(found["message"])
     return Controls(**found)
@@ -77,7 +74,7 @@ def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Seq
     turns = {name: getattr(settings.turn, name) for name in TURN_OPTIONS}
     others: dict[str, Any] = {
         "dialect": engine.dialect,
-        "voice": engine.voice or voices[0],
+        "voice": engine.voice or (DEFAULT_VOICE if DEFAULT_VOICE in voices else voices[0]),
         "system_prompt": engine.system_prompt,
         "seed": secrets.randbelow(MAX_SEED),
     }
@@ -85,7 +82,10 @@ def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Seq
         known = next((group for group in (draws, turns) if name in group), others)
         if name not in known:
             raise OptionError(f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
-        known[name] = _as(type(known[name]), name, value)
+        try:
+            known[name] = typed(name, value, type(known[name]))
+        except SettingsError as error:
+            raise OptionError(str(error)) from error
     if others["dialect"] != engine.dialect:
         raise OptionError(f"dialect is {others['dialect']!r}, expected {engine.dialect!r}: a checkpoint speaks one")
     voice = others["voice"].lower()  # transformers asks no more of a speaker's name either
@@ -93,28 +93,12 @@ def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Seq
         raise OptionError(f"voice is {others['voice']!r}, expected one of {', '.join(voices)}")
     if not 0 <= others["seed"] <= MAX_SEED:
         raise OptionError(f"seed is {others['seed']}, expected a whole number from 0 to {MAX_SEED}")
+    length = len(others["system_prompt"])
+    if length > MOST_PROMPT_CHARACTERS:
+        raise OptionError(f"system_prompt is {length} characters long, expected at most {MOST_PROMPT_CHARACTERS}")
     try:
         sampling = SamplingSettings(**draws)
         turn = dataclasses.replace(settings.turn, **turns)
     except SettingsError as error:
         raise OptionError(str(error).partition(".")[2]) from error
     return Options(voice, others["system_prompt"], sampling, turn, others["seed"])
-
-
-def _as(kind: type, name: str, value: Any) -> Any:
-    """`value` as `kind`; numbers may come as text, since not every client can send a fraction."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
-    if kind is bool:
-        truth = value if isinstance(value, bool) else TRUTHS.get(str(value).lower())
-        if truth is None:
-            raise OptionError(f"{name} is {value!r}, expected {words}")
-        return truth
-    if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
-        raise OptionError(f"{name} is {value!r}, expected {words}")
-    try:
-        converted = kind(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise OptionError(f"{name} is {value!r}, expected {words}") from error
-    if kind is int and isinstance(value, float) and converted != value:
-        raise OptionError(f"{name} is {value!r}, expected {words}")
-    return converted

@@ -58,17 +58,18 @@ def from_environment(values: dict[str, Any], environ: Mapping[str, str]) -> dict
 
 
 def typed(name: str, value: Any, expected: type) -> Any:
-    """`value` as `expected`; text, as the environment gives it, is read as a number where one is expected."""
+    """`value` as `expected`. Numbers and truths may come as text, from the environment or a query; raises
+    `SettingsError`.
+    """
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[expected]
-    if isinstance(value, str) and expected is bool and value.lower() in TRUTHS:
-        return TRUTHS[value.lower()]
-    if isinstance(value, str) and expected in (int, float):
+    if expected is bool and isinstance(value, str):
+        value = TRUTHS.get(value.lower(), value)
+    if expected in (int, float) and not isinstance(value, bool):
         try:
-            return expected(value)
-        except ValueError as error:
+            number = expected(value)
+        except (TypeError, ValueError, OverflowError) as error:
             raise SettingsError(f"{name} is {value!r}, expected {words}") from error
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = number if isinstance(value, str) or number == value or number != number else value
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise SettingsError(f"{name} is {value!r}, expected {words}")
     return value
