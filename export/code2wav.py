@@ -1,7 +1,7 @@
 """Codec frames to waveform, a tick at a time: the streaming form of transformers' `Qwen3OmniMoeCode2Wav`.
 
-A frame of -1 is silence: speech has ended, the next begins anew. Where one speech follows another without silence, the
-first code of the new one is raised by the codebook's size.
+A frame of -1 is silence: speech has ended, the next begins anew. `BEGIN` is 1 where a speech begins with the tick's
+first frame: where one follows another without silence, nothing else would tell.
 
 All of code2wav is causal but its four transposed convolutions, each of which needs one input frame more than it
 gives: 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms) by which the stream runs behind. The samples before the clip
@@ -11,13 +11,14 @@ gives: 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms) by which the stream runs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from export.stage import Stage, TensorSpec
+from export.stateful_module import StatefulModule, TensorSpec
 
 DELAY_SAMPLES = 555
 PCM_PEAK = 32767.0
@@ -46,12 +47,13 @@ class Tails:
         return torch.cat(self._new, dim=1)
 
 
-class Code2Wav(Stage):
-    """`forward(CODES, conv, frames, kv) -> (AUDIO_OUT, WAVEFORM, new_conv, new_frames, new_kv)`.
+class Code2Wav(StatefulModule):
+    """`forward(CODES, BEGIN, conv, frames, kv) -> (AUDIO_OUT, new_conv, new_frames, new_kv)`.
 
-    `conv` packs the ends of all convolutions' inputs, `frames` counts the codec frames up to the attention window,
-    `kv` holds the keys (not yet rotated) and values of the last 71 frames of each layer. Rotation is by place in the
-    window: attention knows only differences of positions, so positions need not grow.
+    Re-implements `Qwen3OmniMoeCode2Wav` (transformers 5.20.2). `conv` packs the ends of all convolutions' inputs,
+    `frames` counts the codec frames up to the attention window, `kv` holds the keys (not yet rotated) and values of the
+    last 71 frames of each layer. Rotation is by place in the window: attention knows only differences of positions, so
+    positions need not grow.
 
     Raises ValueError when the checkpoint's delay is not 555 samples.
     """
@@ -64,16 +66,17 @@ class Code2Wav(Stage):
         super().__init__()
         config = code2wav.config
         self.model = code2wav
-        self.codebook_size: int = config.codebook_size
         self.past = config.sliding_window - 1  # 71 frames that a frame sees beside itself
         self.rates = tuple(config.upsample_rates)
-        upsampled = frames * int(torch.tensor(config.upsampling_ratios).prod())
+        upsampled = frames * math.prod(config.upsampling_ratios)
         delay, length, gates = 0, upsampled, []
         for rate in self.rates:
             delay, length = (delay + 1) * rate, length * rate
             gates.append(torch.arange(length) >= delay)
         if delay != DELAY_SAMPLES:
-            raise ValueError(f"code2wav with upsample_rates {self.rates} delays {delay} samples, expected 555")
+            raise ValueError(
+                f"code2wav with upsample_rates {self.rates} delays {delay} samples, expected {DELAY_SAMPLES}"
+            )
         for level, gate in enumerate(gates):
             self.register_buffer(f"gate{level}", gate)
 
@@ -88,28 +91,33 @@ class Code2Wav(Stage):
         attention = code2wav.pre_transformer.layers[0].self_attn
         kv_dims = (config.num_hidden_layers, 2, config.num_key_value_heads, self.past, attention.head_dim)
         samples, self.samples_per_frame = length, length // frames
-        self.inputs = (TensorSpec("CODES", torch.int64, (config.num_quantizers, frames)),)
+        self.inputs = (
+            TensorSpec("CODES", torch.int64, (config.num_quantizers, frames), below=config.codebook_size),
+            TensorSpec("BEGIN", torch.int64, (1,), below=2),
+        )
         self.states = (
             TensorSpec("conv", dtype, (sum(self._tail_sizes()),)),
             TensorSpec("frames", torch.float32, (1,)),
             TensorSpec("kv", dtype, kv_dims),
         )
-        self.outputs = (
-            TensorSpec("AUDIO_OUT", torch.int16, (samples,)),
-            TensorSpec("WAVEFORM", torch.float32, (samples,)),
-        )
+        self.outputs = (TensorSpec("AUDIO_OUT", torch.int16, (samples,)),)
 
     def forward(
-        self, codes: Tensor, conv: Tensor, frames: Tensor, kv: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """codes: [B, 16, T] -> PCM16 [B, 1920 T], the same in float32 within [-1, 1], new states.
+        self, codes: Tensor, begin: Tensor, conv: Tensor, frames: Tensor, kv: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """codes: [B, 16, T], begin: [B, 1] -> PCM16 [B, 1920 T], new states."""
+        waveform, *states = self.waveform(codes, begin, conv, frames, kv)
+        conv, frames, kv = states
+        return (waveform * PCM_PEAK).round().to(torch.int16), conv, frames, kv
 
-        Behind a frame of -1 there is silence, to the sample, and the states are those of the beginning; so they are
-        before a raised code, which can only be the first.
+    def waveform(
+        self, codes: Tensor, begin: Tensor, conv: Tensor, frames: Tensor, kv: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `forward`, in float32 within [-1, 1].
+
+        After a frame of -1 there is silence, to the sample, and the states are those of the beginning.
         """
-        raised = codes >= self.codebook_size
-        codes = codes - raised * self.codebook_size
-        begins = raised[:, :1, 0]  # [B, 1]
+        begins = begin > 0  # [B, 1]
         conv, frames = conv.masked_fill(begins, 0.0), frames.masked_fill(begins, 0.0)
         kv = kv.masked_fill(begins[:, :, None, None, None, None], 0.0)
         tails = Tails(conv)
@@ -132,13 +140,11 @@ class Code2Wav(Stage):
                 signal = (signal + unit.conv2.conv(unit.act2(branch))) * gate
         signal = self._causal(self.model.decoder[-1], self.model.decoder[-2](signal), tails)
 
-        heard = spoken.transpose(1, 2).expand(-1, -1, self.samples_per_frame).flatten(1)  # [B, samples]
-        waveform = (signal[:, 0].float().clamp(-1.0, 1.0) * gate[:, 0]).masked_fill(~heard, 0.0)
-        pcm = (waveform * PCM_PEAK).round().to(torch.int16)
+        audible = spoken.transpose(1, 2).expand(-1, -1, self.samples_per_frame).flatten(1)  # [B, samples]
+        waveform = (signal[:, 0].float().clamp(-1.0, 1.0) * gate[:, 0]).masked_fill(~audible, 0.0)
         new_frames = (frames + codes.shape[2]).clamp(max=float(self.past))
         over = ~spoken[:, 0, -1:]  # [B, 1]
         return (
-            pcm,
             waveform,
             tails.pack().masked_fill(over, 0.0),
             new_frames.masked_fill(over, 0.0),
@@ -168,8 +174,8 @@ class Code2Wav(Stage):
             query = _rotate(heads(attention.q_proj), self.cos[self.past :], self.sin[self.past :])
             scores = query @ _rotate(keys, self.cos, self.sin).transpose(2, 3) * attention.scaling
             scores = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
-            heard = scores.softmax(dim=-1).to(values.dtype) @ values  # [B, heads, T, D]
-            attended = attention.o_proj(heard.transpose(1, 2).flatten(2))
+            attended = scores.softmax(dim=-1).to(values.dtype) @ values  # [B, heads, T, D]
+            attended = attention.o_proj(attended.transpose(1, 2).flatten(2))
             hidden = hidden + layer.self_attn_layer_scale(attended)
             hidden = hidden + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(hidden)))
         return transformer.norm(hidden), torch.stack(new_kv, dim=1)

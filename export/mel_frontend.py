@@ -1,12 +1,11 @@
-"""PCM16 to log-mel, a tick at a time: the streaming form of transformers' `WhisperFeatureExtractor`.
+"""PCM16 to log-mel, a tick at a time: the streaming form of transformers' `WhisperFeatureExtractor` (5.20.2).
 
 A frame is 400 samples centred on a multiple of 160, so the last frame that a tick's samples complete is the last but
 one: the stream runs one frame (10 ms) behind. Frame 0 of the stream stands for the 10 ms before the clip and is
 silence; frame k + 1 of the stream is frame k of the clip.
 
-The extractor's floor lies 8 (that is 80 dB) below the maximum of the whole clip, which a stream cannot know. Here it
-lies 8 below the maximum so far, frame by frame, so a quiet beginning keeps detail that the extractor would cut off:
-`maximum(stream, floor of the clip)` is the extractor's output exactly.
+The extractor's floor, 80 dB below the loudest cell of the whole clip, is left out, and so is its scaling: a stream
+cannot know the future, and what a floor cuts off is lost. The engine applies both (`engine/log_mel.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import WhisperFeatureExtractor
 
-from export.stage import Stage, TensorSpec
+from export.stateful_module import StatefulModule, TensorSpec
 
 DELAY_FRAMES = 1
 HOP = 160
@@ -25,41 +24,36 @@ CONTEXT = HOP * DELAY_FRAMES + WINDOW // 2  # samples before a tick that its fir
 SILENCE = -10.0  # log10 of the least mel energy, 1e-10
 
 
-class MelFrontend(Stage):
+class MelFrontend(StatefulModule):
     """`forward(AUDIO_IN, past) -> (LOG_MEL, new_past)`.
 
-    `past` packs the last 360 samples, the maximum so far (above `SILENCE`), and 1 once the clip has begun; zeros
-    before.
-
-    Source: the arithmetic of `WhisperFeatureExtractor` in transformers, with 128 bins.
+    `past` packs the last 360 samples, and 1 once the clip has begun; zeros before. `LOG_MEL` is log10 of the energy of
+    128 mel bins, -10 at least.
     """
 
     dft: Tensor
     filters: Tensor
-    past_or_present: Tensor
 
     def __init__(self, extractor: WhisperFeatureExtractor, samples: int):
         super().__init__()
         self.frames = samples // HOP
         self.inputs = (TensorSpec("AUDIO_IN", torch.int16, (samples,)),)
-        self.states = (TensorSpec("past", torch.float32, (CONTEXT + 2,)),)
+        self.states = (TensorSpec("past", torch.float32, (CONTEXT + 1,)),)
         self.outputs = (TensorSpec("LOG_MEL", torch.float32, (extractor.feature_size, self.frames)),)
 
         # The DFT as a convolution: ONNX Runtime's CUDA provider has no STFT kernel.
         time = torch.arange(WINDOW, dtype=torch.float64)
         bins = torch.arange(WINDOW // 2 + 1, dtype=torch.float64)
         angle = 2 * torch.pi / WINDOW * torch.outer(bins, time)
-        window = torch.hann_window(WINDOW, dtype=torch.float64)
+        window = torch.hann_window(WINDOW).double()  # in float32 first, as the extractor's: half the difference from it
         dft = torch.cat([angle.cos() * window, -angle.sin() * window])
         self.register_buffer("dft", dft[:, None].float())  # [402, 1, 400]
         self.register_buffer("filters", torch.from_numpy(extractor.mel_filters).float().T.contiguous())  # [128, 201]
-        self.register_buffer("past_or_present", torch.ones(self.frames, self.frames, dtype=torch.bool).tril())
 
     def forward(self, audio: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """audio: [B, samples] int16; past: [B, 362] -> log-mel [B, 128, frames], new past."""
+        """audio: [B, samples] int16; past: [B, 361] -> log-mel [B, 128, frames], new past."""
         samples = audio.float() / 32768.0
-        peak = past[:, CONTEXT : CONTEXT + 1] + SILENCE
-        begun = past[:, CONTEXT + 1 :] > 0
+        begun = past[:, CONTEXT:] > 0
 
         # Before the clip lie its own samples 1 to 200, mirrored (torch.stft's reflection).
         mirrored = F.pad(samples[:, 1 : WINDOW // 2 + 1].flip(1), (CONTEXT - WINDOW // 2, 0))
@@ -71,11 +65,5 @@ class MelFrontend(Stage):
         before_clip = F.pad(~begun, (0, self.frames - 1))[:, None]  # the delay's frame, on the first tick
         log_mel = log_mel.masked_fill(before_clip, SILENCE)
 
-        loudest = log_mel.amax(dim=1, keepdim=True)  # [B, 1, frames]
-        so_far = loudest.masked_fill(~self.past_or_present, SILENCE).amax(dim=2)  # [B, frames]
-        so_far = torch.maximum(so_far, peak)
-        floored = torch.maximum(log_mel, so_far[:, None] - 8.0)
-
-        new_peak = so_far[:, -1:] - SILENCE
-        new_past = torch.cat([signal[:, -CONTEXT:], new_peak, torch.ones_like(new_peak)], dim=1)
-        return (floored + 4.0) / 4.0, new_past
+        new_past = torch.cat([signal[:, -CONTEXT:], torch.ones_like(past[:, CONTEXT:])], dim=1)
+        return log_mel, new_past

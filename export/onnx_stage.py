@@ -13,8 +13,8 @@ import onnx
 import onnxruntime
 import torch
 
-from export.declaration import StageExport
-from export.stage import Stage
+from export.onnx_config import OnnxConfig
+from export.stateful_module import StatefulModule
 
 OPSET = 18  # the newest that torch 2.13 translates to without a conversion step
 CHECK_TICKS = 3
@@ -24,13 +24,13 @@ class ExportError(RuntimeError):
     """An exported graph does not compute what its torch module computes."""
 
 
-def export_onnx(stage: Stage, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
+def export_onnx(stage: StatefulModule, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
     """Writes `stage` to `path`, then runs both on the same ticks.
 
     `tolerances` holds the greatest absolute difference allowed for each output; returns the differences found.
     Raises `ExportError` when one is exceeded.
     """
-    declaration = StageExport(stage)
+    declaration = OnnxConfig(stage)
     example = tuple(declaration.generate_dummy_inputs().values())
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), _quiet():
@@ -50,14 +50,14 @@ def export_onnx(stage: Stage, path: Path, tolerances: dict[str, float]) -> dict[
     return compare(stage, path, tolerances)
 
 
-def compare(stage: Stage, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
+def compare(stage: StatefulModule, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
     """Greatest absolute difference of each output over a few ticks of a new stream, states carried on both sides."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     states = stage.zero_states(batch=2)
     onnx_states = [state.numpy() for state in states]
     differences = dict.fromkeys(tolerances, 0.0)
     for tick in range(CHECK_TICKS):
-        dummies = StageExport(stage).generate_dummy_inputs(seed=tick)
+        dummies = OnnxConfig(stage).generate_dummy_inputs(seed=tick)
         inputs = [dummies[spec.name] for spec in stage.inputs]
         with torch.no_grad():
             expected = stage(*inputs, *states)
@@ -76,7 +76,7 @@ def compare(stage: Stage, path: Path, tolerances: dict[str, float]) -> dict[str,
     return differences
 
 
-def _is_large(stage: Stage) -> bool:
+def _is_large(stage: StatefulModule) -> bool:
     """Whether the weights need a file beside the graph: a protobuf holds 2 GB at most."""
     return sum(p.numel() * p.element_size() for p in stage.parameters()) > 1_500_000_000
 

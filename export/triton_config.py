@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from config import Settings
-from export.stage import Stage, TensorSpec
+from export.stateful_module import StatefulModule, TensorSpec
 
 TRITON_TYPES = {
     torch.int16: model_config_pb2.TYPE_INT16,
@@ -36,7 +36,7 @@ def write_config(folder: Path, config: Any) -> None:
 
 def batch_size(settings: Settings) -> int:
     """Ticks that a stage computes at once."""
-    return min(settings.engine.slots, GREATEST_BATCH)
+    return min(settings.engine.slots or GREATEST_BATCH, GREATEST_BATCH)
 
 
 def complete_batching(config: Any, settings: Settings) -> None:
@@ -45,27 +45,39 @@ def complete_batching(config: Any, settings: Settings) -> None:
     config.sequence_batching.max_sequence_idle_microseconds = int(settings.engine.idle_timeout_s * 1e6)
 
 
-def complete_stage(config: Any, stage: Stage, settings: Settings) -> None:
-    """Writes a stage's tensors, states and device into its config.
+def tensors_of(stage: StatefulModule) -> dict[str, list[dict[str, Any]]]:
+    """A stage's inputs, states and outputs as JSON."""
+    return {kind: [_tensor(spec) for spec in getattr(stage, kind)] for kind in ("inputs", "states", "outputs")}
+
+
+def complete_stage(config: Any, tensors: Mapping[str, list[dict[str, Any]]], settings: Settings) -> None:
+    """Writes a stage's tensors (of `tensors_of`) and device into its config.
 
     No model_warmup: Triton warms a model up outside any sequence, where its native backend finds no states and fails.
     """
     complete_batching(config, settings)
-    config.input.extend(model_config_pb2.ModelInput(**_tensor(spec)) for spec in stage.inputs)
-    config.output.extend(model_config_pb2.ModelOutput(**_tensor(spec)) for spec in stage.outputs)
-    for spec in stage.states:
-        state = config.sequence_batching.state.add(
-            input_name=spec.name, output_name="new_" + spec.name, data_type=TRITON_TYPES[spec.dtype], dims=spec.dims
-        )
-        state.initial_state.add(name=spec.name, data_type=TRITON_TYPES[spec.dtype], dims=spec.dims, zero_data=True)
-    kind = "KIND_CPU"
+    config.input.extend(model_config_pb2.ModelInput(**tensor) for tensor in tensors["inputs"])
+    config.output.extend(model_config_pb2.ModelOutput(**tensor) for tensor in tensors["outputs"])
+    for tensor in tensors["states"]:
+        name, kind_and_dims = tensor["name"], {key: tensor[key] for key in ("data_type", "dims")}
+        state = config.sequence_batching.state.add(input_name=name, output_name="new_" + name, **kind_and_dims)
+        state.initial_state.add(name=name, zero_data=True, **kind_and_dims)
     if "intra_op_thread_count" not in config.parameters:
         config.parameters["intra_op_thread_count"].string_value = str(settings.engine.cpu_threads)
     if runs_on_gpu(settings):
-        kind = "KIND_GPU"
+        # The engine's device: without it, Triton puts an instance on every GPU of the machine.
+        config.instance_group.add(
+            kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1, gpus=[gpu_of(settings.qwen.device_map)]
+        )
         # 1 is HEURISTIC. The backend's default measures every convolution anew at each new batch size, in mid-tick.
         config.parameters["cudnn_conv_algo_search"].string_value = "1"
-    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.Kind.Value(kind), count=1)
+    else:
+        config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)
+
+
+def gpu_of(device_map: str) -> int:
+    """The number of the GPU that `qwen.device_map` means."""
+    return int(device_map.partition(":")[2] or 0)
 
 
 def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) -> None:
@@ -101,4 +113,4 @@ def set_dims(tensors: Iterable[Any], name: str, dims: list[int]) -> None:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": TRITON_TYPES[spec.dtype], "dims": spec.dims}
+    return {"name": spec.name, "data_type": TRITON_TYPES[spec.dtype], "dims": list(spec.dims)}

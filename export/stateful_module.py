@@ -1,4 +1,4 @@
-"""What the two ONNX stages have in common: named tensors, and states that Triton carries from tick to tick."""
+"""What the modules that become ONNX have in common: named tensors, and states that Triton carries from tick to tick."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of a stage, without its batch dimension."""
+    """A tensor of a module, without its batch dimension."""
 
     name: str
     dtype: torch.dtype
     dims: tuple[int, ...]
+    below: float | None = None  # its values are in [0, below); None: any
 
     def zeros(self, batch: int) -> Tensor:
         """[batch, *dims] of zeros, which is also how a state begins."""
         return torch.zeros(batch, *self.dims, dtype=self.dtype)
 
 
-class Stage(nn.Module):
+class StatefulModule(nn.Module):
     """A module `forward(*inputs, *states) -> (*outputs, *new_states)` that keeps nothing between calls.
 
     A state `x` goes in as `x` and comes out as `new_x`: Triton pairs the two by their places in two sorted maps, and
@@ -29,7 +30,7 @@ class Stage(nn.Module):
     """
 
     inputs: tuple[TensorSpec, ...]
-    states: tuple[TensorSpec, ...]
+    states: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...]
 
     def zero_states(self, batch: int) -> tuple[Tensor, ...]:

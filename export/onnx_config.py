@@ -1,4 +1,4 @@
-"""A stage declared in optimum's terms: its inputs and outputs with their dynamic axes, and dummy inputs for them."""
+"""A module declared in optimum's terms: its inputs and outputs with their dynamic axes, and dummy inputs for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from optimum.exporters.base import ExporterConfig
 from optimum.utils import DummyInputGenerator, NormalizedConfig
 
-from export.stage import Stage, TensorSpec
+from export.stateful_module import StatefulModule, TensorSpec
 
 BATCH = {0: "batch"}
 DUMMY_BATCH = 2
@@ -28,21 +28,23 @@ class DummyTick(DummyInputGenerator):
     def generate(
         self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
     ) -> torch.Tensor:
-        """[2, *dims]: whole numbers below 500 for codes and PCM, normal draws for states of a stream under way."""
+        """[2, *dims]: uniform below the tensor's bound; whole numbers below 500, or normal draws, where it has none."""
         spec: TensorSpec = self._specs[input_name]
         shape = (DUMMY_BATCH, *spec.dims)
-        if spec.dtype.is_floating_point:
-            return torch.randn(shape, generator=self._random).abs().to(spec.dtype)
-        return torch.randint(0, 500, shape, generator=self._random).to(spec.dtype)
+        if not spec.dtype.is_floating_point:
+            return torch.randint(0, int(spec.below or 500), shape, generator=self._random).to(spec.dtype)
+        if spec.below is not None:
+            return (torch.rand(shape, generator=self._random) * spec.below).to(spec.dtype)
+        return torch.randn(shape, generator=self._random).abs().to(spec.dtype)
 
 
-class StageExport(ExporterConfig):
-    """Any `Stage`, declared."""
+class OnnxConfig(ExporterConfig):
+    """Any `StatefulModule`, declared."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     DUMMY_INPUT_GENERATOR_CLASSES = (DummyTick,)
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: StatefulModule):
         super().__init__(stage, task="feature-extraction")
 
     @property
