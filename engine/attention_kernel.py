@@ -12,17 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.attention import Cursor
+from engine.attention import CachePositions
 
 PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
 MOST_PARTS = 16
 
 
 class KernelAttention:
-    """Reads the cursor's slots and starts where they lie: nothing here looks at a value."""
+    """Reads the rows' slots and starts on the device: no value is looked at on the host."""
 
-    def __init__(self, cursor: Cursor, length: int):
-        self._cursor, self._length = cursor, length
+    def __init__(self, rows: CachePositions, length: int):
+        self._rows, self._length = rows, length
 
     def __call__(self, queries: Tensor, cache: Tensor, scale: float) -> Tensor:
         """queries [R, T, heads, D], a layer's cache [slots, 2 * key heads, positions, D] -> [R, T, heads * D]."""
@@ -36,7 +36,7 @@ class KernelAttention:
         partial = torch.empty(parts, rows, length, heads, size, device=queries.device, dtype=torch.float32)
         log_sums = torch.empty(parts, rows, length, heads, device=queries.device, dtype=torch.float32)
         read_part[rows, key_heads * blocks, parts](
-            queries, cache, self._cursor.slots, self._cursor.starts, partial, log_sums,
+            queries, cache, self._rows.slots, self._rows.starts, partial, log_sums,
             scale, queries.stride(0), queries.stride(1), cache.stride(0), cache.stride(1), rows,
             length=length, groups=heads // key_heads, key_heads=key_heads, size=size, parts=parts,
             block_queries=block, block_keys=64 if queries.element_size() == 2 else 32,
@@ -73,7 +73,7 @@ def read_part(
 
     greatest = tl.full([block_queries], float("-inf"), tl.float32)
     total = tl.zeros([block_queries], tl.float32)
-    heard = tl.zeros([block_queries, size], tl.float32)
+    attended = tl.zeros([block_queries, size], tl.float32)
     for position in range(first, last, block_keys):
         at = position + tl.arange(0, block_keys)
         there = at < last
@@ -87,14 +87,14 @@ def read_part(
         weights = tl.exp(scores - safe[:, None])
         before = tl.exp(greatest - safe)
         total = total * before + tl.sum(weights, 1)
-        heard = heard * before[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        attended = attended * before[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         greatest = now
 
     some = total > 0
-    heard = heard / tl.where(some, total, 1.0)[:, None]
+    attended = attended / tl.where(some, total, 1.0)[:, None]
     log_sum = tl.where(some, greatest + tl.log(tl.where(some, total, 1.0)), float("-inf"))
     place = ((part * rows + row) * length + time) * (key_heads * groups) + query_head
-    tl.store(partial + place[:, None] * size + channel[None, :], heard, mask=inside[:, None])
+    tl.store(partial + place[:, None] * size + channel[None, :], attended, mask=inside[:, None])
     tl.store(log_sums + place, log_sum, mask=inside)
 
 
@@ -105,6 +105,6 @@ def join_parts(partial, log_sums, out, count, size: tl.constexpr, parts: tl.cons
     part, channel = tl.arange(0, parts), tl.arange(0, size)
     log_sum = tl.load(log_sums + part * count + query)
     weights = tl.exp(log_sum - tl.max(log_sum, 0))
-    heard = tl.load(partial + (part[:, None] * count + query) * size + channel[None, :])
-    joined = tl.sum(heard * weights[:, None], 0) / tl.sum(weights, 0)
+    attended = tl.load(partial + (part[:, None] * count + query) * size + channel[None, :])
+    joined = tl.sum(attended * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(out + query * size + channel, joined.to(out.dtype.element_ty))

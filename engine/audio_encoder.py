@@ -37,7 +37,7 @@ class AudioEncoder:
         """[B, 128, T] -> embeddings of audio tokens [B, tokens, H].
 
         Without `tokens`, T is a block at most. With them, T is a multiple of it, up to a window, and `tokens` [B] says
-        how many of a row's tokens are real; the rest is nobody's.
+        how many of a row's tokens are not padding.
         """
         tower = self._tower
         maps = log_mel[:, None].to(tower.conv2d1.weight.dtype)
@@ -64,6 +64,6 @@ class AudioEncoder:
             projection(hidden).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        heard = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=attention.scaling)
-        out: Tensor = attention.out_proj(heard.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=attention.scaling)
+        out: Tensor = attention.out_proj(attended.transpose(1, 2).flatten(2))
         return out

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
+from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
 from transformers.utils import cached_file
 
 from config.settings import QwenSettings
@@ -22,10 +22,11 @@ LISTED = 5  # names of missing weights that an error lists
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The model, in evaluation mode, and its tokenizer."""
+    """The model, in evaluation mode, and what stands before it."""
 
     model: Any  # Qwen3OmniMoeForConditionalGeneration
     tokenizer: Any
+    feature_extractor: Any  # WhisperFeatureExtractor
 
 
 def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
@@ -43,15 +44,14 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
             ignore_mismatched_sizes=True,  # they come in the report, and are refused below by name
         )
         tokenizer = load_tokenizer(source)
+        extractor = WhisperFeatureExtractor.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the checkpoint {source} cannot be loaded: {error}") from error
     _expect_whole(source, report)
-    if not model.has_talker:
-        raise CheckpointError(f"the checkpoint {source} has enable_audio_output = false: it has no voice to serve")
     if settings.lora:
         model = merge_lora(model, settings.lora)
     _expect_rotary_buffers(source, model)
-    return Checkpoint(model.eval().requires_grad_(False), tokenizer)
+    return Checkpoint(model.eval().requires_grad_(False), tokenizer, extractor)
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -68,17 +68,23 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def check_model_type(source: str | Path) -> None:
-    """Raises `CheckpointError` unless `source` has a config.json of Qwen3-Omni."""
+    """Raises `CheckpointError` unless `source` has a config.json of a Qwen3-Omni that speaks."""
     expected = "expected a folder with config.json or a hub name"
     try:
         file = cached_file(str(source), "config.json")
         if file is None:
             raise CheckpointError(f"no checkpoint at {source}, {expected}")
-        found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"no checkpoint at {source}, {expected}: {error}") from error
+    found = config.get("model_type")
     if found != MODEL_TYPE:
         raise CheckpointError(f"the checkpoint {source} is of model type {found!r}, expected {MODEL_TYPE!r}")
+    if not config.get("enable_audio_output", True) or "talker_config" not in config:
+        raise CheckpointError(
+            f"the checkpoint {source} has no talker (enable_audio_output is false or talker_config is missing): it has "
+            "no voice to serve; expected one like Qwen3-Omni-30B-A3B-Instruct, not its Thinking or Captioner"
+        )
 
 
 def resolve_device(device_map: str) -> str:

@@ -1,51 +1,64 @@
-"""What a conversation is between its ticks, and what goes into and comes out of one."""
+"""What goes into a tick of a conversation and what comes out, and what every dialect's conversation has in common."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 from torch import Tensor
 
+from engine.errors import ConversationError
 from engine.options import Controls, Options
-from engine.text import TextStream
 
 Event = dict[str, Any]
 
 
+class TickInput(NamedTuple):
+    """One tick of the microphone."""
+
+    log_mel: Tensor  # [128, T] float32 on the CPU: log10 of mel energy, without a floor (see export/mel_frontend.py)
+    pcm: np.ndarray  # [samples] int16, 16 kHz: the sound that the log-mel was computed from
+    controls: Controls = Controls()
+    rejected: str = ""  # why the tick's request parameters were not taken; told as an event
+
+
+@dataclass
+class TickOutput:
+    """One tick of the answer."""
+
+    codes: Tensor  # [16, frames] int64 on the CPU; -1 in a frame of silence
+    tokens: list[int]  # text tokens
+    text: str  # what the text grew by: whole characters
+    events: list[Event] = field(default_factory=list)
+    begins: bool = False  # whether a new speech begins with the first frame: code2wav starts from zero states
+
+
+TickResult = Union[TickOutput, ConversationError]  # noqa: UP007 (Python 3.10 evaluates it)
+
+
 @dataclass
 class Conversation:
-    """What the host knows of a conversation in any dialect; all else lies in slot `slot` of the engine's tensors."""
+    """A conversation as its dialect's state machine knows it: host state alone.
+
+    Tensors lie in slot `slot` of the engine's `SlotState`.
+    """
 
     slot: int
     options: Options
+    prompt: list[int]  # tokens before the conversation, for the thinker
+    prompt_prefilled: int = field(default=0, kw_only=True)  # how many of them are in the thinker's cache
 
+    @property
+    def clock_ms(self) -> int:
+        """The input clock: milliseconds of sound that the conversation has heard."""
+        raise NotImplementedError
 
-@dataclass
-class ScaConversation(Conversation):
-    """One in the dialect `sca`."""
+    @property
+    def thinker_length(self) -> int:
+        """Positions that the conversation takes in the thinker's cache."""
+        raise NotImplementedError
 
-    text: TextStream
-    opening: int = 0  # positions of the thinker's opening
-    ticks: int = 0  # ticks that its caches hold
-    age: int = 0  # ticks since it began
-
-
-class Heard(NamedTuple):
-    """What comes in with a tick of a conversation."""
-
-    log_mel: Tensor  # [128, T], on the CPU
-    pcm: np.ndarray | None = None  # [samples] int16, the sound that it was made of
-    controls: Controls = Controls()
-
-
-@dataclass
-class Spoken:
-    """What a conversation said in a tick."""
-
-    codes: Tensor  # [16, frames] int64, on the CPU; -1 in a frame of silence
-    tokens: list[int]  # the text tokens
-    text: str  # what the text grew by
-    events: list[Event] = field(default_factory=list)
-    begins: bool = False  # whether a speech begins with the first frame
+    def prompt_chunk_prefilled(self, tokens: int) -> None:
+        """So many more tokens of the prompt are in the cache."""
+        self.prompt_prefilled += tokens

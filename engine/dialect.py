@@ -1,41 +1,50 @@
-"""What a dialect is to the engine: how a checkpoint interleaves sound, text and codec frames."""
+"""What a dialect is to the engine: how a checkpoint interleaves audio, text and codec tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Union
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import torch
-
-from engine.conversation import Conversation, Heard, Spoken
-from engine.errors import ConversationError
+from engine.conversation import Conversation, TickInput, TickResult
 from engine.options import Controls, Options
-from engine.stopwatch import Stopwatch
 
-Said = Union[Spoken, ConversationError]  # noqa: UP007 (Python 3.10 evaluates it)
+C = TypeVar("C", bound=Conversation)
+C_co = TypeVar("C_co", bound=Conversation, covariant=True)
 
 
-class Dialect(Protocol):
-    """A strategy over one thinker and one talker; all that it knows of a conversation lies in its slot."""
+class Row(NamedTuple):
+    """A conversation that ticks, and its input."""
 
-    device: torch.device
-    stopwatch: Stopwatch
-    rehearsal: Sequence[Controls]  # ticks after which all that a conversation needs has run once
+    conversation: Any  # the dialect's own kind
+    input: TickInput
 
-    def begin(self, slot: int, options: Options) -> Conversation:
-        """A conversation in a wiped slot. Raises `OptionError`."""
 
-    def end(self, slot: int) -> None:
-        """Wipes a slot: nothing of its conversation is left."""
+class Dialect(Protocol[C_co]):
+    """The four stages of a tick over one thinker and one talker.
 
-    def ready(self, conversation: Conversation) -> None:
-        """Makes room for a tick. Raises `ContextFullError`."""
+    Host state lies in the conversations, device state in the engine's slots; between ticks a dialect keeps neither.
+    `P` of the comments below is the dialect's own plan of a tick.
+    """
 
-    def tick(self, conversations: Sequence[Conversation], heard: Sequence[Heard]) -> Sequence[Said]:
-        """One tick of each conversation, sorted by slot; one that fails by itself gets its error."""
+    warm_up_controls: Sequence[Controls]  # ticks after which everything that a conversation needs has run once
 
-    def positions(self, conversation: Conversation) -> int:
-        """How many positions of the thinker's cache the conversation takes."""
+    def begin(self, slot: int, options: Options) -> C_co:
+        """A conversation in a slot that was reset. Raises `OptionError`."""
 
-    def rehearse(self, capture: bool) -> None:
-        """Runs the steps of a tick for every size of batch on CUDA, and captures them as graphs."""
+    def schedule(self, rows: Sequence[Row]) -> Any:
+        """Advances every conversation's state machine by a tick and plans (P) what is computed in it.
+
+        `rows` are sorted by slot. What does not fit the tick's prefill budget stays queued in its conversation.
+        """
+
+    def prefill(self, plan: Any) -> None:
+        """Audio, text and prompts into the caches, in batches."""
+
+    def decode(self, plan: Any) -> None:
+        """Text tokens and codec frames of all that speak, in batches."""
+
+    def postprocess(self, plan: Any) -> dict[int, TickResult]:
+        """Results by slot; one that failed by itself gets its error. Waits for the device."""
+
+    def capture(self, enabled: bool) -> None:
+        """On CUDA: runs every step at every batch size, and captures it as a graph if `enabled`."""

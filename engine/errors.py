@@ -2,19 +2,23 @@
 
 
 class ConversationError(Exception):
-    """Something about one conversation's tick is wrong; other conversations are untouched."""
+    """A conversation cannot go on: its tick failed and it is closed. Other conversations are untouched."""
 
 
 class OptionError(ConversationError):
     """An option of a conversation is unknown or impossible."""
 
 
-class SlotsFullError(ConversationError):
-    """Every slot holds a conversation."""
+class EngineFullError(ConversationError):
+    """Every slot holds a conversation, or ticks already take too much of their time for one more."""
 
 
 class ContextFullError(ConversationError):
-    """The conversation has filled its caches."""
+    """The conversation has filled its caches, and `engine.context_full` is `stop`."""
+
+
+class DeviceLostError(RuntimeError):
+    """The device has failed for good (a CUDA error that sticks): no tick can be computed in this process any more."""
 
 
 class CheckpointError(Exception):

@@ -1,12 +1,13 @@
-"""A mixture's experts on CUDA for few tokens: each token's own experts are read where they lie, in two kernels.
+"""A mixture's experts on CUDA, by kernels in the Triton language that never wait for the host.
 
-For many tokens, who share experts, a grouped matrix product reads each expert once; torch has a kernel for that, in
-bfloat16 and on Hopper and Blackwell, which never waits for the host. Elsewhere these two kernels serve any number.
+For few tokens, each token's own experts are read where they lie, in two kernels. For many, who share experts, tokens
+are sorted by expert and multiplied in blocks, so that an expert's weights are read once a block and not once a token.
+In bfloat16, on Hopper and on Blackwell's data-centre cards, torch's own grouped product is used for that.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,8 +15,18 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_PAIRS = 64  # of token and expert; beyond it, of 128 experts, every third pair would read one that another reads
-GROUPED_CAPABILITIES = (9, 10)
-BLOCK_OUT, BLOCK_IN = 16, 256
+GROUPED_CAPABILITIES = (9, 10)  # of torch's grouped product
+BLOCK_OUT, BLOCK_IN = 16, 256  # channels of a program, for few tokens
+BLOCK_PAIRS, BLOCK_COLUMNS, BLOCK_INNER = 16, 64, 64  # pairs and channels of a program, for many
+
+
+class PairBlocks(NamedTuple):
+    """Pairs of token and expert, sorted by expert, in blocks of one expert each."""
+
+    order: Tensor  # [P], the pairs by expert
+    expert: Tensor  # [blocks], of each block; the number of experts for a block without pairs
+    first: Tensor  # [blocks], a block's first place in `order`
+    end: Tensor  # [blocks], where its expert's pairs end
 
 
 class KernelExperts:
@@ -25,13 +36,19 @@ class KernelExperts:
         self._experts = experts
         weight = experts.gate_up_proj
         major = torch.cuda.get_device_capability(weight.device)[0] if weight.is_cuda else 0
-        self._grouped = weight.dtype == torch.bfloat16 and major in GROUPED_CAPABILITIES
+        self._grouped_by_torch = weight.dtype == torch.bfloat16 and major in GROUPED_CAPABILITIES
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """hidden [N, H], chosen [N, k] and their weights [N, k] -> [N, H]."""
-        if self._grouped and chosen.numel() > MOST_PAIRS:
+        if chosen.numel() <= MOST_PAIRS:
+            return self.few(hidden, chosen, weights)
+        if self._grouped_by_torch:
             grouped: Tensor = self._experts(hidden, chosen, weights)
             return grouped
+        return self.many(hidden, chosen, weights)
+
+    def few(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The cost grows with the pairs."""
         tokens, choices = chosen.shape
         size, inner = hidden.shape[1], self._experts.down_proj.shape[2]
         activated = hidden.new_empty(tokens * choices, inner)
@@ -45,6 +62,100 @@ class KernelExperts:
             choices=choices, size=size, inner=inner, block_out=BLOCK_OUT, block_in=BLOCK_IN,
         )  # fmt: skip
         return out
+
+    def many(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The weights that are read grow with the experts that are chosen."""
+        tokens, choices = chosen.shape
+        size, inner = hidden.shape[1], self._experts.down_proj.shape[2]
+        blocks = blocks_by_expert(chosen, len(self._experts.gate_up_proj))
+        count = len(blocks.expert)
+        activated = hidden.new_empty(tokens * choices, inner)  # in the blocks' order
+        block_gate_up[count, triton.cdiv(inner, BLOCK_COLUMNS)](
+            hidden, self._experts.gate_up_proj, activated, *blocks,
+            experts=len(self._experts.gate_up_proj), choices=choices, size=size, inner=inner,
+            block_pairs=BLOCK_PAIRS, block_columns=BLOCK_COLUMNS, block_inner=BLOCK_INNER,
+        )  # fmt: skip
+        given = hidden.new_empty(tokens * choices, size)  # by token
+        block_down[count, triton.cdiv(size, BLOCK_COLUMNS)](
+            activated, weights, self._experts.down_proj, given, *blocks,
+            experts=len(self._experts.gate_up_proj), size=size, inner=inner,
+            block_pairs=BLOCK_PAIRS, block_columns=BLOCK_COLUMNS, block_inner=BLOCK_INNER,
+        )  # fmt: skip
+        return given.view(tokens, choices, size).sum(dim=1)
+
+
+def blocks_by_expert(chosen: Tensor, experts: int) -> PairBlocks:
+    """Chosen experts [N, k] -> as many blocks as there could be, whatever was chosen: no value is looked at."""
+    pairs = chosen.flatten()
+    order = pairs.argsort(stable=True)
+    counts = torch.zeros(experts, dtype=torch.int64, device=pairs.device).scatter_add_(0, pairs, torch.ones_like(pairs))
+    ends = counts.cumsum(0)
+    blocks_end = ((counts + BLOCK_PAIRS - 1) // BLOCK_PAIRS).cumsum(0)
+    block = torch.arange(len(pairs) // BLOCK_PAIRS + experts, device=pairs.device)
+    expert = torch.searchsorted(blocks_end, block, right=True)
+    known = expert.clamp(max=experts - 1)
+    before = blocks_end[known] - (counts[known] + BLOCK_PAIRS - 1) // BLOCK_PAIRS
+    first = ends[known] - counts[known] + (block - before) * BLOCK_PAIRS
+    return PairBlocks(order, expert, first, ends[known])
+
+
+@triton.jit
+def block_gate_up(
+    hidden, weight, activated, order, expert_of, first_of, end_of,
+    experts: tl.constexpr, choices: tl.constexpr, size: tl.constexpr, inner: tl.constexpr,
+    block_pairs: tl.constexpr, block_columns: tl.constexpr, block_inner: tl.constexpr,
+):  # fmt: skip
+    """silu(gate) * up of a block of pairs by their expert, for some of the inner channels.
+
+    weight: [experts, 2 * inner, size], the gates before the ups.
+    """
+    expert = tl.load(expert_of + tl.program_id(0))
+    if expert < experts:
+        place = tl.load(first_of + tl.program_id(0)) + tl.arange(0, block_pairs)
+        there = place < tl.load(end_of + tl.program_id(0))
+        token = tl.load(order + place, mask=there, other=0) // choices
+        column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
+        gates = weight + expert * (2 * inner * size) + column[None, :] * size
+        gate = tl.zeros([block_pairs, block_columns], tl.float32)
+        up = tl.zeros([block_pairs, block_columns], tl.float32)
+        for start in range(0, size, block_inner):
+            at = start + tl.arange(0, block_inner)
+            x = tl.load(
+                hidden + token[:, None] * size + at[None, :], mask=there[:, None] & (at < size)[None, :], other=0.0
+            )
+            inside = (at < size)[:, None] & (column < inner)[None, :]
+            gate += tl.dot(x, tl.load(gates + at[:, None], mask=inside, other=0.0), input_precision="ieee")
+            ups = tl.load(gates + inner * size + at[:, None], mask=inside, other=0.0)
+            up += tl.dot(x, ups, input_precision="ieee")
+        result = gate * tl.sigmoid(gate) * up
+        mask = there[:, None] & (column < inner)[None, :]
+        tl.store(activated + place[:, None] * inner + column[None, :], result.to(activated.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def block_down(
+    activated, weights, weight, given, order, expert_of, first_of, end_of,
+    experts: tl.constexpr, size: tl.constexpr, inner: tl.constexpr,
+    block_pairs: tl.constexpr, block_columns: tl.constexpr, block_inner: tl.constexpr,
+):  # fmt: skip
+    """What a block of pairs' expert gives, weighted, for some channels. weight: [experts, size, inner]."""
+    expert = tl.load(expert_of + tl.program_id(0))
+    if expert < experts:
+        place = tl.load(first_of + tl.program_id(0)) + tl.arange(0, block_pairs)
+        there = place < tl.load(end_of + tl.program_id(0))
+        pair = tl.load(order + place, mask=there, other=0)
+        column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
+        rows = weight + expert * (size * inner) + column[None, :] * inner
+        total = tl.zeros([block_pairs, block_columns], tl.float32)
+        for start in range(0, inner, block_inner):
+            at = start + tl.arange(0, block_inner)
+            mask = there[:, None] & (at < inner)[None, :]
+            x = tl.load(activated + place[:, None] * inner + at[None, :], mask=mask, other=0.0)
+            inside = (at < inner)[:, None] & (column < size)[None, :]
+            total += tl.dot(x, tl.load(rows + at[:, None], mask=inside, other=0.0), input_precision="ieee")
+        total = total * tl.load(weights + pair, mask=there, other=0.0).to(tl.float32)[:, None]
+        mask = there[:, None] & (column < size)[None, :]
+        tl.store(given + pair[:, None] * size + column[None, :], total.to(given.dtype.element_ty), mask=mask)
 
 
 @triton.jit

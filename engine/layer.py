@@ -83,11 +83,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
+def is_dense(mlp: Any) -> bool:
+    """Whether all experts of a mixture are computed: a token's own are a large part of them."""
+    return hasattr(mlp, "experts") and bool(mlp.gate.num_experts <= DENSE_SHARE * mlp.gate.top_k)
+
+
 def feed_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
     """`mlp` in the form that is fastest: transformers' own experts only where there is no better one."""
     if not hasattr(mlp, "experts"):
         return GatedMlp(mlp)
-    if mlp.gate.num_experts <= DENSE_SHARE * mlp.gate.top_k:
+    if is_dense(mlp):
         return Mixture(mlp, DenseExperts(mlp.experts))
     if mlp.gate.weight.is_cuda:
         from engine.experts_kernel import KernelExperts  # its compiler comes with torch for CUDA alone
@@ -114,7 +119,9 @@ class Mixture:
 
     def __init__(self, mlp: Any, experts: Experts):
         self._router, self._experts = mlp.gate, experts
-        self._shared = (GatedMlp(mlp.shared_expert), mlp.shared_expert_gate) if hasattr(mlp, "shared_expert") else None
+        self._shared: tuple[GatedMlp, Tensor] | None = None
+        if hasattr(mlp, "shared_expert"):
+            self._shared = GatedMlp(mlp.shared_expert), mlp.shared_expert_gate.weight  # [1, H]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
@@ -123,7 +130,8 @@ class Mixture:
         out = self._experts(flat, chosen, weights)
         if self._shared:
             shared, gate = self._shared
-            out = out + torch.sigmoid(gate(flat)) * shared(flat)
+            score = (flat * gate).sum(dim=-1, keepdim=True)  # as a product, its bits would depend on the rows
+            out = out + torch.sigmoid(score) * shared(flat)
         return out.view_as(x)
 
 
@@ -138,11 +146,11 @@ class DenseExperts:
         gate, up = experts.gate_up_proj.chunk(2, dim=1)  # [E, I, H] each
         self._count = len(gate)
         self._in = torch.cat([gate.flatten(0, 1), up.flatten(0, 1)])  # [2 * E * I, H]
-        self._out = experts.down_proj.transpose(0, 1).flatten(1).contiguous()  # [H, E * I]
+        self._out = experts.down_proj.transpose(1, 2).contiguous()  # [E, I, H]
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """hidden [N, H], chosen [N, k] and their weights [N, k] -> [N, H]."""
         routing = weights.new_zeros(len(hidden), self._count).scatter_(1, chosen, weights)
         gate, up = F.linear(hidden, self._in).chunk(2, dim=-1)
-        activated = (F.silu(gate) * up).unflatten(1, (self._count, -1)) * routing[:, :, None]
-        return F.linear(activated.flatten(1), self._out)
+        activated = (F.silu(gate) * up).unflatten(1, (self._count, -1)) * routing[:, :, None]  # [N, E, I]
+        return torch.bmm(activated.transpose(0, 1), self._out).sum(dim=0)  # short sums: few rows have the same bits

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +13,16 @@ import torch
 from config.settings import Settings, SettingsError
 from engine.attention import cache_positions
 from engine.errors import MemoryRefusedError
+from engine.talker_prefix import TALKER_PREFIX
 
-TALKER_OPENING = 5  # positions of the talker's opening
-TURN_SPARE = 144  # positions behind a full context of the dialect turn, for what padding writes
+PROMPT_CHUNK = 128  # tokens of a system prompt that are prefilled at once
+TURN_MARGIN = 144  # positions past a full context of the dialect turn, where padding is written
 CGROUP = Path("/sys/fs/cgroup")
 CPU_SLOTS = 8  # what `engine.slots = 0` means where no GPU says how many fit
 MOST_SLOTS = 128  # and where one does
-QUESTION_SPARE = 256  # more of them, in the thinker's: a question about the speaker, on a branch
-SLIDE_COPIES = 2  # of a slot: its keys and values while they move, its keys in float32
-CUDA_WORKING = 3 * 10**9  # libraries' workspaces, captured graphs, a tick's tensors; an estimate, not yet measured
+QUESTION_POSITIONS = 256  # more of them in the thinker's cache: a question about the speaker, in the scratch slot
+EVICTION_COPIES = 2  # of a slot: its keys and values while they move, its keys in float32
+CUDA_WORKING = 3 * 10**9  # libraries' workspaces, captured graphs, a tick's tensors: a guess until it is measured
 
 
 @dataclass(frozen=True)
@@ -29,24 +32,24 @@ class MemoryPlan:
     weights: int
     slot: int  # the caches of one conversation
     second: int  # of which each second of its context
-    openings: int  # of all system prompts kept, at their longest
-    working: int  # graphs, libraries, the copy that a slide makes, the spare slot, the branch
+    prompts: int  # of all system prompts kept, at their longest
+    working: int  # graphs, libraries, the copies that an eviction makes, the padding slot, the scratch slot
     slots: int
     context_s: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.openings + self.working + self.slots * self.slot
+        return self.weights + self.prompts + self.working + self.slots * self.slot
 
     def slots_that_fit(self, available: int) -> int:
-        """How many conversations `available` bytes hold beside weights and openings."""
-        return max(0, (available - self.weights - self.openings - self.working) // self.slot)
+        """How many conversations `available` bytes hold beside weights and prompts."""
+        return max(0, (available - self.weights - self.prompts - self.working) // self.slot)
 
     def __str__(self) -> str:
         return (
             f"{self.slots} slots of {size(self.slot)} each ({self.context_s} s of context at {size(self.second)} a "
-            f"second, and a system prompt), {size(self.weights)} of weights, {size(self.openings)} for system prompts "
+            f"second, and a system prompt), {size(self.weights)} of weights, {size(self.prompts)} for system prompts "
             f"kept, {size(self.working)} to work with: {size(self.total)} in all"
         )
 
@@ -56,7 +59,7 @@ class MemoryPlan:
             return
         fit = self.slots_that_fit(available)
         fixed = self.slot - self.second * self.context_s
-        room = (available - self.weights - self.openings - self.working) // self.slots - fixed
+        room = (available - self.weights - self.prompts - self.working) // self.slots - fixed
         advice = [f"engine.slots to {fit}"] if fit else []
         advice += [f"engine.context_s to {room // self.second}"] if room >= self.second else []
         remedy = "lower " + " or ".join(advice) if advice else "take a smaller checkpoint or a larger device"
@@ -65,24 +68,30 @@ class MemoryPlan:
         )
 
 
-class Reach(NamedTuple):
+class CacheSize(NamedTuple):
     """Positions of a slot in one of the two caches: so many for each tick of context, and so many beside."""
 
     each_tick: int
     beside: int
 
+    def positions(self, ticks: int) -> int:
+        """For a context of so many ticks."""
+        return self.beside + ticks * self.each_tick
 
-def reaches(settings: Settings) -> tuple[Reach, Reach]:
+
+def cache_sizes(settings: Settings) -> tuple[CacheSize, CacheSize]:
     """Of the thinker's cache and of the talker's, as the dialect fills them."""
     engine, frames = settings.engine, settings.audio.codec_frames
     if engine.dialect == "turn":
-        return Reach(frames, engine.prompt_positions + TURN_SPARE + QUESTION_SPARE), Reach(frames, TURN_SPARE)
-    return Reach(frames + engine.text_tokens_per_tick, engine.prompt_positions), Reach(frames, TALKER_OPENING)
+        beside = engine.prompt_positions + TURN_MARGIN + QUESTION_POSITIONS
+        return CacheSize(frames, beside), CacheSize(frames, TURN_MARGIN)
+    prompts = -(-engine.prompt_positions // PROMPT_CHUNK) * PROMPT_CHUNK
+    return CacheSize(frames + engine.text_tokens_per_tick, prompts), CacheSize(frames, TALKER_PREFIX)
 
 
 def expect_context(config: Any, settings: Settings) -> None:
     """Raises `SettingsError` for a context of more positions than the checkpoint knows."""
-    for part, (each, beside) in zip(("thinker", "talker"), reaches(settings), strict=True):
+    for part, (each, beside) in zip(("thinker", "talker"), cache_sizes(settings), strict=True):
         known = getattr(config, f"{part}_config").text_config.max_position_embeddings
         if beside + settings.context_ticks * each > known:
             most = (known - beside) // each * settings.audio.tick_ms // 1000
@@ -92,10 +101,18 @@ def expect_context(config: Any, settings: Settings) -> None:
             )
 
 
-def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtype, device: torch.device) -> MemoryPlan:
+def plan_memory(
+    config: Any,
+    settings: Settings,
+    weights: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    cuda_working: int = CUDA_WORKING,
+) -> MemoryPlan:
     """The plan for a checkpoint's config with `weights` bytes of them; `settings.engine.slots` may still be 0.
 
-    Raises `SettingsError` for a context of more positions than the checkpoint knows.
+    `cuda_working` is what graphs, libraries and a tick's tensors take on CUDA. Raises `SettingsError` for a context of
+    more positions than the checkpoint knows.
     """
     expect_context(config, settings)
     engine, ticks = settings.engine, settings.context_ticks
@@ -103,17 +120,17 @@ def plan_memory(config: Any, settings: Settings, weights: int, dtype: torch.dtyp
         2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
         for text in (config.thinker_config.text_config, config.talker_config.text_config)
     )  # bytes of a position
-    writing, speaking = reaches(settings)
-    branch = slot = thinker * cache_positions(writing.beside + ticks * writing.each_tick, device)
-    slot += talker * cache_positions(speaking.beside + ticks * speaking.each_tick, device)
+    thinker_size, talker_size = cache_sizes(settings)
+    scratch = slot = thinker * cache_positions(thinker_size.positions(ticks), device)
+    slot += talker * cache_positions(talker_size.positions(ticks), device)
     return MemoryPlan(
         weights=weights,
         slot=slot,
-        second=(thinker * writing.each_tick + talker * speaking.each_tick) * 1000 // settings.audio.tick_ms,
-        openings=engine.prompts_kept * engine.prompt_positions * thinker,
-        working=(1 + SLIDE_COPIES) * slot
-        + (branch if engine.dialect == "turn" else 0)
-        + (CUDA_WORKING if device.type == "cuda" else 0),
+        second=(thinker * thinker_size.each_tick + talker * talker_size.each_tick) * 1000 // settings.audio.tick_ms,
+        prompts=engine.prompts_kept * engine.prompt_positions * thinker,
+        working=(1 + EVICTION_COPIES) * slot
+        + (scratch if engine.dialect == "turn" else 0)
+        + (cuda_working if device.type == "cuda" else 0),
         slots=engine.slots,
         context_s=engine.context_s,
     )
@@ -133,6 +150,43 @@ def resolve_slots(config: Any, settings: Settings, device: torch.device, dtype: 
             available, str(device)
         )
     return settings.with_values(engine={"slots": fit})
+
+
+def fill_slots(
+    make: Callable[..., Any],
+    settings: Settings,
+    device: torch.device,
+    used_bytes: Callable[[torch.device], int] | None = None,
+) -> Any:
+    """An engine, warmed up, with as many slots as a CUDA device holds.
+
+    `make(settings, cuda_working)` gives an engine. The first one is made with a guess of what graphs, libraries and a
+    tick's tensors take, and its warm-up shows what they do take; then the slots are filled with that.
+    """
+    used = used_bytes or peak_bytes
+    probe = make(settings)
+    probe.warm_up()
+    plan: MemoryPlan = probe.memory
+    caches = plan.working - CUDA_WORKING + plan.slots * plan.slot - EVICTION_COPIES * plan.slot
+    working = max(0, used(device) - plan.weights - caches)
+    free = used(device) + available_bytes(device)
+    most = int(free * settings.engine.memory_share)
+    measured = replace(plan, working=plan.working - CUDA_WORKING + working)
+    slots = min(MOST_SLOTS, measured.slots_that_fit(most))
+    if slots == plan.slots or not slots:
+        return probe
+    del probe
+    if device.type == "cuda":
+        gc.collect()  # graphs hold their pool until they are gone
+        torch.cuda.empty_cache()
+    engine = make(settings.with_values(engine={"slots": slots}), working)
+    engine.warm_up()
+    return engine
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process has held on a CUDA device."""
+    return torch.cuda.max_memory_reserved(device)
 
 
 def weights_of(config: Any, dtype: torch.dtype) -> int:

@@ -1,4 +1,4 @@
-"""The thinker: hears log-mel, reads and writes text tokens."""
+"""The thinker: audio and text tokens to hidden states and text."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from engine.audio_encoder import AudioEncoder
-from engine.slot_decoder import SlotDecoder
+from engine.decoder import Decoder
+from engine.kv_cache import KVCache
 
 
 class Thinker:
-    """transformers' thinker, for many conversations at once."""
+    """`Qwen3OmniMoeThinkerForConditionalGeneration` (transformers 5.20.2) for audio and text, over slots."""
 
-    def __init__(self, thinker: Any, slots: int, positions: int):
+    def __init__(self, thinker: Any, cache: KVCache):
         self._thinker = thinker
         self.hidden_size: int = thinker.config.text_config.hidden_size
-        self.hear = AudioEncoder(thinker.audio_tower)
-        self.decoder = SlotDecoder(thinker.model, slots, positions)
+        self.audio_encoder = AudioEncoder(thinker.audio_tower)
+        self.decoder = Decoder(thinker.model, cache)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, H]."""

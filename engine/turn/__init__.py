@@ -1,1 +1,1 @@
-"""The dialect `turn`: what the host does between the device's steps."""
+"""The dialect `turn`: the stock checkpoint, turn by turn."""

@@ -1,385 +1,504 @@
-"""One conversation in the dialect `turn`: who speaks, what is still to be read, what the answer has come to."""
+"""One conversation in the dialect `turn`, as a state machine: who speaks, what is to be prefilled, what the answer is.
+
+A tick is `advance` (what was heard and asked), then `next_prefill` as often as the tick's budget allows, `next_decode`,
+and `decoded` (what the model gave). It knows positions and frame numbers, and touches no tensor.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from config.settings import CODEC_FRAME_MS
-from engine.conversation import Conversation, Event, Heard
-from engine.options import Options
-from engine.text import TextStream
-from engine.turn.chat import Chat
-from engine.turn.detector import Detector
-from engine.turn.ear import Ear, lengthen
+from engine.conversation import Conversation, Event
+from engine.mel_buffer import Clip
+from engine.options import Controls, Options
+from engine.talker_prefix import TALKER_PREFIX
+from engine.turn.actions import (
+    Answer,
+    Decode,
+    Decoded,
+    Evictions,
+    Prefill,
+    PrefillChunk,
+    Question,
+    TurnConfig,
+)
 from engine.turn.history import History, Turn
-from engine.turn.vad import VadState
+from engine.turn.speech_detector import SpeechDetector
 
 FRAME_MS = 10  # of a log-mel frame
-LONGEST_TEXT = 100  # tokens of a piece that is text alone
-RECENT_MS = 1000  # of sound that is remembered beside what the options need
-
-
-@dataclass
-class Piece:
-    """Tokens to be read at once, and the clip that stands behind the audio tokens among them."""
-
-    turn: Turn
-    closing: list[int]  # the end of the answer before
-    user: list[int]  # of the user's turn: the talker hears them too
-    opening: list[int]  # of the answer, in the last piece of a turn
-    clip: Tensor | None = None  # [128, frames], a window of the audio encoder at most
-
-    @property
-    def tokens(self) -> list[int]:
-        """All of them, in order."""
-        return [*self.closing, *self.user, *self.opening]
-
-
-@dataclass
-class Answer:
-    """An answer that is being given."""
-
-    turn: Turn
-    text: TextStream
-    frames: int = 0  # codec frames given so far
-    is_written: bool = False  # its text has ended
-    is_spoken: bool = False  # its speech has ended
-
-
-@dataclass
-class Rules:
-    """What follows from checkpoint and settings, alike for all conversations."""
-
-    chat: Chat
-    tokenizer: Any
-    window_frames: int  # of the audio encoder's attention: what lies in a finished one never changes
-    window_tokens: int
-    audio_tokens: Callable[[int], int]  # frames of a clip -> its audio tokens
-    heard_tokens_per_s: float
-    longest_turn: int  # tokens of a turn that fits into the context alone
+MOST_TEXT_TOKENS = 100  # of a chunk that is text alone
+RECENT_MS = 1000  # of sound that is kept beside what the options need
+TEXT_RNG_OFFSET = 2**40  # where a conversation's random numbers for text begin: far past those for codes
 
 
 @dataclass
 class TurnConversation(Conversation):
-    """The host's side of a conversation. A tick is: `hear`, then the device reads the pieces and speaks, then `say`."""
+    """See the module."""
 
-    rules: Rules
+    config: TurnConfig
     history: History
-    ear: Ear
-    detector: Detector
-    vad: VadState = field(default_factory=VadState)
-    pieces: deque[Piece] = field(default_factory=deque)
-    answer: Answer | None = None
-    events: list[Event] = field(default_factory=list)
-    asks: list[tuple[Turn, str]] = field(default_factory=list)  # questions about a turn's speaker, not yet answered
-    written: int = 0  # text tokens drawn since the conversation began
-    spoken: int = 0  # codec frames drawn
+    detector: SpeechDetector
+    recent_frames: int  # that are kept while no turn is open
+    events: list[Event] = field(default_factory=list)  # of this tick
+    clock: int = 0  # log-mel frames heard
+    oldest_frame: int = 0  # no frame before it is needed any more
+    waited_ticks: int = 0  # since a chunk has been queued and none was prefilled
 
-    _open: Turn | None = None  # the user's turn that is being heard ...
-    _first: int = 0  # ... from this frame on ...
-    _read: int = 0  # ... and read up to this one
-    _floor: int = 0  # no later turn begins before this frame
-    _closing: list[int] = field(default_factory=list)  # what ends the last answer in the history, not yet read
-    _is_deaf: bool = False  # to speech that has filled the context, until it ends
-    _is_waiting: bool = False  # the open turn began by itself: nobody may have spoken yet
+    _answer: Answer | None = None
+    _chunks: deque[PrefillChunk] = field(default_factory=deque)
+    _questions: list[Question] = field(default_factory=list)
+    _text_tokens: int = 0  # sampled since the conversation began
+    _codec_frames: int = 0
+    _turn: Turn | None = None  # the user's turn that is open ...
+    _turn_first: int = 0  # ... from this frame on ...
+    _queued: int = 0  # ... whose windows are queued up to this one
+    _windows: list[PrefillChunk] = field(default_factory=list)  # those of the latest turn that were prefilled
+    _earliest: int = 0  # no later turn begins before this frame
+    _closing: list[int] = field(default_factory=list)  # what ends the last answer in the history, not yet prefilled
+    _ignores_speech: bool = False  # that has filled the context, until it ends
+    _opened_itself: bool = False  # the open turn: nobody may have spoken yet
 
     @classmethod
-    def begin(cls, slot: int, options: Options, rules: Rules, opening: int) -> TurnConversation:
-        """A new one, whose thinker's cache holds `opening` positions."""
+    def begin(cls, slot: int, options: Options, config: TurnConfig, prompt: list[int]) -> TurnConversation:
+        """A new one; `prompt` is the system prompt's turn."""
         turn = options.turn
         recent_ms = turn.prefix_padding_ms + turn.interrupt_after_ms + turn.silence_duration_ms + RECENT_MS
-        return cls(slot, options, rules, History(opening), Ear(recent_ms // FRAME_MS), Detector(turn))
+        return cls(
+            slot,
+            options,
+            prompt,
+            config=config,
+            history=History(len(prompt)),
+            detector=SpeechDetector(turn),
+            recent_frames=recent_ms // FRAME_MS,
+        )
 
     @property
     def clock_ms(self) -> int:
-        """The input clock: how much sound has come in."""
-        return self.ear.clock * FRAME_MS
+        """The input clock: milliseconds of sound that the conversation has heard."""
+        return self.clock * FRAME_MS
 
     @property
-    def detects(self) -> bool:
-        """Whether turns are told from the sound; else by commits."""
+    def thinker_length(self) -> int:
+        """Positions that the conversation takes in the thinker's cache."""
+        return self.history.thinker_length
+
+    @property
+    def detects_turns(self) -> bool:
+        """Whether turns begin and end by voice activity; else by commits."""
         return self.options.turn.detection == "server_vad"
 
-    def hear(self, heard: Heard, probabilities: list[float]) -> None:
-        """A tick's sound and controls: afterwards `pieces` holds what is to be read now."""
-        controls, begin = heard.controls, self.ear.clock
+    @property
+    def answers(self) -> bool:
+        """Whether an answer is due or being given."""
+        return self._answer is not None
+
+    # What was heard and asked
+
+    def advance(self, frames: int, controls: Controls, probabilities: Sequence[float]) -> None:
+        """A tick of so many log-mel frames, what the client asks, and the probabilities of speech in its windows."""
+        begin = self.clock
         self.events = []
-        self.ear.hear(heard.log_mel)
+        self.waited_ticks = self.waited_ticks + 1 if self._chunks else 0
+        self.clock += frames
         if controls.cancel:
             self._cancel()
         if controls.listen:
             self._listen(begin)
         if controls.message:
-            self._type(controls.message)
-        if self.detects:
-            self._follow(probabilities)
-        elif self._open is None and self.answer is None:
+            self._take_message(controls.message)
+        if self.detects_turns:
+            for probability in probabilities:
+                self._detect(probability)
+        elif self._turn is None and self._answer is None:
             self._begin_turn(begin)
-            self._is_waiting = True
+            self._opened_itself = True
         if controls.commit:
             self._commit()
-        self._read_windows(self.ear.clock)
-        self.ear.forget(self._read if self._open else None)
+        self._queue_windows(self.clock)
         if controls.transcript:
-            self._tell("transcript", turns=list(self.history.transcript(self._decode)))
+            self._tell("transcript", turns=list(self.history.transcript(self.config.decode)))
+        self.oldest_frame = max(self.oldest_frame, self._oldest_needed())
 
-    def began_by_itself(self, turn: Turn) -> bool:
-        """Whether a turn is being heard that nobody has begun: no older one leaves for its sake."""
-        return self._is_waiting and turn is self._open
+    def _oldest_needed(self) -> int:
+        clips = [chunk.clip.turn_first for chunk in self._chunks if chunk.clip]
+        return min(self._turn_first if self._turn else self.clock - self.recent_frames, *clips, self.clock)
 
-    def note_read(self, piece: Piece) -> None:
-        """The first of the pieces is in the caches."""
-        self.pieces.popleft()
-        turns = self.history.turns
-        if piece.closing:
-            turns[-1].answer += len(piece.closing)
-        if not turns or turns[-1] is not piece.turn:
-            turns.append(piece.turn)
-        piece.turn.user += len(piece.user)
-        piece.turn.answer += len(piece.opening)
-
-    def fail_turn(self, reason: str) -> None:
-        """The turn that is being read does not fit into the context: it is forgotten."""
-        piece = self.pieces[0]
-        self._closing = piece.closing or self._closing
-        self.pieces.clear()
-        self._forget(piece.turn)
-        self._open = self.answer = None
-        self._is_deaf = self.detector.is_speech
-        self._floor = self.ear.clock
-        self._tell("error", code="turn_too_long", message=f"the user's turn is forgotten: {reason}")
-
-    def note_dropped(self, turn: Turn) -> None:
-        """The oldest turn has left the caches."""
-        self._forget(turn)
-        if not self.history.turns:  # its end would follow nothing
-            self._closing = []
-            for piece in self.pieces:
-                piece.closing = []
-        self.asks = [ask for ask in self.asks if ask[0] is not turn]
-        self._tell("turns_dropped", count=1, left=len(self.history.turns))
-
-    def begin_answer(self) -> None:
-        """The turn has been read: this tick begins to answer it."""
-        assert self.answer is not None
-        turn = self.answer.turn
-        span = {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]} if turn.sound_ms else {}
-        self._tell("answer_started", **span)
-        self.asks = [(turn, name) for name in ("emotion", "language") if self.options.turn.asked(name) and span]
-
-    def tell_perceived(self, turn: Turn, name: str, label: str, probability: float) -> None:
-        """The answer to a question about a turn's speaker."""
-        assert turn.sound_ms is not None
-        start, end = turn.sound_ms
-        self._tell(name, label=label, probability=round(probability, 4), audio_start_ms=start, audio_end_ms=end)
-
-    def write(self, tokens: list[int]) -> tuple[list[int], str]:
-        """Takes the text tokens that were drawn and fed, up to the end; returns them, and the text they add."""
-        answer = self.answer
-        assert answer is not None
-        taken: list[int] = []
-        for token in tokens:
-            taken.append(token)
-            if token == self.rules.chat.end:
-                answer.is_written, self._closing = True, self.rules.chat.close[1:]
-            else:
-                answer.turn.tokens.append(token)
-                if len(answer.turn.tokens) == self.options.turn.answer_tokens:
-                    answer.is_written, self._closing = True, self.rules.chat.close
-            if answer.is_written:
-                break
-        answer.turn.answer += len(taken)
-        if taken and not answer.turn.tokens:
-            answer.is_spoken = True  # it has nothing to say
-        text = answer.text.feed(taken)
-        if text:
-            self._tell("text", text=text)
-        return taken, text
-
-    def speak(self, first_codes: list[int], codes: int) -> int:
-        """Takes a tick's frames by their first codes, those below `codes` are speech; returns how many are spoken."""
-        answer = self.answer
-        assert answer is not None
-        if answer.is_spoken:
-            return 0
-        count = 0
-        for code in first_codes:
-            if code >= codes or answer.frames + 1 >= self.options.turn.answer_frames:  # transformers hears no last one
-                answer.is_spoken = True
-                break
-            count, answer.frames = count + 1, answer.frames + 1
-        return count
-
-    def finish(self, reason: str = "") -> None:
-        """Ends the answer if its text and its speech have ended, or for a reason."""
-        answer = self.answer
-        if answer is None or not (reason or (answer.is_written and answer.is_spoken)):
-            return
-        if not answer.is_written:
-            self._closing = self.rules.chat.close
-        self._tell(
-            "answer_done",
-            spoken_ms=answer.frames * CODEC_FRAME_MS,
-            text=self._decode(answer.turn.tokens),
-            reason=reason or "end",
-        )
-        self.answer = None
-        self._floor = max(self._floor, self.ear.clock - self.options.turn.prefix_padding_ms // FRAME_MS)
-
-    def _follow(self, probabilities: list[float]) -> None:
+    def _detect(self, probability: float) -> None:
+        """The next window of 32 ms."""
         detector = self.detector
-        was_speech, stopped_ms = detector.is_speech, detector.stopped_ms
-        detector.feed(probabilities)
-        stopped = not detector.is_speech and detector.stopped_ms > stopped_ms
-        if not was_speech and (detector.is_speech or stopped):
+        was_speech = detector.is_speech
+        detector.feed([probability])
+        stopped = was_speech and not detector.is_speech
+        if detector.is_speech and not was_speech:
             self._tell("speech_started", at_ms=detector.started_ms)
-        if self._is_deaf:
-            self._is_deaf = not stopped
+        if self._ignores_speech:
+            self._ignores_speech = not stopped
         elif detector.is_speech or stopped:
             turn = self.options.turn
-            begun = self.answer and not self.pieces  # in an earlier tick
-            if begun and turn.interrupt and detector.spoken_ms >= turn.interrupt_after_ms:
+            if self._answer and turn.interrupt and detector.spoken_ms >= turn.interrupt_after_ms:
                 self._interrupt("speech")
-            if not self.answer and not self._open and detector.voiced_until_ms > self._floor * FRAME_MS:
+            if not self._answer and not self._turn and detector.voiced_until_ms > self._earliest * FRAME_MS:
                 self._begin_turn(detector.started_ms // FRAME_MS - turn.prefix_padding_ms // FRAME_MS)
         if stopped:
             self._tell("speech_stopped", at_ms=detector.stopped_ms)
-            if self._open:
+            if self._turn:
                 self._end_turn(detector.stopped_ms // FRAME_MS)
 
     def _begin_turn(self, frame: int) -> None:
-        self._open, self._is_waiting = Turn(), False
-        self._first = self._read = max(frame, self._floor, self.ear.first)
+        self._turn, self._opened_itself, self._windows = Turn(), False, []
+        self._turn_first = self._queued = max(frame, self._earliest, self.oldest_frame)
 
     def _end_turn(self, end: int) -> None:
-        """Queues what is left to read of the open turn, and the answer."""
-        turn = self._open
+        """Queues what is left of the open turn, and the answer."""
+        turn, chat = self._turn, self.config.chat
         assert turn is not None
-        self._read_windows(end)
-        turn.sound_ms = (self._first * FRAME_MS, end * FRAME_MS)
-        chat, clip = self.rules.chat, self.ear.clip(self._read, end)
-        if self._read == self._first:
-            clip = lengthen(clip)
-        sound = self._sound([chat.audio] * self.rules.audio_tokens(clip.shape[1]))
-        self._floor, self._open = end, None
+        self._queue_windows(end)
+        for chunk in self._chunks:  # still queued: their floor is the whole turn's
+            if chunk.turn is turn and chunk.clip:
+                chunk.clip = chunk.clip._replace(turn_end=end)
+        turn.sound_ms = (self._turn_first * FRAME_MS, end * FRAME_MS)
+        clip = Clip(self._turn_first, self._queued, end, end)
+        audio = [*self._audio(self.config.audio_tokens(clip.frames)), *chat.after_audio]
+        self._earliest, self._turn = end, None
         if turn.typed:
-            self._queue(turn, [*sound, *chat.after_sound], clip)
-            self._answer(turn, chat.typed(turn.typed, after_sound=True))
+            self._queue(turn, audio, clip)
+            self._answer_turn(turn, chat.typed(turn.typed, after_audio=True))
         else:
-            self._answer(turn, [*sound, *chat.after_sound], clip)
+            self._answer_turn(turn, audio, clip)
 
-    def _read_windows(self, end: int) -> None:
-        """Queues the windows of the open turn that are complete."""
-        window = self.rules.window_frames
-        while self._open and end - self._read >= window:
-            clip = self.ear.clip(self._read, self._read + window)
-            self._queue(self._open, self._sound([self.rules.chat.audio] * self.rules.window_tokens), clip)
-            self._read += window
+    def _queue_windows(self, end: int) -> None:
+        """Queues the windows of the open turn that are complete and not its last."""
+        window = self.config.window_frames
+        while self._turn and end - self._queued > window:
+            clip = Clip(self._turn_first, self._queued, self._queued + window)
+            self._queue(self._turn, self._audio(self.config.audio_tokens(window)), clip)
+            self._queued += window
 
-    def _sound(self, tokens: list[int]) -> list[int]:
-        """Audio tokens, and before the first of a turn its opening."""
-        chat = self.rules.chat
-        return tokens if self._read > self._first else [*chat.user_opening, *chat.before_sound, *tokens]
+    def _audio(self, count: int) -> list[int]:
+        """So many audio tokens, and before the first of a turn its opening."""
+        chat = self.config.chat
+        tokens = [chat.audio] * count
+        return tokens if self._queued > self._turn_first else [*chat.user_opening, *chat.before_audio, *tokens]
 
-    def _type(self, message: str) -> None:
+    def _take_message(self, message: str) -> None:
         """A typed message: part of the turn that is being spoken, else a turn of its own."""
-        if self.answer:
+        if self._answer:
             self._interrupt("message")
-        if self._open and self.detector.is_speech:
-            self._open.typed = f"{self._open.typed}\n{message}" if self._open.typed else message
+        is_spoken = self.detector.is_speech or (not self.detects_turns and not self._opened_itself)
+        if self._turn and is_spoken:
+            self._turn.typed = f"{self._turn.typed}\n{message}" if self._turn.typed else message
             return
-        if self._open:
-            self._abandon()
-            self._floor = self.ear.clock
-        tokens = self.rules.chat.typed(message)
-        if len(tokens) > self.rules.longest_turn:
-            reason = f"it is {len(tokens)} tokens long, expected at most {self.rules.longest_turn} (engine.context_s)"
-            self._tell("error", code="turn_too_long", message=f"the user's message is forgotten: {reason}")
+        if self._turn:
+            self._abandon_turn()
+            self._earliest = self.clock
+        tokens = self.config.chat.typed(message)
+        if len(tokens) > self.config.longest_turn:
+            reason = f"it is {len(tokens)} tokens long, expected at most {self.config.longest_turn} (engine.context_s)"
+            self._tell("error", code="turn_too_long", message=f"the user's message is dropped: {reason}")
         else:
-            self._answer(Turn(typed=message), tokens)
+            self._answer_turn(Turn(typed=message), tokens)
 
     def _commit(self) -> None:
-        if self._open is None or self.ear.clock <= self._first:
+        if self._turn is None or self.clock <= self._turn_first:
             self._tell(
                 "error", code="nothing_to_commit", message="commit came, but no sound of a user's turn before it"
             )
             return
-        self._rest()
-        self._end_turn(self.ear.clock)
+        self._end_speech()
+        self._end_turn(self.clock)
 
     def _listen(self, frame: int) -> None:
-        if self.answer:
+        if self._answer:
             self._interrupt("listen")
-        self._abandon()
-        self._rest()
-        self._floor = frame
+        self._abandon_turn()
+        self._end_speech()
+        self._earliest = frame
         self._begin_turn(frame)
 
-    def _rest(self) -> None:
-        """Speech so far has been dealt with; what is heard next is another's."""
-        if self.detector.is_speech:
-            self._tell("speech_stopped")
-        self.detector.rest()
-        self._is_deaf = False
-
     def _cancel(self) -> None:
-        if self.answer is None:
+        if self._answer is None:
             self._tell("error", code="nothing_to_cancel", message="cancel came, but no answer is being given")
         else:
             self._interrupt("cancel")
 
-    def _answer(self, turn: Turn, user: list[int], clip: Tensor | None = None) -> None:
-        chat = self.rules.chat
-        self._queue(turn, [*user, *chat.close], clip, chat.answer_opening)
-        self.answer = Answer(turn, TextStream(self.rules.tokenizer))
+    def _end_speech(self) -> None:
+        """The speech so far has been dealt with; what is heard next is another's."""
+        if self.detector.is_speech:
+            self._tell("speech_stopped")
+        self.detector.end_speech()
+        self._ignores_speech = False
 
-    def _queue(self, turn: Turn, user: list[int], clip: Tensor | None, opening: list[int] | None = None) -> None:
+    def _abandon_turn(self) -> None:
+        """Forgets the open turn."""
+        turn, self._turn = self._turn, None
+        if turn:
+            self._drop_chunks(turn)
+            self.history.remove(turn)
+
+    def _drop_chunks(self, turn: Turn) -> None:
+        """Drops what is queued of a turn; the end of the answer before it goes with what is next."""
+        closing = [token for chunk in self._chunks if chunk.turn is turn for token in chunk.closing]
+        self._chunks = deque(chunk for chunk in self._chunks if chunk.turn is not turn)
+        if closing and self._chunks:
+            self._chunks[0].closing = closing
+        elif closing:
+            self._closing = closing
+
+    def _answer_turn(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
+        chat = self.config.chat
+        self._queue(turn, [*user, *chat.close], clip, chat.answer_opening)
+        self._answer = Answer(turn, self.config.detokenizer())
+
+    def _queue(self, turn: Turn, user: list[int], clip: Clip | None, opening: list[int] | None = None) -> None:
         closing, self._closing = self._closing, []
         if clip is None:
-            last = (len(user) - 1) // LONGEST_TEXT * LONGEST_TEXT
-            for first in range(0, last, LONGEST_TEXT):
-                self.pieces.append(Piece(turn, closing, user[first : first + LONGEST_TEXT], []))
+            last = (len(user) - 1) // MOST_TEXT_TOKENS * MOST_TEXT_TOKENS
+            for first in range(0, last, MOST_TEXT_TOKENS):
+                self._chunks.append(PrefillChunk(turn, closing, user[first : first + MOST_TEXT_TOKENS], []))
                 closing = []
             user = user[last:]
-        self.pieces.append(Piece(turn, closing, user, opening or [], clip))
+        self._chunks.append(PrefillChunk(turn, closing, user, opening or [], clip))
 
     def _interrupt(self, by: str) -> None:
         """Ends the answer where it was heard to, and cuts the history to that."""
-        answer = self.answer
+        answer, chat = self._answer, self.config.chat
         assert answer is not None
         turn, heard_ms = answer.turn, answer.frames * CODEC_FRAME_MS
-        if not answer.is_spoken:
-            self._cut(turn, math.ceil(heard_ms / 1000 * self.rules.heard_tokens_per_s))
-        turn.answer = len(self.rules.chat.answer_opening) + len(turn.tokens)
-        turn.interrupted = True
-        self._closing = self.rules.chat.close
-        self.answer = None
-        self._tell("interrupted", by=by, heard_ms=heard_ms, heard_text=self._decode(turn.tokens))
+        self._answer = None
+        if answer.is_begun:
+            if not answer.speech_ended:
+                self._cut_tokens(turn, math.ceil(heard_ms / 1000 * self.config.heard_tokens_per_s))
+            self.history.cut_answer(turn, len(chat.answer_opening) + len(turn.tokens))
+            turn.interrupted = True
+            self._closing = chat.close
+        else:  # its turn stays without an answer
+            self._chunks[-1].opening = []
+        self._tell("interrupted", by=by, heard_ms=heard_ms, heard_text=self.config.decode(turn.tokens))
 
-    def _cut(self, turn: Turn, tokens: int) -> None:
+    def _cut_tokens(self, turn: Turn, count: int) -> None:
         """Keeps so many text tokens of an answer, whole characters."""
-        del turn.tokens[tokens:]
-        while turn.tokens and self._decode(turn.tokens[-4:]).endswith("\ufffd"):
+        del turn.tokens[count:]
+        while turn.tokens and self.config.decode(turn.tokens[-4:]).endswith("\ufffd"):
             turn.tokens.pop()
 
-    def _abandon(self) -> None:
-        """Forgets the open turn."""
-        turn, self._open = self._open, None
-        if turn:
-            self._forget(turn)
+    # What is to be prefilled
 
-    def _forget(self, turn: Turn) -> None:
-        self.history.turns = [other for other in self.history.turns if other is not turn]
+    @property
+    def next_chunk(self) -> PrefillChunk | None:
+        """The next chunk of the queue."""
+        return self._chunks[0] if self._chunks else None
 
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self.rules.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+    def next_prefill(self) -> Prefill | None:
+        """Takes the next chunk off the queue and counts it as prefilled; the oldest turns make room for it.
+
+        None when nothing is queued, or when its turn does not fit into the context: then the turn is dropped.
+        """
+        chunk = self.next_chunk
+        if chunk is None:
+            return None
+        incoming = len(chunk.tokens) + self.config.frames_per_tick
+        may_evict = not (self._opened_itself and chunk.turn is self._turn)
+        evictions = self._make_room(chunk.turn, incoming, incoming + TALKER_PREFIX, may_evict)
+        if evictions is None:
+            self._fail_turn(chunk.turn)
+            return None
+        self._chunks.popleft()
+        self.waited_ticks = 0
+        prefill = Prefill(chunk, self.history.thinker_length, self.history.talker_length, evictions)
+        if chunk.closing:
+            self.history.add(self.history.turns[-1], 0, len(chunk.closing))
+        self.history.add(chunk.turn, len(chunk.user), len(chunk.opening))
+        if chunk.clip and not chunk.clip.ends_turn:
+            self._windows.append(chunk)
+        if chunk.opening:
+            self._begin_answer()
+        return prefill
+
+    def prefill_again(self, frame: int) -> None:
+        """The latest turn's windows from a frame on are taken back and queued before its last chunk: its end has moved
+        the floor of its log-mel.
+        """
+        last = self._chunks[0]
+        assert last.clip is not None
+        again = [window for window in self._windows if window.clip and window.clip.first >= frame]
+        self._windows = [window for window in self._windows if window not in again]
+        self.history.take_back(last.turn, sum(len(window.user) for window in again))
+        for window in reversed(again):
+            assert window.clip is not None
+            clip = window.clip._replace(turn_end=last.clip.turn_end)
+            self._chunks.appendleft(replace(window, closing=[], clip=clip))
+
+    def _make_room(
+        self, present: Turn, thinker: int, talker: int, may_evict: bool = True
+    ) -> tuple[Evictions, ...] | None:
+        """Evicts the oldest turns until so many positions are free; None when that may not be, or is not enough."""
+        history, config, spoken = self.history, self.config, self._spoken_positions()
+        evictions = []
+        while (
+            history.thinker_length + thinker > config.thinker_positions
+            or history.talker_length + spoken + talker > config.talker_positions
+        ):
+            oldest = history.turns[0] if history.turns else present
+            if oldest is present or config.stops_when_full or not may_evict:
+                return None
+            evictions.append(Evictions(*history.evict_oldest(spoken)))
+            if not history.turns:  # the end of an answer would follow nothing
+                self._closing = []
+                for chunk in self._chunks:
+                    chunk.closing = []
+            self._questions = [question for question in self._questions if question.turn is not oldest]
+            self._tell("turns_dropped", count=1, left=len(history.turns))
+        return tuple(evictions)
+
+    def _spoken_positions(self) -> int:
+        """Positions that the present answer takes in the talker's cache."""
+        if self._answer is None or not self._answer.is_begun:
+            return 0
+        return len(self.config.chat.answer_opening) + TALKER_PREFIX + self._answer.frames
+
+    def _fail_turn(self, turn: Turn) -> None:
+        """The turn that is being prefilled does not fit into the context: it is dropped."""
+        self._drop_chunks(turn)
+        has_older = any(other is not turn for other in self.history.turns)
+        self.history.remove(turn)
+        if self._answer and self._answer.turn is turn:
+            self._answer = None
+        if self._turn is turn or not self._turn:
+            self._turn = None
+            self._ignores_speech = self.detector.is_speech
+            self._earliest = self.clock
+        reason = (
+            "the context is full (engine.context_full = 'stop'): reset the conversation"
+            if self.config.stops_when_full and has_older
+            else f"it is longer than the context of {self.config.talker_positions} positions (engine.context_s)"
+        )
+        self._tell("error", code="turn_too_long", message=f"the user's turn is dropped: {reason}")
+
+    def _begin_answer(self) -> None:
+        """The turn has been prefilled: this tick begins to answer it."""
+        answer = self._answer
+        assert answer is not None
+        answer.is_begun = True
+        turn = answer.turn
+        span = {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]} if turn.sound_ms else {}
+        self._tell("answer_started", **span)
+        asked = (name for name in ("emotion", "language") if self.options.turn.asked(name) and span)
+        self._questions = [Question(turn, name) for name in asked]
+
+    # What the model gives
+
+    def next_decode(self) -> Decode | None:
+        """A tick of the answer that has begun; None where there is none, or where the context is full."""
+        answer = self._answer
+        if answer is None or not answer.is_begun:
+            return None
+        frames = self.config.frames_per_tick
+        evictions = self._make_room(answer.turn, frames, frames)
+        if evictions is None:
+            self._finish("context")
+            return None
+        return Decode(
+            emits_text=not answer.text_ended,
+            emits_frames=not answer.speech_ended,
+            is_first=not answer.frames,
+            thinker_start=self.history.thinker_length,
+            talker_start=self.history.talker_length + self._spoken_positions(),
+            text_rng_offset=TEXT_RNG_OFFSET + self._text_tokens,
+            codec_rng_offset=self._codec_frames * self.config.codebooks,
+            tokens_left=self.options.turn.answer_tokens - len(answer.turn.tokens),
+            evictions=evictions,
+        )
+
+    def decoded(self, tokens: Sequence[int], first_codes: Sequence[int]) -> Decoded:
+        """Takes what a `Decode` gave: text tokens, and frames by their first codes."""
+        self._text_tokens += len(tokens)
+        self._codec_frames += len(first_codes)
+        taken, text = self._take_tokens(tokens)
+        frames = self._take_frames(first_codes)
+        self._finish()
+        return Decoded(taken, text, frames)
+
+    def _take_tokens(self, tokens: Sequence[int]) -> tuple[list[int], str]:
+        """The text tokens up to the end of the text, and the text that they add."""
+        answer, chat = self._answer, self.config.chat
+        assert answer is not None
+        taken: list[int] = []
+        for token in tokens:
+            taken.append(token)
+            if token == chat.end:
+                answer.text_ended, self._closing = True, chat.close[1:]
+            else:
+                answer.turn.tokens.append(token)
+                if len(answer.turn.tokens) == self.options.turn.answer_tokens:
+                    answer.text_ended, self._closing = True, chat.close
+            if answer.text_ended:
+                break
+        self.history.add(answer.turn, 0, len(taken))
+        if taken and not answer.turn.tokens:
+            answer.speech_ended = True  # an empty answer
+        text = answer.detokenizer.feed(taken)
+        if text:
+            self._tell("text", text=text)
+        return taken, text
+
+    def _take_frames(self, first_codes: Sequence[int]) -> int:
+        """How many of the frames are speech."""
+        answer, count = self._answer, 0
+        assert answer is not None
+        if answer.speech_ended:
+            return 0
+        for code in first_codes:
+            is_last = answer.frames + 1 >= self.options.turn.answer_frames  # transformers decodes no last frame
+            if code >= self.config.codebook_size or is_last:
+                answer.speech_ended = True
+                break
+            count, answer.frames = count + 1, answer.frames + 1
+        return count
+
+    def _finish(self, reason: str = "") -> None:
+        """Ends the answer if its text and its speech have ended, or for a reason."""
+        answer = self._answer
+        if answer is None or not (reason or (answer.text_ended and answer.speech_ended)):
+            return
+        if not answer.text_ended:
+            self._closing = self.config.chat.close
+        self._tell(
+            "answer_done",
+            spoken_ms=answer.frames * CODEC_FRAME_MS,
+            text=self.config.decode(answer.turn.tokens),
+            reason=reason or "end",
+        )
+        self._answer = None
+        self._earliest = max(self._earliest, self.clock - self.options.turn.prefix_padding_ms // FRAME_MS)
+
+    # What the model is asked about the speaker
+
+    @property
+    def has_question(self) -> bool:
+        """Whether a question about the speaker waits."""
+        return bool(self._questions)
+
+    def take_question(self) -> Question:
+        """The next question."""
+        return self._questions.pop(0)
+
+    def tell_speaker(self, question: Question, label: str, probability: float) -> None:
+        """The answer to a question, as an event."""
+        assert question.turn.sound_ms is not None
+        start_ms, end_ms = question.turn.sound_ms
+        self._tell(
+            question.name,
+            label=label,
+            probability=round(probability, 4),
+            audio_start_ms=start_ms,
+            audio_end_ms=end_ms,
+        )
 
     def _tell(self, kind: str, at_ms: int | None = None, **details: Any) -> None:
         self.events.append({"type": kind, "at_ms": self.clock_ms if at_ms is None else at_ms, **details})

@@ -1,6 +1,6 @@
 """What a conversation's caches hold, turn by turn: a user's part and, as far as it was heard, the answer to it.
 
-The thinker's cache holds both; the talker's holds the users' parts alone, and while it speaks the present answer behind
+The thinker's cache holds both; the talker's holds the users' parts alone and, while it speaks, the present answer after
 them, as in transformers.
 """
 
@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Eviction(NamedTuple):
+    """Positions that leave one of the caches: `leaving` of a slot's `length`, those after the first `kept`."""
+
+    kept: int
+    leaving: int
+    length: int
 
 
 @dataclass(eq=False)
@@ -22,42 +30,68 @@ class Turn:
     tokens: list[int] = field(default_factory=list)  # text of the answer, without its end
     interrupted: bool = False
 
-    @property
-    def thinker(self) -> int:
-        """Positions in the thinker's cache."""
-        return self.user + self.answer
-
 
 class History:
-    """The turns that are in the caches, oldest first, behind an opening in the thinker's."""
+    """The turns that are in the caches, oldest first, after the prompt in the thinker's."""
 
-    def __init__(self, opening: int):
-        self.opening = opening
+    def __init__(self, prompt: int):
+        """`prompt`: its positions."""
+        self.prompt = prompt
         self.turns: list[Turn] = []
+        self.thinker_length = prompt
+        self.talker_length = 0  # of users' parts
 
-    @property
-    def thinker(self) -> int:
-        """Positions that are taken in the thinker's cache."""
-        return self.opening + sum(turn.thinker for turn in self.turns)
+    def add(self, turn: Turn, user: int, answer: int) -> None:
+        """So many positions more of the last turn, which may be new."""
+        if not self.turns or self.turns[-1] is not turn:
+            self.turns.append(turn)
+        turn.user += user
+        turn.answer += answer
+        self.thinker_length += user + answer
+        self.talker_length += user
 
-    @property
-    def talker(self) -> int:
-        """Positions that are taken in the talker's cache by users' parts."""
-        return sum(turn.user for turn in self.turns)
+    def cut_answer(self, turn: Turn, positions: int) -> None:
+        """The last turn's answer takes so many positions, no more."""
+        self.thinker_length += positions - turn.answer
+        turn.answer = positions
+
+    def take_back(self, turn: Turn, user: int) -> None:
+        """So many positions fewer of the last turn's user part, the latest: they will be prefilled again."""
+        turn.user -= user
+        self.thinker_length -= user
+        self.talker_length -= user
+
+    def remove(self, turn: Turn) -> None:
+        """Forgets the last turn, wholly; a no-op if none of it is here."""
+        if self.turns and self.turns[-1] is turn:
+            self.turns.pop()
+            self.thinker_length -= turn.user + turn.answer
+            self.talker_length -= turn.user
+
+    def evict_oldest(self, spoken: int) -> tuple[Eviction, Eviction]:
+        """Forgets the oldest turn; what leaves the two caches. In the talker's, `spoken` positions follow the turns."""
+        turn = self.turns.pop(0)
+        leaving = (
+            Eviction(self.prompt, turn.user + turn.answer, self.thinker_length),
+            Eviction(0, turn.user, self.talker_length + spoken),
+        )
+        self.thinker_length -= turn.user + turn.answer
+        self.talker_length -= turn.user
+        return leaving
 
     def user_end(self, turn: Turn) -> int:
-        """The position in the thinker's cache behind a turn's user part."""
-        place = next(i for i, other in enumerate(self.turns) if other is turn)
-        return self.opening + sum(other.thinker for other in self.turns[:place]) + turn.user
+        """The position in the thinker's cache after a turn's user part."""
+        index = next(i for i, other in enumerate(self.turns) if other is turn)
+        return self.prompt + sum(other.user + other.answer for other in self.turns[:index]) + turn.user
 
     def transcript(self, decode: Callable[[list[int]], str]) -> Iterator[dict[str, Any]]:
         """The turns in words: the model does not write down what it hears, so speech is given by its time."""
         for turn in self.turns:
-            said: dict[str, Any] = {"role": "user"}
+            user: dict[str, Any] = {"role": "user"}
             if turn.sound_ms:
-                said |= {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]}
+                user |= {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]}
             if turn.typed:
-                said["text"] = turn.typed
-            yield said
+                user["text"] = turn.typed
+            yield user
             if turn.answer:
                 yield {"role": "assistant", "text": decode(turn.tokens), "interrupted": turn.interrupted}

@@ -2,58 +2,75 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from engine.engine import Engine
+from engine.tick_load import BUCKETS_S
 
 
 class EngineMetrics:
-    """What the engine holds, and where its ticks' time goes."""
+    """What the engine holds, where its ticks' time goes, and whether they are in time."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine[Any]):
         self._engine = engine
-        self._told: Counter[str] = Counter()
-        memory = engine.memory
+        self._totals: dict[tuple[str, str], float] = {}  # of counters, as told last
+        self._metrics: dict[tuple[str, str], Any] = {}
+        gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
+        families = {  # name: its kind, its label, and what it is
+            "sca_memory_bytes": (gauge, "what", "Memory that the engine takes, by what for"),
+            "sca_context_seconds": (gauge, "", "Seconds of conversation that a slot holds"),
+            "sca_slots": (gauge, "what", "Conversations that the engine can hold and holds"),
+            "sca_stage_seconds_total": (counter, "stage", "Seconds of computation by stage of a tick"),
+            "sca_tick_seconds_bucket": (counter, "le", "Ticks that took no longer than le seconds"),
+            "sca_tick_seconds_sum": (counter, "", "Seconds that all ticks took"),
+            "sca_tick_seconds_count": (counter, "", "Ticks"),
+            "sca_late_ticks_total": (counter, "", "Ticks that took longer than the sound that they were for"),
+            "sca_events_total": (counter, "what", "What is rare, counted"),
+        }
+        self._labels = {name: label for name, (_, label, _) in families.items()}
         self._families = {  # kept: a metric lives no longer than its family
-            "memory": _gauge("sca_memory_bytes", "Memory that the engine takes, by what for"),
-            "context": _gauge("sca_context_seconds", "Seconds of conversation that a slot holds"),
-            "slots": _gauge("sca_slots", "Conversations that the engine can hold and holds"),
-            "stages": pb_utils.MetricFamily(
-                name="sca_stage_seconds_total",
-                description="Seconds of computation by stage of a tick",
-                kind=pb_utils.MetricFamily.COUNTER,
-            ),
+            name: pb_utils.MetricFamily(name=name, description=text, kind=kind)
+            for name, (kind, _, text) in families.items()
         }
-        parts = {
-            "weights": memory.weights,
-            "slots": memory.slots * memory.slot,
-            "system prompts kept": memory.openings,
-            "one slot": memory.slot,
-            "one second of context": memory.second,
-        }
-        self._constants = [self._metric("memory", part, count) for part, count in parts.items()]
-        self._constants += [self._metric("context", "", memory.context_s), self._metric("slots", "total", memory.slots)]
-        self._taken = self._metric("slots", "taken", 0)
-        self._stages: dict[str, Any] = {}
+        memory = engine.memory
+        for what, count in (
+            ("weights", memory.weights),
+            ("slots", memory.slots * memory.slot),
+            ("system prompts kept", memory.prompts),
+            ("one slot", memory.slot),
+            ("one second of context", memory.second),
+        ):
+            self._metric("sca_memory_bytes", what).set(count)
+        self._metric("sca_context_seconds").set(memory.context_s)
+        self._metric("sca_slots", "total").set(memory.slots)
+        self.update()
 
     def update(self) -> None:
         """Tells what has changed since the last tick."""
-        self._taken.set(self._engine.open_conversations)
-        now = Counter(self._engine.stage_seconds)
-        for stage, seconds in (now - self._told).items():
-            if stage not in self._stages:
-                self._stages[stage] = self._families["stages"].Metric(labels={"stage": stage})
-            self._stages[stage].increment(seconds)
-        self._told = now
+        engine, load = self._engine, self._engine.load
+        self._metric("sca_slots", "taken").set(engine.open_conversations)
+        for stage, seconds in engine.stage_seconds.items():
+            self._count("sca_stage_seconds_total", stage, seconds)
+        below = 0
+        for bucket in (*BUCKETS_S, float("inf")):
+            below += load.histogram[bucket]
+            self._count("sca_tick_seconds_bucket", "+Inf" if bucket == float("inf") else f"{bucket:g}", below)
+        self._count("sca_tick_seconds_sum", "", load.total_s)
+        self._count("sca_tick_seconds_count", "", load.count)
+        self._count("sca_late_ticks_total", "", load.late)
+        for what, count in engine.timer.counts.items():
+            self._count("sca_events_total", what, count)
 
-    def _metric(self, family: str, what: str, value: float) -> Any:
-        metric = self._families[family].Metric(labels={"what": what} if what else {})
-        metric.set(value)
-        return metric
+    def _count(self, family: str, label: str, total: float) -> None:
+        """Brings a counter to a total."""
+        before = self._totals.get((family, label), 0.0)
+        self._metric(family, label).increment(total - before)
+        self._totals[family, label] = total
 
-
-def _gauge(name: str, description: str) -> Any:
-    return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
+    def _metric(self, family: str, label: str = "") -> Any:
+        if (family, label) not in self._metrics:
+            labels = {self._labels[family]: label} if label else {}
+            self._metrics[family, label] = self._families[family].Metric(labels=labels)
+        return self._metrics[family, label]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,9 @@ import triton_python_backend_utils as pb_utils
 from metrics import EngineMetrics
 
 from config import Settings
-from engine.conversation import Heard, Spoken
+from engine.conversation import TickInput, TickOutput, TickResult
 from engine.engine import load_engine
-from engine.errors import ConversationError, OptionError
+from engine.errors import ConversationError, DeviceLostError, OptionError
 from engine.options import CONTROLS, Controls, parse_controls
 
 
@@ -25,83 +28,109 @@ class TritonPythonModel:
         """Loads the checkpoint that `./sca export` named in the model's config."""
         parameters = json.loads(args["model_config"])["parameters"]
         settings = Settings.from_json(parameters["settings"]["string_value"])
-        self.engine = load_engine(parameters["checkpoint"]["string_value"], settings)
-        self.engine.warm_up()
+        predictor = Path(args["model_repository"]) / "code_predictor"
+        checkpoint = parameters["checkpoint"]["string_value"]
+        self.engine = load_engine(checkpoint, settings, predictor if predictor.is_dir() else None)
         self.metrics = EngineMetrics(self.engine)
+        self.lost = ""
         pb_utils.Logger.log_info(f"the engine takes {self.engine.memory}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One tick of every conversation that the batcher collected, computed together."""
+        if self.lost:
+            return [_error(self.lost) for _ in requests]
         for key in self.engine.sweep():
             pb_utils.Logger.log_info(f"conversation {key!r} was idle and is closed")
         responses: list[Any] = [None] * len(requests)
-        for indices in _rounds(requests):
-            for index, response in zip(indices, self._tick([requests[i] for i in indices]), strict=True):
-                responses[index] = response
+        try:
+            for indices in _rounds(requests):
+                for index, response in zip(indices, self._tick([requests[i] for i in indices]), strict=True):
+                    responses[index] = response
+        except DeviceLostError as error:
+            self._end_server(error)
         self.metrics.update()
-        return responses
+        return [response or _error(self.lost) for response in responses]
 
     def finalize(self) -> None:
         """Lets go of the weights."""
         del self.metrics, self.engine
 
     def _tick(self, requests: Sequence[Any]) -> list[Any]:
-        """Responses to requests of different conversations."""
-        results: dict[Any, Spoken | ConversationError] = {}
-        heard: dict[Any, Heard] = {}
+        """Responses to requests of different conversations. Raises `DeviceLostError`."""
+        results: dict[Any, TickResult] = {}
+        inputs: dict[Any, TickInput] = {}
         for request in requests:
             key = request.correlation_id()
             try:
-                controls = self._prepare(key, request)
-                log_mel, pcm = (
-                    pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0] for name in ("LOG_MEL", "AUDIO_IN")
-                )
-                heard[key] = Heard(torch.from_numpy(log_mel.copy()), pcm.copy(), controls)
+                inputs[key] = self._input(key, request)
             except ConversationError as error:
                 results[key] = error
             except Exception as error:  # whatever one request does to itself, the others in its batch go on
                 pb_utils.Logger.log_error(f"conversation {key!r} is closed: {error!r}")
                 self.engine.close(key)
                 results[key] = ConversationError(f"conversation {key!r} failed and is closed: {error!r}")
-        results.update(self.engine.tick(heard))
+        results.update(self.engine.tick(inputs))
         for request in requests:
             if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
                 self.engine.close(request.correlation_id())
-        return [self._response(results[request.correlation_id()]) for request in requests]
+        return [_response(results[request.correlation_id()]) for request in requests]
 
-    def _response(self, result: Spoken | ConversationError) -> Any:
-        if isinstance(result, ConversationError):
-            error = pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=error)
-        codes = result.codes.clone()
-        codes[0, 0] += self.engine.codebook_size * result.begins
-        text = np.array([[result.text.encode()]], dtype=np.object_)
-        events = np.array([[json.dumps(result.events).encode()]], dtype=np.object_)
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor("CODES", np.ascontiguousarray(codes[None].numpy())),
-                pb_utils.Tensor("TEXT", text),
-                pb_utils.Tensor("EVENTS", events),
-            ]
+    def _input(self, key: Any, request: Any) -> TickInput:
+        """Opens or resets the conversation as the request says; returns its tick. Raises `ConversationError`.
+
+        In mid-conversation a bad parameter is told as an event of the tick: its sound is heard like any other.
+        """
+        log_mel, pcm = (
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0] for name in ("LOG_MEL", "AUDIO_IN")
         )
-
-    def _prepare(self, key: Any, request: Any) -> Controls:
-        """Opens or resets the conversation as the request says; returns what else it asks for."""
-        start = request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
-        if start:
-            self.engine.close(key)  # of an id used again, whatever becomes of the new conversation
+        tick = TickInput(torch.from_numpy(log_mel.copy()), pcm.copy())
         parameters = json.loads(request.parameters() or "{}")
-        controls = parse_controls(parameters, self.engine.settings.engine.dialect)
-        if start:
+        if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+            self.engine.close(key)  # of an id used again, whatever becomes of the new conversation
+            controls = parse_controls(parameters, self.engine.settings.engine.dialect)
             self.engine.open(key, self.engine.parse_options(parameters))
-        elif parameters:
+            return tick._replace(controls=controls)
+        try:
+            controls = self._controls(parameters)
+        except OptionError as error:
+            return tick._replace(rejected=str(error))
+        if controls.reset:
+            self.engine.reset(key)
+        return tick._replace(controls=controls)
+
+    def _controls(self, parameters: dict[str, Any]) -> Controls:
+        controls = parse_controls(parameters, self.engine.settings.engine.dialect)
+        if parameters:
             raise OptionError(
                 f"request parameter {', '.join(parameters)} came in mid-conversation: "
                 f"expected options on the START request, and here only {', '.join(CONTROLS)}"
             )
-        if controls.reset:
-            self.engine.reset(key)
         return controls
+
+    def _end_server(self, error: DeviceLostError) -> None:
+        """Ends the whole server: Triton would stay ready and fail every request. Who supervises it starts it anew."""
+        self.lost = f"the device is lost and the server ends: {error}"
+        pb_utils.Logger.log_error(self.lost)
+        os.kill(os.getppid(), signal.SIGTERM)  # tritonserver, whose child this process is
+
+
+def _response(result: TickResult) -> Any:
+    if isinstance(result, ConversationError):
+        return _error(str(result))
+    return pb_utils.InferenceResponse(_tensors(result))
+
+
+def _tensors(output: TickOutput) -> list[Any]:
+    return [
+        pb_utils.Tensor("CODES", np.ascontiguousarray(output.codes[None].numpy())),
+        pb_utils.Tensor("BEGIN", np.array([[int(output.begins)]], np.int64)),
+        pb_utils.Tensor("TEXT", np.array([[output.text.encode()]], np.object_)),
+        pb_utils.Tensor("EVENTS", np.array([[json.dumps(output.events).encode()]], np.object_)),
+    ]
+
+
+def _error(message: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
 def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from config.settings import INPUT_HZ, TurnSettings
-from engine.turn.vad import WINDOW
+from engine.vad import WINDOW
 
 WINDOW_MS = WINDOW * 1000 // INPUT_HZ
 HYSTERESIS = 0.15  # speech goes on until the probability is so far below the threshold (Silero's own)
 
 
-class Detector:
+class SpeechDetector:
     """Follows one conversation. Times are milliseconds of its input clock."""
 
     def __init__(self, turn: TurnSettings):
@@ -49,6 +49,6 @@ class Detector:
             if self.is_speech and self._silent_since is None:
                 self.voiced_until_ms = self._clock_ms
 
-    def rest(self) -> None:
-        """Forgets the speech that goes on; none begins before it has been silent once."""
+    def end_speech(self) -> None:
+        """Ends the speech that goes on; none begins before the probability has fallen once."""
         self._must_fall, self.is_speech, self._silent_since = self.is_speech, False, None

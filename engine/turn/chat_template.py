@@ -6,10 +6,10 @@ from typing import Any
 
 from engine.errors import CheckpointError
 
-PROBE = "x"
+PROBE = "x"  # an answer that marks its place
 
 
-class Chat:
+class ChatTemplate:
     """The pieces of a conversation, cut out of what the checkpoint's own chat template writes.
 
     Raises `CheckpointError` for a template in which a turn is not im_start, role, content, im_end.
@@ -21,19 +21,19 @@ class Chat:
         self.end: int = tokenizer.convert_tokens_to_ids("<|im_end|>")  # of a turn; the thinker's end of text
         start: int = config.im_start_token_id
 
-        sound = [{"role": "user", "content": [{"type": "audio", "audio": ""}]}]
-        heard, asked = self._render(sound), self._render(sound, answer=True)
-        answered = self._render([*sound, {"role": "assistant", "content": PROBE}])
+        spoken = [{"role": "user", "content": [{"type": "audio", "audio": ""}]}]
+        rendered, asked = self._render(spoken), self._render(spoken, answer=True)
+        answered = self._render([*spoken, {"role": "assistant", "content": PROBE}])
         probe = self._encode(PROBE)
         try:
-            place = heard.index(self.audio)
-            close = heard.index(self.end, place)
-            self.answer_opening = asked[len(heard) :]  # <|im_start|>assistant\n
-            self.before_sound = [heard[place - 1]]  # <|audio_start|>
-            self.after_sound = heard[place + 1 : close]  # <|audio_end|>
-            self.user_opening = heard[heard.index(start) : place - 1]  # <|im_start|>user\n
-            self.close = heard[close:]  # <|im_end|>\n, of any turn
-            expected = [*heard, *self.answer_opening, *probe, *self.close]
+            place = rendered.index(self.audio)
+            close = rendered.index(self.end, place)
+            self.answer_opening = asked[len(rendered) :]  # <|im_start|>assistant\n
+            self.before_audio = [rendered[place - 1]]  # <|audio_start|>
+            self.after_audio = rendered[place + 1 : close]  # <|audio_end|>
+            self.user_opening = rendered[rendered.index(start) : place - 1]  # <|im_start|>user\n
+            self.close = rendered[close:]  # <|im_end|>\n, of any turn
+            expected = [*rendered, *self.answer_opening, *probe, *self.close]
         except ValueError:
             expected = []
         if answered != expected or len(self.answer_opening) != 3:
@@ -46,12 +46,12 @@ class Chat:
         """The system prompt's turn; nothing for an empty one."""
         return self._render([{"role": "system", "content": prompt}]) if prompt else []
 
-    def typed(self, text: str, after_sound: bool = False) -> list[int]:
+    def typed(self, text: str, after_audio: bool = False) -> list[int]:
         """A user's typed text, and before it, unless it follows sound, the opening of the turn.
 
         What looks like a special token in it is mere text.
         """
-        if after_sound:
+        if after_audio:
             return self._encode(text)
         header = self._tokenizer.decode(self.user_opening[1:])  # tokens may join its line's end and the text
         return [self.user_opening[0], *self._encode(header + text)]

@@ -1,0 +1,109 @@
+"""Codec frames, alike in every dialect: each conditioned by text and by the frame before.
+
+A frame is two steps: the talker predicts its first code, the code predictor the other 15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.attention import CachePositions
+from engine.buckets import set_rows
+from engine.code_predictor import CodePredictor
+from engine.sampler import sample
+from engine.slots import SlotState
+from engine.talker import Talker
+
+
+class CodecRow(NamedTuple):
+    """A conversation that speaks in a tick."""
+
+    slot: int
+    start: int  # the talker's position of its next frame
+    rng_offset: int
+    samples: bool
+
+
+class CodecBatch:
+    """R rows that speak. The tensors keep their place in memory, so that a captured graph finds them."""
+
+    def __init__(self, rows: int, frames: int, slots: SlotState, talker: Talker):
+        """For `frames` codec frames a tick."""
+        device, dtype = talker.decoder.device, talker.decoder.dtype
+        self._padding_slot = slots.padding_slot
+        self.slots = torch.full((rows,), slots.padding_slot, device=device)
+        self.rng_offset = torch.zeros_like(self.slots)
+        self.positions = CachePositions(self.slots, torch.zeros_like(self.slots))  # the talker's
+        self.hidden = torch.zeros(rows, talker.hidden_size, dtype=dtype, device=device)
+        self.first = torch.zeros_like(self.slots)  # the frame's code of the first codebook
+        self.codes = torch.zeros(rows, talker.codebooks, dtype=torch.int64, device=device)  # the frame
+        self.tick = torch.zeros(rows, frames, talker.codebooks, dtype=torch.int64, device=device)  # the tick's frames
+        self.samples = False  # whether any row samples; else all are greedy
+
+    @property
+    def variant(self) -> Hashable:
+        """Rows, and whether they sample."""
+        return len(self.slots), self.samples
+
+    def fill(self, rows: Sequence[CodecRow]) -> None:
+        """Sets the rows, sorted by slot; the others are padding."""
+        values = [(row.slot, row.start, row.rng_offset) for row in rows]
+        set_rows(values, self._padding_slot, (self.slots, self.positions.starts, self.rng_offset))
+        self.positions.set_host([row.slot for row in rows], [row.start for row in rows])
+        self.samples = any(row.samples for row in rows)
+
+    def set_padding(self) -> None:
+        """Makes every row padding."""
+        self.slots.fill_(self._padding_slot)
+        self.positions.starts.zero_()
+
+
+class CodecDecoder:
+    """The two steps of a codec frame."""
+
+    def __init__(self, talker: Talker, predictor: CodePredictor, slots: SlotState, ends: bool):
+        """`ends`: whether a speech may end (`turn`); else frames go on for ever (`sca`)."""
+        self.talker = talker
+        self._predictor = predictor
+        self._slots = slots
+        self._ends = ends
+
+    def predict_first(self, batch: CodecBatch) -> None:
+        """The step `talker`: the code of the first codebook."""
+        slots, sampling = self._slots, self._slots.sampling
+        inputs = slots.last_frame[batch.slots] + slots.text_condition[batch.slots]
+        hidden = self.talker.decoder.forward(inputs[:, None], batch.positions)[:, -1]
+        batch.hidden.copy_(hidden)
+        logits = sampling.penalise(self.talker.logits(hidden, self._ends), batch.slots)
+        if batch.samples:
+            (uniforms,) = sampling.uniforms(batch.slots, batch.rng_offset, 1).unbind(1)
+            batch.rng_offset += 1
+            first = sample(logits, sampling.first_code(batch.slots), uniforms)
+        else:
+            first = logits.argmax(dim=-1)
+        batch.first.copy_(first)
+        sampling.note_first_codes(batch.slots, batch.first)
+
+    def predict_rest(self, batch: CodecBatch) -> None:
+        """The step `code predictor`: the other codebooks. A frame past the end of speech is computed and not used."""
+        first = batch.first.clamp(max=self.talker.codebook_size - 1) if self._ends else batch.first
+        temperature = uniforms = None
+        if batch.samples:
+            others = self.talker.codebooks - 1
+            temperature = self._slots.sampling.residual_temperature(batch.slots)
+            uniforms = self._slots.sampling.uniforms(batch.slots, batch.rng_offset, others)
+            batch.rng_offset += others
+        codes, embedding = self._predictor(batch.hidden, first, temperature, uniforms)
+        batch.codes.copy_(codes)
+        if self._ends:
+            batch.codes[:, 0] = batch.first  # the end of speech is told by it
+        self._slots.last_frame[batch.slots] = embedding
+
+
+def no_frames(codebooks: int, frames: int) -> Tensor:
+    """Codes [16, frames] of silence."""
+    return torch.full((codebooks, frames), -1)

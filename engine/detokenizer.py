@@ -1,0 +1,25 @@
+"""Text tokens to text, a few at a time, whole characters only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Decodes one conversation's tokens; an unfinished character waits for the rest of it.
+
+    Special tokens have no text. Bytes that are not UTF-8 become U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._vocabulary = len(tokenizer)
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def feed(self, tokens: Iterable[int]) -> str:
+        """The text that `tokens` complete."""
+        known = (token for token in tokens if token < self._vocabulary)  # the head may have rows past the vocabulary
+        return "".join(self._stream.step(self._tokenizer, token) or "" for token in known)

@@ -1,0 +1,1 @@
+"""The dialect `sca`: time-aligned duplex."""

@@ -1,0 +1,266 @@
+"""The dialect `sca`: time-aligned, for a checkpoint fine-tuned for duplex.
+
+In a tick the mel frames become audio tokens and are appended to the thinker's cache; the thinker then emits text
+tokens, and each one's last hidden state, through the talker's text projection, conditions an equal share of the tick's
+codec frames: 4 : 2 : 4 in 320 ms. The talker's recurrent input is the sum of the 16 embeddings of the frame before.
+
+A conversation begins, for the thinker, with the system prompt's turn (if there is one) and `<|audio_start|>`; for the
+talker with transformers' own prefix of an answer, which names the voice. Until its prompt is in the cache (the tick of
+its START, unless many begin at once) a conversation neither hears nor speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from config.settings import Settings
+from engine.attention import CachePositions
+from engine.buckets import BatchPool
+from engine.checkpoint import Checkpoint
+from engine.code_predictor import CodePredictor
+from engine.codec_decoder import CodecBatch, CodecDecoder, CodecRow, no_frames
+from engine.conversation import TickOutput, TickResult
+from engine.detokenizer import Detokenizer
+from engine.dialect import Row
+from engine.errors import ContextFullError, ConversationError
+from engine.graph_runner import GraphRunner
+from engine.log_mel import normalise
+from engine.options import Controls, Options
+from engine.prompt import PrefillBudget, PromptChunk, PromptPrefill
+from engine.sca.conversation import ScaConfig, ScaConversation
+from engine.slots import SlotState
+from engine.talker import Talker
+from engine.talker_prefix import talker_prefix
+from engine.text_decoder import TextBatch, TextRow, next_token
+from engine.thinker import Thinker
+
+
+class AudioBatch:
+    """A tick's audio of R rows, which share slots and positions with a text batch."""
+
+    def __init__(self, text: TextBatch, audio_tokens: int, mel_frames: int, thinker: Thinker):
+        device, dtype = thinker.decoder.device, thinker.decoder.dtype
+        rows = len(text.slots)
+        self.text = text
+        self.log_mel = torch.zeros(rows, 128, mel_frames, dtype=dtype, device=device)
+        self.embeddings = torch.zeros(rows, audio_tokens, thinker.hidden_size, dtype=dtype, device=device)
+
+    @property
+    def slots(self) -> Tensor:
+        """Of the rows [R]."""
+        return self.text.slots
+
+    @property
+    def positions(self) -> CachePositions:
+        """The thinker's."""
+        return self.text.positions
+
+    @property
+    def variant(self) -> Hashable:
+        """Rows."""
+        return len(self.slots)
+
+    def fill(self, log_mel: Tensor) -> None:
+        """What each row hears [B, 128, T]; padding hears nothing."""
+        self.log_mel[: len(log_mel)].copy_(log_mel)
+        self.log_mel[len(log_mel) :] = 0
+
+    def set_padding(self) -> None:
+        """Makes every row padding."""
+        self.text.set_padding()
+
+
+@dataclass
+class ScaPlan:
+    """What a tick computes."""
+
+    rows: list[Row] = field(default_factory=list)  # that hear and speak, sorted by slot
+    waiting: list[ScaConversation] = field(default_factory=list)  # whose prompt is not in the cache yet
+    failures: dict[int, ConversationError] = field(default_factory=dict)
+    prompts: list[list[PromptChunk]] = field(default_factory=list)
+    text: TextBatch | None = None
+    codec: CodecBatch | None = None
+
+
+class ScaDialect:
+    """The four stages of a tick."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: Settings,
+        slots: SlotState,
+        predictor: CodePredictor,
+        runner: GraphRunner,
+    ):
+        model, engine = checkpoint.model, settings.engine
+        config = model.config
+        self._tokenizer = checkpoint.tokenizer
+        self._audio_start: int = config.thinker_config.audio_start_token_id
+        self._prefill_tokens = engine.prefill_tokens
+        self._text_tokens, self._frames = engine.text_tokens_per_tick, settings.audio.codec_frames
+        self._slots = slots
+        self.thinker = Thinker(model.thinker, slots.thinker_cache)
+        self.talker = Talker(model.talker, slots.talker_cache)
+        self._codec = CodecDecoder(self.talker, predictor, slots, ends=False)
+        self._device = self.thinker.decoder.device
+        self._run = runner
+        self._config = ScaConfig.of(settings, self.talker.codebooks)
+        self._detokenizer = partial(Detokenizer, checkpoint.tokenizer)
+        self._prompts = PromptPrefill(self.thinker, slots, engine.prompt_positions, engine.prompts_kept, runner)
+        self._voices = {
+            voice: self._prefill_prefix(talker_prefix(config, self.thinker, self.talker, voice))
+            for voice in config.talker_config.speaker_id
+        }
+        mel_frames = settings.audio.mel_frames
+        self._text_batches = BatchPool(
+            lambda rows: TextBatch(rows, self._text_tokens, slots, self.thinker),
+            slots.buckets,
+        )
+        self._audio_batches = BatchPool(
+            lambda rows: AudioBatch(self._text_batches.with_rows(rows), self._frames, mel_frames, self.thinker),
+            slots.buckets,
+        )
+        self._codec_batches = BatchPool(
+            lambda rows: CodecBatch(rows, self._frames, slots, self.talker),
+            slots.buckets,
+        )
+        self.warm_up_controls: Sequence[Controls] = (Controls(), Controls())
+
+    def begin(self, slot: int, options: Options) -> ScaConversation:
+        """A conversation in a slot that was reset. Raises `OptionError`."""
+        prompt = [*self._prompt_tokens(options.system_prompt), self._audio_start]
+        conversation = ScaConversation(slot, options, prompt, config=self._config, detokenizer=self._detokenizer())
+        conversation.prompt_chunk_prefilled(self._prompts.begin(slot, prompt))
+        self._slots.talker_cache.load(slot, self._voices[options.voice])
+        self._slots.begin(slot, options)
+        self._slots.begin_speech(slot)
+        return conversation
+
+    def schedule(self, rows: Sequence[Row]) -> ScaPlan:
+        """Which conversations hear and speak in this tick, and which prompts are prefilled."""
+        plan = ScaPlan()
+        conversations = [row.conversation for row in rows]
+        plan.prompts = self._prompts.schedule(conversations, PrefillBudget(self._prefill_tokens))
+        for row in rows:
+            conversation: ScaConversation = row.conversation
+            conversation.age += 1
+            if conversation.prompt_prefilled < len(conversation.prompt):
+                plan.waiting.append(conversation)
+                continue
+            try:
+                evictions = conversation.make_room()
+            except ContextFullError as error:
+                plan.failures[conversation.slot] = error
+                continue
+            if evictions:
+                with self._run.timer("evict"):
+                    self._slots.thinker_cache.evict(conversation.slot, *evictions[0])
+                    self._slots.talker_cache.evict(conversation.slot, *evictions[1])
+            plan.rows.append(row)
+        return plan
+
+    def prefill(self, plan: ScaPlan) -> None:
+        """Prompts; then the tick's audio, encoded and appended to the thinker's cache."""
+        self._prompts.run(plan.prompts)
+        if not plan.rows:
+            return
+        text_rows, codec_rows = [], []
+        for row in plan.rows:
+            conversation: ScaConversation = row.conversation
+            sampling, place = conversation.options.sampling, conversation.positions
+            samples = sampling.text_temperature > 0 or sampling.temperature > 0
+            text_rows.append(TextRow(conversation.slot, place.thinker, place.rng_offset, samples))
+            codec_rows.append(CodecRow(conversation.slot, place.talker, place.rng_offset, samples))
+        plan.text, plan.codec = self._text_batches.of(len(plan.rows)), self._codec_batches.of(len(plan.rows))
+        plan.text.fill(text_rows)
+        plan.codec.fill(codec_rows)
+        audio = self._audio_batches.of(len(plan.rows))
+        audio.fill(self._log_mel(plan.rows))
+        self._run("encoder", self._encode, audio)
+        self._run("prefill", self._append_audio, audio)
+
+    def decode(self, plan: ScaPlan) -> None:
+        """Text tokens, and after each its share of the tick's codec frames."""
+        text, codec = plan.text, plan.codec
+        if text is None or codec is None:
+            return
+        frame = 0
+        for token in range(self._text_tokens):
+            text.rng_offset.copy_(codec.rng_offset)  # one sequence of random numbers: a token's, its frames', and so on
+            self._run("text", self._text_step, text)
+            codec.rng_offset.copy_(text.rng_offset)
+            text.tick[:, token] = text.token
+            for _ in range(self._frames // self._text_tokens):
+                self._run("talker", self._codec.predict_first, codec)
+                self._run("code predictor", self._codec.predict_rest, codec)
+                codec.tick[:, frame] = codec.codes
+                frame += 1
+
+    def postprocess(self, plan: ScaPlan) -> dict[int, TickResult]:
+        """Results by slot. Device-to-host copies: the only synchronisation in a tick."""
+        results: dict[int, TickResult] = dict(plan.failures)
+        for conversation in plan.waiting:
+            results[conversation.slot] = TickOutput(no_frames(self.talker.codebooks, self._frames), [], "")
+        if plan.text and plan.codec:
+            tokens, codes = plan.text.tick.tolist(), plan.codec.tick.to("cpu", copy=True).transpose(1, 2)
+            for row, emitted, frames in zip(plan.rows, tokens, codes, strict=False):  # rows past them are padding
+                is_first = row.conversation.decoded_ticks == 0
+                text, events = row.conversation.decoded(emitted)
+                results[row.conversation.slot] = TickOutput(frames, emitted, text, events, begins=is_first)
+        return results
+
+    def capture(self, enabled: bool) -> None:
+        """On CUDA: runs every step at every batch size, and captures it if `enabled`."""
+        self._prompts.capture(enabled)
+        for rows in self._slots.buckets.all():
+            audio, codec = self._audio_batches.with_rows(rows), self._codec_batches.with_rows(rows)
+            self._run.capture("encoder", self._encode, audio, enabled)
+            self._run.capture("prefill", self._append_audio, audio, enabled)
+            for samples in (False, True):
+                audio.text.samples = codec.samples = samples
+                self._run.capture("text", self._text_step, audio.text, enabled)
+                self._run.capture("talker", self._codec.predict_first, codec, enabled)
+                self._run.capture("code predictor", self._codec.predict_rest, codec, enabled)
+
+    def _log_mel(self, rows: Sequence[Row]) -> Tensor:
+        """What the rows hear [B, 128, T], with the extractor's floor below the loudest cell so far of each."""
+        slots = [row.conversation.slot for row in rows]
+        log_mel = torch.stack([row.input.log_mel for row in rows])
+        loudest = log_mel.amax(dim=1).cummax(dim=1).values  # [B, T]
+        peak = torch.maximum(loudest, self._slots.log_mel_peak[slots][:, None])
+        self._slots.log_mel_peak[slots] = peak[:, -1]
+        return normalise(log_mel, peak[:, None])
+
+    def _encode(self, batch: AudioBatch) -> None:
+        batch.embeddings.copy_(self.thinker.audio_encoder(batch.log_mel))
+
+    def _append_audio(self, batch: AudioBatch) -> None:
+        hidden = self.thinker.decoder.forward(batch.embeddings, batch.positions)[:, -1]
+        self._slots.thinker_hidden[batch.slots] = hidden
+
+    def _text_step(self, batch: TextBatch) -> None:
+        batch.token.copy_(next_token(batch, self.thinker, self._slots))
+        embeddings = self.thinker.embed(batch.token[:, None])
+        hidden = self.thinker.decoder.forward(embeddings, batch.positions)[:, -1]
+        self._slots.thinker_hidden[batch.slots] = hidden
+        self._slots.text_condition[batch.slots] = self.talker.project_text(hidden)
+
+    def _prompt_tokens(self, system_prompt: str) -> list[int]:
+        if not system_prompt:
+            return []
+        turn = [{"role": "system", "content": system_prompt}]
+        text = self._tokenizer.apply_chat_template(turn, tokenize=False)
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return tokens
+
+    def _prefill_prefix(self, embeddings: Tensor) -> Tensor:
+        """Keys and values of the talker for embeddings [1, n, H'], computed in the padding slot."""
+        slot, length = self._slots.padding_slot, embeddings.shape[1]
+        self.talker.decoder.forward(embeddings, CachePositions.of([slot], [0], self._device))
+        return self._slots.talker_cache.snapshot(slot, length)

@@ -1,0 +1,90 @@
+"""All that the engine keeps of its conversations between ticks, by slot: one owner, one reset.
+
+Tensors have a row for each slot and one more for padding; the thinker's cache has another, on which the model is asked
+about a speaker without the conversation noticing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from config.settings import Settings
+from engine.buckets import BatchBuckets, least_rows
+from engine.kv_cache import KVCache
+from engine.log_mel import SILENCE, LogMel
+from engine.mel_buffer import MelBuffer
+from engine.memory import cache_sizes
+from engine.options import Options
+from engine.sampler import SamplingState
+from engine.talker_prefix import TALKER_PREFIX
+from engine.vad import VadState
+
+
+class SlotState:
+    """State of `count` slots for a checkpoint and its settings.
+
+    `reset` forgets a slot: whatever is added here must be reset there, and the test that looks through every tensor
+    with a slot dimension holds it to that.
+    """
+
+    def __init__(self, checkpoint: Any, settings: Settings):
+        model = checkpoint.model
+        self.count = settings.engine.slots
+        self.padding_slot = self.count
+        self.scratch_slot = self.count + 1  # of the thinker's cache alone
+        thinker, talker = cache_sizes(settings)
+        ticks = settings.context_ticks
+        asks = settings.engine.dialect == "turn"
+        device: torch.device = model.device
+        weights = (part for module in (model.thinker.model, model.talker.model) for part in module.parameters())
+        self.buckets = BatchBuckets(self.count, device, least_rows(weights) if device.type == "cpu" else 1)
+        self.thinker_cache = KVCache(model.thinker.model, self.count + 1 + asks, thinker.positions(ticks))
+        self.talker_cache = KVCache(model.talker.model, self.count + 1, talker.positions(ticks))
+
+        weight = model.talker.model.norm.weight
+        codes = model.talker.code_predictor.vocab_size + 1  # and the end of speech
+        self.sampling = SamplingState(self.count, codes, weight.device)
+        hidden_size, talker_size = (part.config.text_config.hidden_size for part in (model.thinker, model.talker))
+        self.thinker_hidden = weight.new_zeros(self.count + 1, hidden_size)  # the last hidden state
+        self.talker_prefix = weight.new_zeros(self.count + 1, TALKER_PREFIX, talker_size)  # of an answer: the voice
+        self.text_condition = weight.new_zeros(self.count + 1, talker_size)  # of the next codec frame
+        self.text_ended = torch.zeros(self.count + 1, dtype=torch.bool, device=weight.device)
+        with torch.no_grad():
+            begin = torch.tensor(model.config.talker_config.codec_bos_id, device=weight.device)
+            self._first_frame = model.talker.model.codec_embedding(begin)
+        self.last_frame = self._first_frame.repeat(self.count + 1, 1)  # the last frame's summed embeddings
+
+        self.log_mel_peak = torch.full((self.count + 1,), SILENCE)  # of the conversation so far, log10; on the CPU
+        self.vad = VadState(self.count)
+        self._log_mel = LogMel(checkpoint.feature_extractor)
+        self.mel = [MelBuffer(self._log_mel) for _ in range(self.count)]
+
+    def reset(self, slot: int) -> None:
+        """Forgets everything of a slot's conversation."""
+        self.thinker_cache.reset(slot)
+        self.talker_cache.reset(slot)
+        self.sampling.reset(slot)
+        self.thinker_hidden[slot] = 0
+        self.talker_prefix[slot] = 0
+        self.text_condition[slot] = 0
+        self.text_ended[slot] = False
+        self.last_frame[slot] = self._first_frame
+        self.log_mel_peak[slot] = SILENCE
+        self.vad.reset(slot)
+        self.mel[slot] = MelBuffer(self._log_mel)
+
+    def reset_scratch(self) -> None:
+        """Forgets what was asked about a speaker."""
+        self.thinker_cache.reset(self.scratch_slot)
+
+    def begin(self, slot: int, options: Options) -> None:
+        """Sets a slot that was reset to a conversation's options."""
+        self.sampling.begin(slot, options)
+
+    def begin_speech(self, slot: int) -> None:
+        """Before the first frame of a speech: nothing of an earlier one is its condition."""
+        self.last_frame[slot] = self._first_frame
+        self.text_ended[slot] = False
+        self.sampling.begin_speech(slot)
