@@ -43,4 +43,4 @@ for ((tick = 0; tick < ticks; tick++)); do
     fi
     tail -c "$answer_bytes" "$work/answer" >> "$out"
 done
-echo "$ticks ticks said and heard" >&2
+echo "$ticks ticks sent and received" >&2

@@ -52,10 +52,10 @@ def main() -> None:
     """Reads IN.wav, converses, writes OUT.wav, prints the text."""
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    with wave.open(sys.argv[1], "rb") as said:
-        if (said.getframerate(), said.getnchannels(), said.getsampwidth()) != (16000, 1, 2):
-            sys.exit(f"{sys.argv[1]} is {said.getparams()}, expected 16-bit mono 16 kHz")
-        samples = np.frombuffer(said.readframes(said.getnframes()), np.int16)
+    with wave.open(sys.argv[1], "rb") as wav:
+        if (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) != (16000, 1, 2):
+            sys.exit(f"{sys.argv[1]} is {wav.getparams()}, expected 16-bit mono 16 kHz")
+        samples = np.frombuffer(wav.readframes(wav.getnframes()), np.int16)
     sound, text = converse(sys.argv[3] if len(sys.argv) > 3 else URL, samples)
     with wave.open(sys.argv[2], "wb") as kept:
         kept.setparams((1, 2, 24000, 0, "NONE", ""))

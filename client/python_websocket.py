@@ -41,7 +41,7 @@ class Answer:
         kind = event["type"]
         if kind == "error":
             raise RuntimeError(event["message"])
-        if kind == "session.opened":
+        if kind == "conversation.opened":
             self.takes_turns = event["dialect"] == "turn"
         elif kind == "text":
             self.text += event["text"]
@@ -55,36 +55,38 @@ class Answer:
             self.speakers.discard("assistant")
 
 
-async def talk(url: str, pcm: bytes, realtime: bool = False, heard: Callable[[int], None] = lambda _: None) -> Answer:
-    """Says `pcm` (16 kHz) and returns the answer; `heard` is told of new samples. Raises RuntimeError on an error."""
+async def talk(
+    url: str, pcm: bytes, realtime: bool = False, progress: Callable[[int], None] = lambda _: None
+) -> Answer:
+    """Sends `pcm` (16 kHz) and returns the answer; `progress` gets new samples. Raises RuntimeError on an error."""
     answer = Answer()
     async with connect(url, max_size=None) as socket:
-        answer.note(json.loads(await socket.recv()))  # session.opened, or why not
-        await asyncio.gather(_say(socket, pcm, realtime, answer), _hear(socket, heard, answer))
+        answer.note(json.loads(await socket.recv()))  # conversation.opened, or why not
+        await asyncio.gather(_send(socket, pcm, realtime, answer), _receive(socket, progress, answer))
     return answer
 
 
-async def _say(socket: ClientConnection, pcm: bytes, realtime: bool, answer: Answer) -> None:
-    said = 0
+async def _send(socket: ClientConnection, pcm: bytes, realtime: bool, answer: Answer) -> None:
+    sent = 0
     try:
         for start in range(0, len(pcm), FRAME_BYTES):
             await socket.send(pcm[start : start + FRAME_BYTES])
-            said += FRAME_BYTES
+            sent += FRAME_BYTES
             if realtime:
                 await asyncio.sleep(FRAME_S)
         while answer.takes_turns:  # the microphone stays open: in its silence the answer is given
-            heard_s, said_s = len(answer.pcm) / 48000, said / 32000
-            if heard_s > len(pcm) / 32000 + QUIET_S and not answer.speakers:
+            received_s, sent_s = len(answer.pcm) / 48000, sent / 32000
+            if received_s > len(pcm) / 32000 + QUIET_S and not answer.speakers:
                 break
-            if said_s - heard_s > QUIET_S:
+            if sent_s - received_s > QUIET_S:
                 await asyncio.sleep(0.01)
                 continue
             await socket.send(bytes(FRAME_BYTES))
-            said += FRAME_BYTES
+            sent += FRAME_BYTES
             await asyncio.sleep(FRAME_S if realtime else 0)
         await socket.send(json.dumps({"type": "end"}))
     except ConnectionClosed:
-        return  # the bridge has said why in an event, which _hear raises
+        return  # the bridge has told why in an event, which _receive raises
 
 
 async def _messages(socket: ClientConnection) -> AsyncIterator[str | bytes]:
@@ -93,11 +95,11 @@ async def _messages(socket: ClientConnection) -> AsyncIterator[str | bytes]:
             yield await socket.recv()
 
 
-async def _hear(socket: ClientConnection, heard: Callable[[int], None], answer: Answer) -> None:
+async def _receive(socket: ClientConnection, progress: Callable[[int], None], answer: Answer) -> None:
     async for message in _messages(socket):
         if isinstance(message, bytes):
             answer.pcm += message
-            heard(len(message) // 2)
+            progress(len(message) // 2)
         else:
             answer.note(json.loads(message))
     if socket.close_code != 1000:
@@ -108,10 +110,10 @@ def main() -> None:
     """Reads IN.wav, talks, writes OUT.wav, prints the text."""
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    with wave.open(sys.argv[1], "rb") as said:
-        if (said.getframerate(), said.getnchannels(), said.getsampwidth()) != (16000, 1, 2):
-            sys.exit(f"{sys.argv[1]} is {said.getparams()}, expected 16-bit mono 16 kHz")
-        pcm = said.readframes(said.getnframes())
+    with wave.open(sys.argv[1], "rb") as wav:
+        if (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) != (16000, 1, 2):
+            sys.exit(f"{sys.argv[1]} is {wav.getparams()}, expected 16-bit mono 16 kHz")
+        pcm = wav.readframes(wav.getnframes())
     answer = asyncio.run(talk(sys.argv[3] if len(sys.argv) > 3 else URL, pcm))
     with wave.open(sys.argv[2], "wb") as kept:
         kept.setparams((1, 2, 24000, 0, "NONE", ""))

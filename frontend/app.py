@@ -23,17 +23,17 @@ WARM_UP_TICKS = 3
 RETRY_S = 1.0
 
 
-class Door:
+class AdmissionControl:
     """Counts the conversations, and refuses one too many: Triton would let it wait in silence."""
 
     def __init__(self) -> None:
-        self.places: int | None = None  # not known before Triton has answered; until then it refuses for itself
-        self.taken = 0
+        self.slots = 0  # 0: not known, then the engine alone refuses
+        self.conversations = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether every place is taken."""
-        return self.places is not None and self.taken >= self.places
+        """Whether every slot holds a conversation."""
+        return 0 < self.slots <= self.conversations
 
 
 class Bridge:
@@ -41,11 +41,11 @@ class Bridge:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.door = Door()
+        self.admission = AdmissionControl()
         self.not_ready: str | None = "Triton has not answered yet"
 
     async def connect(self) -> None:
-        """Makes the connection, on the event loop that will use it."""
+        """Opens the gRPC channel. Must run on the event loop that will use it."""
         self.link = TritonLink(self.settings)
 
     async def warm_up(self) -> None:
@@ -53,7 +53,7 @@ class Bridge:
         while self.not_ready:
             if await self.link.is_ready():
                 try:
-                    self.door.places = await self.link.slots()
+                    self.admission.slots = await self.link.slots()
                     async for answer in self.link.converse(new_sequence_id(), self._silence()):
                         if isinstance(answer, TickError):
                             raise answer
@@ -87,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
         """The bridge itself runs."""
-        return JSONResponse({"status": "ok", "conversations": bridge.door.taken})
+        return JSONResponse({"status": "ok", "conversations": bridge.admission.conversations})
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
@@ -103,8 +103,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def pcm16(socket: WebSocket) -> None:
         """A conversation; its options are the query's parameters."""
         await socket.accept()
-        if bridge.door.is_full:
-            message = f"all {bridge.door.places} places are taken (engine.slots), try again later"
+        if bridge.admission.is_full:
+            message = f"all {bridge.admission.slots} slots hold a conversation (engine.slots), try again later"
             await socket.send_json(error_event("full", message))
             await socket.close(CloseCode.TRY_AGAIN_LATER)
             return
@@ -114,11 +114,11 @@ def create_app(settings: Settings) -> FastAPI:
             await socket.send_json(error_event(error.code, error.message))
             await socket.close(CloseCode.POLICY_VIOLATION)
             return
-        bridge.door.taken += 1
+        bridge.admission.conversations += 1
         try:
             await Conversation(socket, bridge.link, settings, options).run()
         finally:
-            bridge.door.taken -= 1
+            bridge.admission.conversations -= 1
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app

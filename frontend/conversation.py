@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import WebSocket, WebSocketDisconnect
 
 from config import Settings
+from frontend.framer import Framer
 from frontend.protocol import (
     SAMPLE_BYTES,
     CloseCode,
@@ -24,8 +25,9 @@ from frontend.protocol import (
     parameters_of,
     parse_control,
 )
-from frontend.ticker import Ticker
 from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
+
+FULL = "try again later"  # how the engine's refusals of one conversation too many end
 
 
 class Conversation:
@@ -37,10 +39,10 @@ class Conversation:
         self._link = link
         self._settings = settings
         self._options = dict(options)
-        self._ticker = Ticker(settings.audio.input_samples * SAMPLE_BYTES)
+        self._framer = Framer(settings.audio.input_samples * SAMPLE_BYTES)
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         self._started = False
-        self._ahead_bytes = 0  # of output: silence that closed a tick early, not yet left out again
+        self._output_ahead_bytes = 0  # of output: silence that closed a tick early, not yet left out again
         self._last_tick_s = time.monotonic()
         self._stop = asyncio.Event()  # no more sound is taken: the client is gone, or a tick failed
         self._close_code = CloseCode.NORMAL
@@ -59,21 +61,22 @@ class Conversation:
 
     async def _deliver(self, answer: TickOut | TickError) -> None:
         if self._close_code is not CloseCode.NORMAL:
-            return  # it has failed; what was still on its way is nobody's
+            return  # drop responses that arrive after the conversation failed
         if isinstance(answer, TickError):
-            self._close_code = CloseCode.INTERNAL_ERROR
-            await self._send_event(error_event("tick_failed", str(answer)))
+            is_full = str(answer).endswith(FULL)
+            self._close_code = CloseCode.TRY_AGAIN_LATER if is_full else CloseCode.INTERNAL_ERROR
+            await self._send_event(error_event("full" if is_full else "tick_failed", str(answer)))
             self._stop.set()
             return
         for event in answer.events:
             await self._send_event(event)
-        await self._send(self._socket.send_bytes, self._repay(answer.pcm))
+        await self._send(self._socket.send_bytes, self._without_debt(answer.pcm))
 
-    def _repay(self, pcm: bytes) -> bytes:
+    def _without_debt(self, pcm: bytes) -> bytes:
         """A tick's sound without the silence by which the loudspeaker's clock is ahead of the microphone's."""
-        if self._ahead_bytes and not any(pcm):
-            cut = min(self._ahead_bytes, len(pcm))
-            self._ahead_bytes -= cut
+        if self._output_ahead_bytes and not any(pcm):
+            cut = min(self._output_ahead_bytes, len(pcm))
+            self._output_ahead_bytes -= cut
             pcm = pcm[cut:]
         return pcm
 
@@ -83,7 +86,7 @@ class Conversation:
         async for message in self._messages():
             try:
                 if isinstance(message, bytes):
-                    for pcm in self._ticker.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
+                    for pcm in self._framer.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
                         if self._stop.is_set():
                             break
                         yield await self._tick(pcm, asked)
@@ -91,7 +94,7 @@ class Conversation:
                     continue
                 control, details = parse_control(message)
                 if control is Control.END:
-                    yield await self._tick(self._ticker.flush(), asked, end=True)
+                    yield await self._tick(self._framer.flush(), asked, end=True)
                     return
                 if control is Control.OPTIONS:
                     self._choose(details)
@@ -106,14 +109,14 @@ class Conversation:
             except ProtocolError as error:
                 await self._send_event(error_event(error.code, error.message))
         if self._started:
-            yield await self._tick(self._ticker.flush(), asked, end=True)
+            yield await self._tick(self._framer.flush(), asked, end=True)
 
     def _close_tick(self) -> bytes:
         """The open tick, closed with silence: the input clock runs ahead by it, and the loudspeaker's with it."""
         audio = self._settings.audio
-        samples = self._ticker.missing // SAMPLE_BYTES * audio.output_samples // audio.input_samples
-        self._ahead_bytes += samples * SAMPLE_BYTES
-        return self._ticker.flush()
+        samples = self._framer.missing // SAMPLE_BYTES * audio.output_samples // audio.input_samples
+        self._output_ahead_bytes += samples * SAMPLE_BYTES
+        return self._framer.flush()
 
     def _choose(self, options: Mapping[str, Any]) -> None:
         if self._started:

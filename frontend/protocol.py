@@ -16,11 +16,13 @@ from enum import Enum
 from typing import Any
 
 from config import Settings
+from config.loader import is_unicode
 from config.settings import INPUT_HZ, MOST_TYPED, OPTIONS, OUTPUT_HZ
-from config.sources import is_unicode
 
 Event = dict[str, Any]
+GREATEST_INTEGER = 2**63 - 1  # of a request parameter: a larger one would cut off the whole gRPC stream
 SAMPLE_BYTES = 2
+MOST_TEXT = 150_000  # characters of a text frame: the longest system prompt, every character escaped
 SHOWN = 40  # characters of a bad message that its error repeats
 
 
@@ -72,6 +74,10 @@ def check_sound(frame: bytes, limit: int) -> bytes:
 
 def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
     """A text frame: what is asked, and what else it says. Raises `ProtocolError`."""
+    if len(text) > MOST_TEXT:
+        raise ProtocolError(
+            "frame_too_large", f"a text frame of {len(text)} characters came, expected at most {MOST_TEXT}"
+        )
     controls = " or ".join(json.dumps({"type": control.value}) for control in Control)
     shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
     try:
@@ -95,7 +101,7 @@ def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) ->
     if control is not Control.MESSAGE:
         return {control.value: True}
     text = details.get("text")
-    if not isinstance(text, str) or not text.strip() or not is_unicode(text):
+    if not isinstance(text, str) or not text.strip() or not is_unicode(text) or "\0" in text:
         raise ProtocolError("bad_message", f"a message came with the text {text!r}, expected what the user has typed")
     if len(text) > MOST_TYPED:
         raise ProtocolError("bad_message", f"a message of {len(text)} characters came, expected at most {MOST_TYPED}")
@@ -109,9 +115,19 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ProtocolError("unknown_option", f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
         if not isinstance(options[name], (str, int, float)):
             raise ProtocolError("bad_option", f"{name} is {options[name]!r}, expected text or a number")
-        if isinstance(options[name], str) and not is_unicode(options[name]):
-            raise ProtocolError("bad_option", f"{name} holds half a character (a lone surrogate), expected Unicode")
+        if isinstance(options[name], str):
+            _check_text(name, options[name])
+        elif isinstance(options[name], int) and abs(options[name]) > GREATEST_INTEGER:
+            raise ProtocolError("bad_option", f"{name} is {options[name]}, expected a number of 64 bits at most")
     return dict(options)
+
+
+def _check_text(name: str, value: str) -> None:
+    """A request parameter's text must be Unicode, and Triton cuts it at a NUL."""
+    if not is_unicode(value):
+        raise ProtocolError("bad_option", f"{name} holds half a character (a lone surrogate), expected Unicode")
+    if "\0" in value:
+        raise ProtocolError("bad_option", f"{name} holds a NUL character, expected text without one")
 
 
 def opened_event(sequence_id: int, settings: Settings) -> Event:
@@ -122,7 +138,7 @@ def opened_event(sequence_id: int, settings: Settings) -> Event:
 
     audio = settings.audio
     return {
-        "type": "session.opened",
+        "type": "conversation.opened",
         "id": str(sequence_id),
         "dialect": settings.engine.dialect,
         "tick_ms": audio.tick_ms,

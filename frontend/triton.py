@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections import deque
@@ -18,10 +19,12 @@ from tritonclient.utils import InferenceServerException
 
 from config import Settings
 
+logger = logging.getLogger(__name__)
 MODEL = "duplex"
 ENGINE = "thinker_talker"  # the stage that holds the conversations
 PREFIX = f"in ensemble '{MODEL}', "  # of Triton's messages; a client knows of no ensemble
 GREATEST_SEQUENCE_ID = 2**63 - 1  # tritonclient sends it as an int64
+END_TIMEOUT_S = 5.0
 WATCH_S = 0.5  # how often an overdue answer is looked for
 
 
@@ -53,6 +56,14 @@ class TickOut:
     events: list[dict[str, Any]]
 
 
+@dataclass
+class _Progress:
+    """How far a conversation's requests have come."""
+
+    started: bool = False
+    ended: bool = False
+
+
 class TritonLink:
     """The bridge's one connection to Triton."""
 
@@ -61,6 +72,7 @@ class TritonLink:
         self._samples = settings.audio.input_samples
         self._timeout_s = settings.bridge.response_timeout_s
         self._client = triton.InferenceServerClient(self.url, channel_args=[("grpc.enable_http_proxy", 0)])
+        self._ending: set[asyncio.Task[None]] = set()  # conversations whose END is on its way by itself
 
     async def is_ready(self) -> bool:
         """Whether Triton is up and every stage of the ensemble is loaded."""
@@ -70,7 +82,7 @@ class TritonLink:
             return False
 
     async def slots(self) -> int:
-        """How many conversations the engine behind Triton holds; its settings lie in its model's config."""
+        """Conversations that the engine behind Triton holds, by its model's config; 0 where it measures that itself."""
         answer = await self._client.get_model_config(ENGINE)
         settings = json.loads(answer.config.parameters["settings"].string_value)
         return int(settings["engine"]["slots"])
@@ -79,11 +91,12 @@ class TritonLink:
         """Answers of one conversation, one a tick and in order, until `ticks` ends.
 
         A tick that Triton refuses is answered with its `TickError`; the stream goes on. Raises `TickError` when
-        there is no Triton any more, or when an answer is overdue.
+        there is no Triton any more, or when an answer is overdue. However it ends, Triton gets an END.
         """
         sent: deque[float] = deque()  # when each tick on its way was sent
         failures: list[Exception] = []
-        responses = self._client.stream_infer(self._requests(sequence_id, ticks, sent, failures))
+        progress = _Progress()
+        responses = self._client.stream_infer(self._requests(sequence_id, ticks, sent, failures, progress))
         try:
             while True:
                 try:
@@ -96,10 +109,27 @@ class TritonLink:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error
         finally:
             responses.cancel()
+            if progress.started and not progress.ended:
+                ending = asyncio.create_task(self._end(sequence_id))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        """Hangs up."""
+        """Closes the channel, when conversations that were cut off have been ended."""
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=END_TIMEOUT_S)
         await self._client.close()
+
+    async def _end(self, sequence_id: int) -> None:
+        """An END outside the conversation's stream, which was cut off before it: else its slot would idle."""
+        audio = triton.InferInput("AUDIO_IN", [1, self._samples], "INT16")
+        audio.set_data_from_numpy(np.zeros((1, self._samples), np.int16))
+        try:
+            await self._client.infer(
+                MODEL, [audio], sequence_id=sequence_id, sequence_end=True, client_timeout=END_TIMEOUT_S
+            )
+        except (InferenceServerException, grpc.RpcError) as error:  # it has ended there already, or Triton is gone
+            logger.info("conversation %s could not be ended: %s", sequence_id, error)
 
     async def _next(self, responses: Any, sent: deque[float], failures: list[Exception]) -> Any:
         """The next response, unless the oldest tick on its way has waited for too long."""
@@ -117,13 +147,19 @@ class TritonLink:
             waiting.cancel()
 
     async def _requests(
-        self, sequence_id: int, ticks: AsyncIterator[TickIn], sent: deque[float], failures: list[Exception]
+        self,
+        sequence_id: int,
+        ticks: AsyncIterator[TickIn],
+        sent: deque[float],
+        failures: list[Exception],
+        progress: _Progress,
     ) -> AsyncIterator[dict[str, Any]]:
         try:
             async for tick in ticks:
                 audio = triton.InferInput("AUDIO_IN", [1, self._samples], "INT16")
                 audio.set_data_from_numpy(np.frombuffer(tick.pcm, np.int16)[None])
                 sent.append(time.monotonic())
+                progress.started = True
                 yield {
                     "model_name": MODEL,
                     "inputs": [audio],
@@ -132,6 +168,7 @@ class TritonLink:
                     "sequence_end": tick.end,
                     "parameters": tick.parameters or None,
                 }
+                progress.ended = tick.end  # the stream has taken it
         except Exception as error:
             failures.append(error)
             raise

@@ -66,16 +66,16 @@ class Conversation {
   }
 
   event(event) {
-    if (event.type === "session.opened") this.opened(event);
+    if (event.type === "conversation.opened") this.opened(event);
     else if (event.type === "reset") this.forget();
     else if (event.type === "error") this.complain(event.message);
     else floor.take(event);
     if (event.type === "interrupted") this.playback.port.postMessage("skip");
   }
 
-  opened(session) {
-    this.takesTurns = session.dialect === "turn";
-    this.latency = new Latency(session.input.tick_bytes);
+  opened(conversation) {
+    this.takesTurns = conversation.dialect === "turn";
+    this.latency = new Latency(conversation.input.tick_bytes);
     this.saidSamples = 0;
     this.squares = [];
     this.capture = new AudioWorkletNode(this.audio, "capture", { numberOfOutputs: 0 });

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
-class Ticker:
+class Framer:
     """Holds what is not yet a whole tick."""
 
     def __init__(self, tick_bytes: int):
