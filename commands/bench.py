@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what", choices=(*HERE, *SERVED), help=f"{told}. The first three run here, the others against ./sca serve"
     )
     parser.add_argument(
-        "--sessions", default="1,2,4,8", metavar="N,N,...", help="conversations at once (default: 1,2,4,8)"
+        "--conversations", default="1,2,4,8", metavar="N,N,...", help="conversations at once (default: 1,2,4,8)"
     )
     parser.add_argument("--seconds", type=float, default=30, help="served: seconds measured for each (default: 30)")
     parser.add_argument("--wav", type=Path, help="perf-analyzer: what the conversations say, 16 kHz mono")
@@ -48,34 +48,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--paced", action="store_true", help="a tick when it is due, in place of as fast as they go")
     engine.add_argument("--baseline", choices=("transformers",), help="the same ticks through transformers too")
     engine.add_argument("--baseline-ticks", type=int, help="fewer of them (default: as many)")
-    engine.add_argument("--profile", action="store_true", help="the slowest parts of the last number of sessions")
+    engine.add_argument("--profile", action="store_true", help="the slowest parts of the last number of conversations")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints, writes build/bench/WHAT.json and its picture."""
     settings = load_settings()
-    sessions = parse_sessions(arguments.sessions)
+    conversations = parse_conversations(arguments.conversations)
     quiet_libraries()
     from benchmarks.report import show
 
     build: Path = arguments.build.resolve()
-    rows = _here(arguments, settings, sessions) if arguments.what in HERE else _served(arguments, settings, sessions)
+    bench = _here if arguments.what in HERE else _served
+    rows = bench(arguments, settings, conversations)
     show(rows, build / "bench" / f"{arguments.what}.json")
     return 0
 
 
-def parse_sessions(text: str) -> list[int]:
+def parse_conversations(text: str) -> list[int]:
     """`1,2,4` as numbers. Raises `UserError`."""
     try:
-        sessions = [int(part) for part in text.split(",")]
+        conversations = [int(part) for part in text.split(",")]
     except ValueError:
-        sessions = []
-    if not sessions or min(sessions) < 1:
-        raise UserError(f"--sessions is {text!r}, expected numbers above 0 such as 1,2,4")
-    return sessions
+        conversations = []
+    if not conversations or min(conversations) < 1:
+        raise UserError(f"--conversations is {text!r}, expected numbers above 0 such as 1,2,4")
+    return conversations
 
 
-def _here(arguments: argparse.Namespace, settings: Settings, sessions: list[int]) -> list[Row]:
+def _here(arguments: argparse.Namespace, settings: Settings, conversations: list[int]) -> list[Row]:
     from benchmarks.engine import bench_age, bench_engine, bench_transformers, profile
     from benchmarks.report import write
     from benchmarks.turn import bench_turn
@@ -86,14 +87,14 @@ def _here(arguments: argparse.Namespace, settings: Settings, sessions: list[int]
         if arguments.what == "age":
             return bench_age(checkpoint, settings)
         if arguments.what == "turn":
-            return bench_turn(checkpoint, settings, sessions, arguments.ticks)
+            return bench_turn(checkpoint, settings, conversations, arguments.ticks)
         rows: list[Row] = []
-        for row in bench_engine(checkpoint, settings, sessions, arguments.ticks, arguments.age_s, arguments.paced):
+        for row in bench_engine(checkpoint, settings, conversations, arguments.ticks, arguments.age_s, arguments.paced):
             rows.append(row)
             write(rows, arguments.build.resolve() / "bench" / "engine.json")  # should the next never end
-            console.print(f"{row.sessions} sessions: p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f}")
+            console.print(f"{row.conversations} conversations: p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f}")
         if arguments.profile:
-            print(profile(checkpoint, settings, sessions[-1], arguments.age_s))
+            print(profile(checkpoint, settings, conversations[-1], arguments.age_s))
         if arguments.baseline:
             rows.append(bench_transformers(checkpoint, settings, arguments.baseline_ticks or arguments.ticks))
     except (CheckpointError, MemoryRefusedError, SettingsError) as error:
@@ -115,7 +116,7 @@ def _checkpoint(arguments: argparse.Namespace, settings: Settings) -> Checkpoint
         return full_checkpoint(device, resolve_dtype(settings.qwen.torch_dtype, device))
 
 
-def _served(arguments: argparse.Namespace, settings: Settings, sessions: list[int]) -> list[Row]:
+def _served(arguments: argparse.Namespace, settings: Settings, conversations: list[int]) -> list[Row]:
     from benchmarks.bridge import bench_bridge
     from benchmarks.perf_analyzer import PerfAnalyzerError, bench_perf_analyzer
     from benchmarks.server import Counters
@@ -128,10 +129,10 @@ def _served(arguments: argparse.Namespace, settings: Settings, sessions: list[in
     except (OSError, KeyError) as error:
         port = settings.triton.metrics_port
         raise UserError(f"no Triton answers at {settings.triton.host}:{port} ({error}): ./sca serve first") from error
-    if max(sessions) > slots:
+    if max(conversations) > slots:
         raise UserError(
-            f"--sessions asks for {max(sessions)}, Triton's engine has {slots} slots: "
-            f"serve with SCA_ENGINE_SLOTS={max(sessions)}"
+            f"--conversations asks for {max(conversations)}, Triton's engine has {slots} slots: "
+            f"serve with SCA_ENGINE_SLOTS={max(conversations)}"
         )
     benches: dict[str, Callable[..., list[Row]]] = {
         "triton": bench_triton,
@@ -140,10 +141,10 @@ def _served(arguments: argparse.Namespace, settings: Settings, sessions: list[in
     }
     try:
         if arguments.what != "perf-analyzer":
-            return benches[arguments.what](settings, sessions, arguments.seconds)
+            return benches[arguments.what](settings, conversations, arguments.seconds)
         if not arguments.wav:
             raise UserError("perf-analyzer needs --wav FILE: what the conversations say, 16 kHz mono")
         folder = arguments.build.resolve() / "perf_analyzer"
-        return bench_perf_analyzer(settings, sessions, arguments.seconds, arguments.wav, folder)
+        return bench_perf_analyzer(settings, conversations, arguments.seconds, arguments.wav, folder)
     except (TickError, PerfAnalyzerError, OSError, RuntimeError) as error:
         raise UserError(str(error)) from error

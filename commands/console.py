@@ -65,6 +65,11 @@ class Steps:
             console.print(f"  {step} ...", soft_wrap=True)
         self._progress.add_task(step)
 
+    def update(self, text: str) -> None:
+        """How far the step under way is, where a spinner shows it."""
+        for task in self._progress.task_ids:
+            self._progress.update(task, description=text)
+
     def end(self) -> None:
         """Ends the step under way."""
         if self._step is not None:

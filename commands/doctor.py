@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from commands.console import ROOT, UserError, add_build_argument, console, load_settings, quiet_libraries
 from commands.ports import wanted_ports
 from config import Settings
-from config.sources import NOT_SETTINGS, tomllib
+from config.loader import NOT_SETTINGS, tomllib
 from launch.triton_install import TritonInstall, TritonMissingError
 
 LEAST_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them
@@ -112,7 +112,7 @@ def _packages() -> Finding:
 
 def _pins() -> dict[str, str]:
     """Version by package, of requirements.lock's lines for this Python and platform."""
-    pins = {}
+    pins: dict[str, str] = {}
     for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
         requirement, _, marker = line.partition(" ; ")
         name, _, pinned = requirement.partition("==")

@@ -7,6 +7,7 @@ import fcntl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +18,9 @@ from config import Settings
 from launch.triton_install import TritonMissingError
 from launch.triton_server import TritonError, TritonServer
 
-WATCH_S = 0.5  # how often the bridge looks whether Triton still runs
+WATCH_S = 0.5  # how often is looked whether Triton still runs
+MOST_RESTARTS = 3  # of Triton, in so many seconds:
+RESTARTS_WINDOW_S = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until Ctrl-C, SIGTERM, or the end of Triton."""
+    """Serves until Ctrl-C or SIGTERM; a Triton that ends is started anew, a few times."""
     settings = load_settings()
     check_ports(settings)
     lock = lock_build(arguments.build)
@@ -38,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         with TritonServer(repository, build / "triton", settings, log, verbose=arguments.verbose) as triton:
             with steps() as shown:
                 shown.begin("Triton")
-                triton.wait_until_ready()
-            console.print(f"  [dim]{triton.said('the engine takes')}[/dim]", highlight=False)
+                triton.wait_until_ready(lambda progress: shown.update(f"Triton: weights {progress}"))
+            console.print(f"  [dim]{triton.log_message('the engine takes')}[/dim]", highlight=False)
             return _serve_bridge(settings, triton)
     except (TritonError, TritonMissingError) as error:
         raise UserError(str(error)) from error
@@ -81,10 +84,10 @@ def check_ports(settings: Settings) -> None:
 
 
 def _serve_bridge(settings: Settings, triton: TritonServer) -> int:
-    """Runs the bridge in this thread as long as Triton runs; returns the exit status. Raises `UserError`."""
+    """Runs the bridge in this thread, and keeps Triton running; returns the exit status. Raises `UserError`."""
     bridge = bridge_server(settings)
-    lost: list[str] = []
     over = threading.Event()
+    supervisor = Supervisor(triton, over)
 
     def watch() -> None:
         told = False
@@ -92,8 +95,7 @@ def _serve_bridge(settings: Settings, triton: TritonServer) -> int:
             if bridge.started and not told:
                 told = True
                 console.print(f"\n  Open [bold]{address(settings)}[/bold] and speak.  Ctrl-C ends it.\n")
-            if not triton.is_running():
-                lost.append(triton.last_words())
+            if not supervisor.keep_running():
                 bridge.should_exit = True
                 return
 
@@ -105,6 +107,40 @@ def _serve_bridge(settings: Settings, triton: TritonServer) -> int:
         over.set()
         watcher.join()
         console.print("ending Triton ...")
-    if lost:
-        raise UserError(f"Triton ended, and so the bridge did:\n{lost[0]}")
+    if supervisor.failure and not supervisor.was_ended:
+        raise UserError(supervisor.failure)
     return 0
+
+
+class Supervisor:
+    """Starts Triton anew when it has ended; meanwhile the bridge is not ready and says so."""
+
+    def __init__(self, triton: TritonServer, over: threading.Event):
+        """`over` is set when all is to end."""
+        self._triton, self._over = triton, over
+        self._restarts: list[float] = []
+        self.failure = ""  # why it is not started anew any more
+        self.was_ended = False  # it failed since all is to end
+
+    def keep_running(self) -> bool:
+        """False when Triton has ended and does not come up again."""
+        if self._triton.is_running():
+            return True
+        now_s = time.monotonic()
+        self._restarts = [at_s for at_s in self._restarts if at_s > now_s - RESTARTS_WINDOW_S]
+        log_tail = self._triton.log_tail()
+        if len(self._restarts) == MOST_RESTARTS:
+            minutes = RESTARTS_WINDOW_S // 60
+            self.failure = f"Triton has ended {MOST_RESTARTS + 1} times in {minutes} minutes:\n{log_tail}"
+            return False
+        self._restarts.append(now_s)
+        console.print(f"Triton ended and is started anew; its conversations are lost:\n{log_tail}", markup=False)
+        try:
+            self._triton.restart()
+            self._triton.wait_until_ready(given_up=self._over.is_set)
+        except (TritonError, OSError, subprocess.SubprocessError) as error:
+            self.was_ended = self._over.is_set()
+            self.failure = str(error)
+            return False
+        console.print(f"Triton is back after {time.monotonic() - now_s:.0f} s")
+        return True

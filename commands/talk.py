@@ -37,17 +37,17 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("talking", total=len(pcm) / INPUT_HZ)
 
-        def hear(samples: int) -> None:
+        def show(samples: int) -> None:
             progress.advance(task, samples / OUTPUT_HZ)
 
         try:
-            answer: Answer = asyncio.run(talk(url, pcm.tobytes(), realtime=arguments.realtime, heard=hear))
+            answer: Answer = asyncio.run(talk(url, pcm.tobytes(), realtime=arguments.realtime, progress=show))
         except (OSError, RuntimeError, WebSocketException) as error:
             raise UserError(f"no conversation with {url}: {error}") from error
     soundfile.write(arguments.output, np.frombuffer(answer.pcm, np.int16), OUTPUT_HZ, subtype="PCM_16")
     seconds = len(answer.pcm) / 2 / OUTPUT_HZ
-    said, took = len(pcm) / INPUT_HZ, time.monotonic() - begun
-    console.print(f"{said:.2f} s said, {seconds:.2f} s heard in {took:.2f} s: {arguments.output}")
+    sent, took = len(pcm) / INPUT_HZ, time.monotonic() - begun
+    console.print(f"{sent:.2f} s sent, {seconds:.2f} s received in {took:.2f} s: {arguments.output}")
     print(answer.text)
     return 0
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ EXIT_TIMEOUT_S = 3  # how long Triton waits at its end for conversations that no
 STOP_TIMEOUT_S = 15
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know our 127.0.0.1
 LOG_TAIL = 25  # lines of the log that an error shows
+PROGRESS_TAIL = 4096  # bytes of the log in which progress is looked for
 
 
 class TritonError(RuntimeError):
@@ -38,6 +40,7 @@ class TritonServer:
         self._log = log
         self._install = TritonInstall.find()
         self._runtime = self._install.lay_out(runtime)
+        self._shared_memory = f"sca-{os.getpid()}-"  # how the names of its Python backend's regions begin
         self._command = [
             str(self._install.server),
             f"--model-repository={repository}",
@@ -53,7 +56,7 @@ class TritonServer:
             "--exit-on-error=true",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             "--disable-auto-complete-config",
-            f"--backend-config=python,shm-region-prefix-name=sca{os.getpid()}",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
             f"--log-verbose={int(verbose)}",
         ]
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,31 +81,55 @@ class TritonServer:
     ) -> None:
         self.stop()
 
-    def wait_until_ready(self) -> None:
-        """Returns when every model is loaded. Raises `TritonError`."""
+    def wait_until_ready(
+        self, report: Callable[[str], None] = lambda _: None, given_up: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Returns when every model is loaded; `report` is told how far the weights are.
+
+        Raises `TritonError`, also as soon as `given_up` says so.
+        """
         url = f"http://{self._settings.host}:{self._settings.http_port}/v2/health/ready"
-        begun = time.monotonic()
-        while time.monotonic() - begun < self._settings.start_timeout_s:
+        started_s = time.monotonic()
+        told = ""
+        while time.monotonic() - started_s < self._settings.start_timeout_s:
             if not self.is_running():
-                raise TritonError(f"Triton ended while loading:\n{self.last_words()}")
+                raise TritonError(f"Triton ended while loading:\n{self.log_tail()}")
             if _answers(url):
                 return
+            if given_up():
+                raise TritonError("Triton was still loading when it was ended")
+            progress = self.loading_progress()
+            if progress != told:
+                report(progress)
+                told = progress
             time.sleep(0.2)
         raise TritonError(
             f"Triton was not ready after {self._settings.start_timeout_s:g} s (triton.start_timeout_s):\n"
-            f"{self.last_words()}"
+            f"{self.log_tail()}"
         )
 
     def is_running(self) -> bool:
         """Whether the process is alive."""
         return self._process is not None and self._process.poll() is None
 
-    def last_words(self) -> str:
+    def restart(self) -> None:
+        """Ends what is left of a server that has ended, and starts it anew."""
+        self.stop()
+        self.__enter__()
+
+    def loading_progress(self) -> str:
+        """How much of the weights is loaded, as transformers tells the log: `45%`; empty before."""
+        with self._log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - PROGRESS_TAIL))
+            found = re.findall(rb"Loading weights:\s+(\d+%)", log.read())
+        return found[-1].decode() if found else ""
+
+    def log_tail(self) -> str:
         """The end of the log."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join([*lines[-LOG_TAIL:], f"(all of it is in {self._log})"])
 
-    def said(self, beginning: str) -> str | None:
+    def log_message(self, beginning: str) -> str | None:
         """The first message of the log that begins so, without Triton's own decoration."""
         text = self._log.read_text(encoding="utf-8", errors="replace")
         found = re.search(rf'"({re.escape(beginning)}.*)"$', text, re.MULTILINE)
@@ -119,6 +146,8 @@ class TritonServer:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # of processes that were killed
+            region.unlink(missing_ok=True)
 
 
 def _answers(url: str) -> bool:
