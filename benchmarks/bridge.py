@@ -13,9 +13,9 @@ from benchmarks.report import Row
 from config import Settings
 
 
-def bench_bridge(settings: Settings, sessions: Sequence[int], seconds: float) -> list[Row]:
-    """A row for each number of sessions. Raises `RuntimeError` with what the bridge said when it refuses one."""
-    return [asyncio.run(_measure(settings, count, seconds)) for count in sessions]
+def bench_bridge(settings: Settings, conversations: Sequence[int], seconds: float) -> list[Row]:
+    """A row for each number of conversations. Raises `RuntimeError` with what the bridge said when it refuses one."""
+    return [asyncio.run(_measure(settings, count, seconds)) for count in conversations]
 
 
 async def _measure(settings: Settings, count: int, seconds: float) -> Row:

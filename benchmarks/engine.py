@@ -6,12 +6,14 @@ In the dialect `sca`, greedy: every conversation does the same work in every tic
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import track
 
@@ -19,18 +21,22 @@ from benchmarks.floor import bandwidth, tick_bytes
 from benchmarks.report import BASELINE, Row
 from config import Settings
 from engine.checkpoint import Checkpoint
-from engine.conversation import ScaConversation
-from engine.dialect_sca import ScaDialect
+from engine.code_predictor import CodePredictor, OnnxCodePredictor
+from engine.conversation import TickInput
 from engine.engine import Engine
+from engine.log_mel import normalise
+from engine.sca.conversation import ScaConversation
+from export.code_predictor import export_code_predictor
 from tests.oracle import ScaOracle
 
 WARM_UP_TICKS = 4
-GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
+GREEDY = {"text_temperature": 0.0, "temperature": 0.0, "repetition_penalty": 1.0}
 AGES = (500, 1000, 2000, 5000)  # ticks
 AGE_WINDOW = 100  # ticks from each of them on: the context slides at least once
 YOUNG = 50
 PROFILED_TICKS = 3
 LOG_MELS = 16  # ticks of sound, over and over
+PEAK = 1.0  # log10 of the energy of their loudest cells
 
 
 class Conversations:
@@ -38,12 +44,11 @@ class Conversations:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
         torch.set_num_threads(settings.engine.cpu_threads)
-        self.engine = Engine(
-            checkpoint, settings.with_values(engine={"slots": slots, "dialect": "sca"}, sampling=GREEDY)
-        )
+        chosen = settings.with_values(engine={"slots": slots, "dialect": "sca", "tick_share": 1.0}, sampling=GREEDY)
+        self.engine: Engine[ScaConversation] = Engine(checkpoint, chosen, served_predictor(checkpoint))
         self.engine.warm_up()
         self._tick_ms = settings.audio.tick_ms
-        self._heard = some_log_mels(settings, slots)
+        self._heard = some_ticks(settings, slots)
         self._count = 0
 
     def open(self, count: int, age_s: float = 0) -> None:
@@ -53,27 +58,25 @@ class Conversations:
         self._count = count
         for key in range(count):
             self.engine.open(key, self.engine.parse_options({"seed": key}))
-            conversation, dialect = self.engine._conversations[key], self.engine.dialect
-            assert isinstance(conversation, ScaConversation)
-            assert isinstance(dialect, ScaDialect)
-            conversation.ticks = min(round(age_s * 1000 / self._tick_ms), dialect.context_ticks - WARM_UP_TICKS)
+            most = self.engine.settings.context_ticks - WARM_UP_TICKS
+            self.engine.conversation(key).ticks = min(round(age_s * 1000 / self._tick_ms), most)
 
     def tick(self, number: int) -> float:
         """Seconds that one tick of all of them takes."""
         begun = time.perf_counter()
-        self.engine.tick({key: self._heard[key, number % LOG_MELS] for key in range(self._count)})
+        self.engine.tick({key: self._heard[key][number % LOG_MELS] for key in range(self._count)})
         return time.perf_counter() - begun
 
 
 def bench_engine(
     checkpoint: Checkpoint,
     settings: Settings,
-    sessions: Sequence[int],
+    conversations: Sequence[int],
     ticks: int,
     age_s: float = 0,
     paced: bool = False,
 ) -> Iterator[Row]:
-    """A row for each number of sessions; more than `engine.slots` are given slots of their own.
+    """A row for each number of conversations; more than `engine.slots` are given slots of their own.
 
     Conversations are `age_s` seconds old when measuring begins: so much of their caches is read. `paced` waits until
     each tick is due, as a server does: a machine that has rested is slower at first.
@@ -83,18 +86,18 @@ def bench_engine(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    conversations = Conversations(checkpoint, settings, max(sessions))
-    for count in sessions:
-        conversations.open(count, age_s)
+    running = Conversations(checkpoint, settings, max(conversations))
+    for count in conversations:
+        running.open(count, age_s)
         for tick in range(WARM_UP_TICKS):
-            conversations.tick(tick)
-        before = Counter(conversations.engine.stage_seconds)
+            running.tick(tick)
+        before = Counter(running.engine.stage_seconds)
         latencies = []
-        for tick in track(range(ticks), description=f"{count} sessions", transient=True):
-            latencies.append(conversations.tick(tick))
+        for tick in track(range(ticks), description=f"{count} conversations", transient=True):
+            latencies.append(running.tick(tick))
             if paced:
                 time.sleep(max(0.0, settings.audio.tick_ms / 1000 - latencies[-1]))
-        spent = conversations.engine.stage_seconds - before  # a slide may be among them, or not
+        spent = running.engine.stage_seconds - before  # a slide may be among them, or not
         row = Row.of(
             "engine, paced" if paced else "engine",
             count,
@@ -135,7 +138,7 @@ def bench_transformers(checkpoint: Checkpoint, settings: Settings, ticks: int) -
     torch.set_num_threads(settings.engine.cpu_threads)
     voice = sorted(checkpoint.model.config.talker_config.speaker_id)[0]
     oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, voice)
-    heard = some_log_mels(settings, 1)[0]
+    heard = [normalise(tick.log_mel, PEAK) for tick in some_ticks(settings, 1)[0]]
     latencies = []
     for tick in track(range(WARM_UP_TICKS + ticks), description=BASELINE, transient=True):
         begun = time.perf_counter()
@@ -146,15 +149,15 @@ def bench_transformers(checkpoint: Checkpoint, settings: Settings, ticks: int) -
 
 def profile(checkpoint: Checkpoint, settings: Settings, count: int, age_s: float) -> str:
     """The slowest parts of a tick of so many conversations, as torch's profiler tells them."""
-    conversations = Conversations(checkpoint, settings, count)
-    conversations.open(count, age_s)
+    running = Conversations(checkpoint, settings, count)
+    running.open(count, age_s)
     for tick in range(WARM_UP_TICKS):
-        conversations.tick(tick)
+        running.tick(tick)
     cuda = checkpoint.model.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=activities) as profiler:
         for tick in range(PROFILED_TICKS):
-            conversations.tick(tick)
+            running.tick(tick)
     by = "self_device_time_total" if cuda else "self_cpu_time_total"
     table: str = profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
     return table
@@ -168,9 +171,19 @@ def memory_in_use(device: torch.device) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def some_log_mels(settings: Settings, conversations: int) -> torch.Tensor:
-    """Noise in the range of speech, another for each conversation, whose tokens are to want other experts:
-    [conversations, ticks, 128, T].
-    """
+def some_ticks(settings: Settings, conversations: int) -> list[list[TickInput]]:
+    """Noise in the range of speech, another for each conversation, whose tokens are to want other experts."""
     random = torch.Generator().manual_seed(0)
-    return torch.rand(conversations, LOG_MELS, 128, settings.audio.mel_frames, generator=random) * 2 - 1
+    shape = (conversations, LOG_MELS, 128, settings.audio.mel_frames)
+    noise = torch.rand(shape, generator=random) * 8 + PEAK - 8
+    pcm = np.random.RandomState(0).randint(-3000, 3000, settings.audio.input_samples).astype(np.int16)
+    return [[TickInput(log_mel, pcm) for log_mel in of_one] for of_one in noise]
+
+
+def served_predictor(checkpoint: Checkpoint) -> CodePredictor | None:
+    """On a CPU in float32, the ONNX graphs that are served there; else torch's, None."""
+    if checkpoint.model.device.type != "cpu" or checkpoint.model.dtype != torch.float32:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        export_code_predictor(checkpoint.model.talker, Path(folder))
+        return OnnxCodePredictor(Path(folder))

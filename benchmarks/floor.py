@@ -1,6 +1,7 @@
 """The least time that a tick can take: its bytes over the bandwidth of the memory, measured here.
 
-`python -m benchmarks.floor BYTES_PER_S` prints it for the full-size model in bfloat16, on a machine that lacks both.
+`python -m benchmarks.floor BYTES_PER_S OPERATIONS_PER_S` prints it for the full-size model in bfloat16, and for
+code2wav in the precision whose rate that is, on a machine that lacks both.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3OmniMoeForConditionalGeneration
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
 from benchmarks.full_size import full_config
 from config import Settings
-from engine.memory import TALKER_OPENING
+from engine.talker_prefix import TALKER_PREFIX
+from export.code2wav import Code2Wav
 
 CUDA_COPY, CPU_COPY = 2**32, 2**28  # bytes; several times any cache
 COPIES = 10
@@ -39,8 +43,8 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.numel() / sorted(seconds)[COPIES // 2]
 
 
-def tick_bytes(model: Any, settings: Settings, sessions: int, age_s: float) -> float:
-    """Bytes that a tick of `sessions` conversations must read, each once where it is used.
+def tick_bytes(model: Any, settings: Settings, conversations: int, age_s: float) -> float:
+    """Bytes that a tick of `conversations` conversations must read, each once where it is used.
 
     Weights once a step, of experts those that even routing reaches; keys and values of conversations of this age.
     """
@@ -49,30 +53,30 @@ def tick_bytes(model: Any, settings: Settings, sessions: int, age_s: float) -> f
     ticks = age_s * 1000 / settings.audio.tick_ms
     position = {part: 2 * _text(part).num_key_value_heads * _text(part).head_dim * model.dtype.itemsize * _depth(part)
                 for part in (thinker, talker)}  # fmt: skip
-    thinker_keys = sessions * position[thinker] * ticks * (frames + tokens)
-    talker_keys = sessions * position[talker] * (TALKER_OPENING + ticks * frames)
+    thinker_keys = conversations * position[thinker] * ticks * (frames + tokens)
+    talker_keys = conversations * position[talker] * (TALKER_PREFIX + ticks * frames)
 
     total = float(_bytes(thinker.audio_tower.parameters()))
-    total += _decoder(thinker.model, sessions * frames) + thinker_keys
-    total += tokens * (_decoder(thinker.model, sessions) + _bytes(thinker.lm_head.parameters()) + thinker_keys)
-    return total + frames * (_frame(talker, sessions) + talker_keys)
+    total += _decoder(thinker.model, conversations * frames) + thinker_keys
+    total += tokens * (_decoder(thinker.model, conversations) + _bytes(thinker.lm_head.parameters()) + thinker_keys)
+    return total + frames * (_frame(talker, conversations) + talker_keys)
 
 
-def turn_bytes(model: Any, settings: Settings, sessions: int, tokens: int) -> float:
-    """Bytes of weights that a tick reads in which a turn of so many tokens ends and `sessions` are answered."""
+def turn_bytes(model: Any, settings: Settings, conversations: int, tokens: int) -> float:
+    """Bytes of weights that a tick reads in which a turn of so many tokens ends and `conversations` are answered."""
     thinker, talker = model.thinker, model.talker
     reading = (
         _bytes(thinker.audio_tower.parameters()) + _decoder(thinker.model, tokens) + _decoder(talker.model, tokens)
     )
-    text = _decoder(thinker.model, sessions) + _bytes(thinker.lm_head.parameters())
-    return reading + settings.audio.codec_frames * (text + _frame(talker, sessions))
+    text = _decoder(thinker.model, conversations) + _bytes(thinker.lm_head.parameters())
+    return reading + settings.audio.codec_frames * (text + _frame(talker, conversations))
 
 
-def _frame(talker: Any, sessions: int) -> float:
+def _frame(talker: Any, conversations: int) -> float:
     """Bytes of the weights that a codec frame of so many conversations uses."""
     predictor = talker.code_predictor
     steps = talker.config.num_code_groups - 1
-    frame = _decoder(talker.model, sessions) + _bytes(talker.codec_head.parameters())
+    frame = _decoder(talker.model, conversations) + _bytes(talker.codec_head.parameters())
     return frame + steps * _bytes(predictor.model.layers.parameters()) + _bytes(predictor.lm_head.parameters())
 
 
@@ -98,18 +102,47 @@ def _depth(part: Any) -> int:
     return int(_text(part).num_hidden_layers)
 
 
-def main() -> None:
-    """Prints two tables: ticks in which all speak (`sca`, 100 s old), and ticks in which a turn of 8 s ends."""
-    bytes_per_s = float(sys.argv[1])
-    torch.set_default_dtype(torch.bfloat16)
+class Code2WavCost(NamedTuple):
+    """What code2wav takes of a conversation and tick, beside the engine."""
+
+    operations: int  # floating-point, a multiplication and an addition counting as two
+    state_bytes: int  # that Triton carries into the stage and out of it again, in float32
+
+
+def code2wav_cost(config: Any, frames: int) -> Code2WavCost:
+    """Of `frames` codec frames a tick, by torch's own count on tensors without values."""
     with torch.device("meta"):
-        model = Qwen3OmniMoeForConditionalGeneration(full_config())
+        stage = Code2Wav(Qwen3OmniMoeCode2Wav(config), frames)
+        codes = torch.zeros(1, config.num_quantizers, frames, dtype=torch.int64)
+        begin = torch.zeros(1, 1, dtype=torch.int64)
+        states = tuple(torch.zeros(1, *state.dims) for state in stage.states)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            stage.waveform(codes, begin, *states)
+    carried = sum(state.numel() * state.element_size() for state in states)
+    return Code2WavCost(counter.get_total_flops(), 2 * carried)
+
+
+def main() -> None:
+    """Prints tables: ticks in which all speak (`sca`, 100 s old), ticks in which a turn of 8 s ends, and code2wav."""
+    bytes_per_s = float(sys.argv[1])
+    operations_per_s = float(sys.argv[2])
+    torch.set_default_dtype(torch.bfloat16)
+    config = full_config()
+    with torch.device("meta"):
+        model = Qwen3OmniMoeForConditionalGeneration(config)
     settings = Settings.load(environ={})
-    for sessions in (1, 8, 32, 64, 128):
-        tick = tick_bytes(model, settings, sessions, age_s=100)
-        turn = turn_bytes(model, settings, sessions, tokens=AUDIO_TOKENS)
+    torch.set_default_dtype(torch.float32)
+    cost = code2wav_cost(config.code2wav_config, settings.audio.codec_frames)
+    for conversations in (1, 8, 32, 64, 128):
+        tick = tick_bytes(model, settings, conversations, age_s=100)
+        turn = turn_bytes(model, settings, conversations, tokens=AUDIO_TOKENS)
         times = [f"{count / 1e9:.0f} GB, {count / bytes_per_s * 1000:.0f} ms" for count in (tick, turn)]
-        print(f"{sessions:4} sessions: all speak {times[0]}; a turn ends {times[1]}")
+        operations, states = conversations * cost.operations, conversations * cost.state_bytes
+        print(
+            f"{conversations:4} conversations: all speak {times[0]}; a turn ends {times[1]}; code2wav "
+            f"{operations / 1e12:.2f} TFLOP, {operations / operations_per_s * 1000:.0f} ms, states "
+            f"{states / 1e6:.0f} MB, {states / bytes_per_s * 1000:.1f} ms"
+        )
 
 
 if __name__ == "__main__":

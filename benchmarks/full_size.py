@@ -7,7 +7,7 @@ the tiny checkpoint's: what is said means nothing anyhow.
 from __future__ import annotations
 
 import torch
-from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration
+from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
 
 from engine.checkpoint import Checkpoint, take_device
 from export.tiny_tokenizer import make_tokenizer
@@ -107,7 +107,8 @@ def full_checkpoint(device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig 
             _make(module, device, random)
     finally:
         torch.set_default_dtype(before)
-    return Checkpoint(model.eval().requires_grad_(False), make_tokenizer())
+    extractor = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)
+    return Checkpoint(model.eval().requires_grad_(False), make_tokenizer(), extractor)
 
 
 def _make(module: torch.nn.Module, device: str, random: torch.Generator) -> None:

@@ -29,13 +29,13 @@ part versions 40 "$python" -c 'import torch, transformers, triton; print(torch._
 # The kernel first: what is fast and wrong is of no use.
 part exact 110 "$python" -m benchmarks.gpu_exact
 # From the end of a user's turn to the first codes of the answer.
-part turns 90 "$python" -m commands bench turn --build "$OUT/turns" --config full --sessions 1,8,32 --ticks 64
+part turns 90 "$python" -m commands bench turn --build "$OUT/turns" --config full --conversations 1,8,32 --ticks 64
 # Many conversations, nearly as old as their context is long; one beside transformers; where the time goes; no graphs.
 part many 120 "$python" -m commands bench engine --build "$OUT/many" --config full \
-    --sessions 1,2,4,8,16,32,64,128 --ticks 30 --age-s 100
-part one 80 "$python" -m commands bench engine --build "$OUT/one" --config full --sessions 1 --ticks 100 \
+    --conversations 1,2,4,8,16,32,64,128 --ticks 30 --age-s 100
+part one 80 "$python" -m commands bench engine --build "$OUT/one" --config full --conversations 1 --ticks 100 \
     --baseline transformers --baseline-ticks 6
-part profile 50 "$python" -m commands bench engine --build "$OUT/profile" --config full --sessions 64 --ticks 3 --profile
+part profile 50 "$python" -m commands bench engine --build "$OUT/profile" --config full --conversations 64 --ticks 3 --profile
 part eager 40 env SCA_ENGINE_CUDA_GRAPHS=false "$python" -m commands bench engine --build "$OUT/eager" --config full \
-    --sessions 1,64 --ticks 5
+    --conversations 1,64 --ticks 5
 exit "$failed"

@@ -9,26 +9,30 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from benchmarks.engine import GREEDY
 from config import Settings
 from engine import layer
-from engine.attention import Cursor
+from engine.attention import CachePositions
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.conversation import Heard, Spoken
+from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.options import Controls
 from export.tiny import make_tiny_checkpoint
 from tests.oracle import ScaOracle
+from tests.sound import official_stream, stream_inputs, with_knock
 from tests.turn_oracle import TurnOracle
 
 TICKS = 12
+Ticks = Sequence[TickInput]
 SHAPES = [(1, 1, 32, 4, 128), (64, 1, 32, 4, 128), (7, 4, 16, 2, 128), (2, 40, 4, 2, 16)]  # as in the kernel's test
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of values of order one; bfloat16 has 8 bits
 
@@ -41,7 +45,9 @@ def kernel_difference(dtype: torch.dtype) -> float:
         queries = torch.randn(rows, length, heads, size, device="cuda", dtype=dtype)
         starts = torch.randint(0, 3000 - length, (rows,), device="cuda")
         slots = torch.randperm(rows + 2, device="cuda")[:rows]
-        found = KernelAttention(Cursor(slots, starts), length)(queries, cache, size**-0.5).unflatten(2, (heads, size))
+        found = KernelAttention(CachePositions(slots, starts), length)(queries, cache, size**-0.5).unflatten(
+            2, (heads, size)
+        )
         keys, values = cache[slots].double().chunk(2, dim=1)
         positions = starts[:, None] + torch.arange(length, device="cuda")
         visible = torch.arange(3000, device="cuda") <= positions[:, None, :, None]
@@ -52,70 +58,75 @@ def kernel_difference(dtype: torch.dtype) -> float:
     return worst
 
 
-def speak(checkpoint: Checkpoint, settings: Settings, log_mels: torch.Tensor, graphs: bool, **options: object) -> list:
+def speak(checkpoint: Checkpoint, settings: Settings, ticks: Ticks, graphs: bool, **options: object) -> list:
     """Codes and tokens of two conversations, out of step by a tick."""
-    engine = Engine(checkpoint, settings.with_values(engine={"cuda_graphs": graphs, "slots": 4, "context_s": 3}))
+    changed = settings.with_values(engine={"cuda_graphs": graphs, "slots": 4, "context_s": 3})
+    engine: Engine[Any] = Engine(checkpoint, changed)
     engine.warm_up()
-    said = []
-    for tick, log_mel in enumerate(log_mels):
-        if tick < 2:
-            engine.open(tick, engine.parse_options({"seed": tick, **options}))
-        said += spoken_by(engine, dict.fromkeys(range(min(tick + 1, 2)), log_mel))
-    return [(spoken.tokens, spoken.codes.tolist()) for spoken in said]
+    outputs = []
+    for number, tick in enumerate(ticks):
+        if number < 2:
+            engine.open(number, engine.parse_options({"seed": number, **options}))
+        outputs += tick_all(engine, dict.fromkeys(range(min(number + 1, 2)), tick))
+    return [(output.tokens, output.codes.tolist()) for output in outputs]
 
 
-def among(engine: Engine, log_mels: torch.Tensor, others: int) -> list:
+def among(engine: Engine[Any], ticks: Ticks, others: int) -> list:
     """Codes and tokens of one conversation, in the company of others that say something else."""
     for key in range(others + 1):
-        engine.open(key, engine.parse_options({"seed": key, "temperature": 0.9 if key else 0.0}))
-    said = []
-    for tick, log_mel in enumerate(log_mels):
-        heard: dict[Hashable, Heard | torch.Tensor]
-        heard = {key: log_mels[(tick + 5 * key) % len(log_mels)] for key in range(1, others + 1)}
-        spoken = spoken_by(engine, {**heard, 0: log_mel})[0]  # answers come by slot, and it has the first
-        said.append((spoken.tokens, spoken.codes.tolist()))
+        temperature = 0.9 if key else 0.0
+        options = {"seed": key, "temperature": temperature, "text_temperature": temperature}
+        engine.open(key, engine.parse_options(options))
+    found = []
+    for number, tick in enumerate(ticks):
+        inputs: dict[Hashable, TickInput]
+        inputs = {key: ticks[(number + 5 * key) % len(ticks)] for key in range(1, others + 1)}
+        output = tick_all(engine, {**inputs, 0: tick})[0]  # results come by slot, and it has the first
+        found.append((output.tokens, output.codes.tolist()))
     for key in range(others + 1):
         engine.close(key)
-    return said
+    return found
 
 
-def spoken_by(engine: Engine, log_mels: dict[Hashable, Heard | torch.Tensor]) -> list[Spoken]:
+def tick_all(engine: Engine[Any], inputs: dict[Hashable, TickInput]) -> list[TickOutput]:
     """One tick; an error of any conversation ends the program."""
-    answers = list(engine.tick(log_mels).values())
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return [answer for answer in answers if isinstance(answer, Spoken)]
+    results = list(engine.tick(inputs).values())
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return [result for result in results if isinstance(result, TickOutput)]
 
 
-def turns_equal(checkpoint: Checkpoint, settings: Settings, log_mels: torch.Tensor, graphs: bool) -> bool:
-    """Two turns in the dialect `turn`, among other conversations, against `generate()`."""
+def turns_equal(checkpoint: Checkpoint, settings: Settings, pcm: np.ndarray, graphs: bool) -> bool:
+    """Two turns in the dialect `turn`, among other conversations, against `generate()` from raw samples on."""
     tokens, frames = 20, 40
     limits = {"detection": "manual", "answer_tokens": tokens, "answer_frames": frames}
-    engine = Engine(
-        checkpoint,
-        settings.with_values(
-            engine={"dialect": "turn", "slots": 4, "cuda_graphs": graphs}, turn=limits, sampling={"temperature": 0.0}
-        ),
+    changed = settings.with_values(
+        engine={"dialect": "turn", "slots": 4, "cuda_graphs": graphs},
+        turn=limits,
+        sampling={"temperature": 0.0, "text_temperature": 0.0},
     )
+    engine: Engine[Any] = Engine(checkpoint, changed)
     engine.warm_up()
-    oracle = TurnOracle(checkpoint.model, checkpoint.tokenizer, "aiden")
+    oracle = TurnOracle(checkpoint, "aiden")
+    ticks = stream_inputs(checkpoint.feature_extractor, pcm)
     for key in range(3):
         engine.open(key, engine.parse_options({"voice": "aiden", "seed": key}))
     equal = True
     for length in (9, 30):
-        said, codes = [], []
-        for tick in range(length + frames // 4 + tokens // 4 + 2):
-            controls = Controls(listen=tick == 0, commit=tick == length - 1)
-            heard: dict[Hashable, Heard | torch.Tensor] = {0: Heard(log_mels[tick % TICKS], None, controls)}
-            heard |= {key: Heard(log_mels[(tick + key) % TICKS], None, controls) for key in (1, 2)}
-            spoken = spoken_by(engine, heard)[0]
-            said += spoken.tokens
-            codes.append(spoken.codes[:, spoken.codes[0] >= 0])
-        oracle.hear(torch.cat([log_mels[tick % TICKS] for tick in range(length)], dim=1))
+        emitted, codes = [], []
+        for number in range(length + frames // 4 + tokens // 4 + 2):
+            controls = Controls(listen=number == 0, commit=number == length - 1)
+            inputs: dict[Hashable, TickInput] = {
+                key: ticks[(number + key) % len(ticks)]._replace(controls=controls) for key in range(3)
+            }
+            output = tick_all(engine, inputs)[0]
+            emitted += output.tokens
+            codes.append(output.codes[:, output.codes[0] >= 0])
+        oracle.hear(np.concatenate([ticks[number % len(ticks)].pcm for number in range(length)]))
         expected = oracle.answer(tokens, frames, settings.sampling.repetition_penalty)
-        equal &= said == expected.tokens and torch.equal(torch.cat(codes, dim=1), expected.codes)
-        oracle.say([token for token in said if token != checkpoint.tokenizer.eos_token_id])
+        equal &= emitted == expected.tokens and torch.equal(torch.cat(codes, dim=1), expected.codes)
+        oracle.say([token for token in emitted if token != checkpoint.tokenizer.eos_token_id])
     return equal
 
 
@@ -128,7 +139,8 @@ def main() -> int:
         difference = kernel_difference(dtype)
         wrong += not difference < bound
         print(f"kernel, {dtype}: differs from float64 attention by {difference:.1e}, at most {bound:g}")
-    log_mels = torch.rand(TICKS, 128, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    noise = np.random.RandomState(1).randint(-3000, 3000, 30 * 5120)
+    pcm = with_knock(noise.astype(np.int16))
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_checkpoint(Path(folder))
         layer.DENSE_SHARE = 0  # experts as at full size: the tiny ones would be computed all at once
@@ -137,32 +149,34 @@ def main() -> int:
                 qwen={"device_map": "cuda", "torch_dtype": name}, engine={"dialect": "sca"}, sampling=GREEDY
             )
             checkpoint = load_checkpoint(folder, settings.qwen)
+            ticks = stream_inputs(checkpoint.feature_extractor, pcm)[:TICKS]
             for how, options in (("greedy", {}), ("drawing", {"temperature": 0.9, "text_temperature": 0.7})):
-                same = speak(checkpoint, settings, log_mels, True, **options) == speak(
-                    checkpoint, settings, log_mels, False, **options
+                same = speak(checkpoint, settings, ticks, True, **options) == speak(
+                    checkpoint, settings, ticks, False, **options
                 )
                 wrong += not same
                 print(f"graphs, {name}, {how}: {'as without' if same else 'DIFFERENT from without'}")
         settings = settings.with_values(qwen={"torch_dtype": "float32"}, engine={"slots": 24})
         checkpoint = load_checkpoint(folder, settings.qwen)
-        engine = Engine(checkpoint, settings)
+        engine: Engine[Any] = Engine(checkpoint, settings)
         engine.warm_up()
-        alone, crowded = (among(engine, log_mels, others) for others in (0, 23))
+        alone, crowded = (among(engine, ticks, others) for others in (0, 23))
         wrong += alone != crowded
         print(f"tiny model, float32: {'as' if alone == crowded else 'NOT as'} alone among 23 others")
         engine.open(0, engine.parse_options({"voice": "aiden"}))
         oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden")
-        for tick, log_mel in enumerate(log_mels):
-            tokens, codes = oracle.tick(log_mel)
-            (spoken,) = spoken_by(engine, {0: log_mel})
-            if spoken.tokens != tokens or not torch.equal(spoken.codes, codes.cpu()):
+        official = official_stream(checkpoint.feature_extractor, pcm)
+        for number, tick in enumerate(ticks):
+            tokens, codes = oracle.tick(official[number])
+            (output,) = tick_all(engine, {0: tick})
+            if output.tokens != tokens or not torch.equal(output.codes, codes.cpu()):
                 wrong += 1
-                print(f"tiny model, float32: tick {tick} DIFFERS from transformers")
+                print(f"tiny model, float32: tick {number} DIFFERS from transformers")
                 break
         else:
             print(f"tiny model, float32: {TICKS} ticks equal transformers'")
         for graphs in (False, True):
-            same = turns_equal(load_checkpoint(folder, settings.qwen), settings, log_mels, graphs)
+            same = turns_equal(load_checkpoint(folder, settings.qwen), settings, pcm, graphs)
             wrong += not same
             print(f"turns, float32, {'with' if graphs else 'without'} graphs: {'as' if same else 'NOT as'} generate()")
     return int(wrong > 0)

@@ -40,16 +40,16 @@ class Microphone:
 Converse = Callable[[Microphone], AsyncIterator[None]]  # yields at every answer, in order
 
 
-async def measure(what: str, settings: Settings, sessions: int, seconds: float, converse: Converse) -> Row:
+async def measure(what: str, settings: Settings, conversations: int, seconds: float, converse: Converse) -> Row:
     """A row for so many conversations at once. Microphones are not in step: they begin spread over one tick."""
     tick_s = settings.audio.tick_ms / 1000
     ticks = WARM_UP_TICKS + max(1, round(seconds / tick_s))
     random = np.random.RandomState(0)
-    shape = (sessions, settings.audio.input_samples)
+    shape = (conversations, settings.audio.input_samples)
     noises = random.randint(-LOUDNESS, LOUDNESS, shape).astype(np.int16)  # another for each, as people say other things
     begin = time.monotonic() + 0.5
     microphones = [
-        Microphone(noise.tobytes(), begin + tick_s * i / sessions, tick_s, ticks) for i, noise in enumerate(noises)
+        Microphone(noise.tobytes(), begin + tick_s * i / conversations, tick_s, ticks) for i, noise in enumerate(noises)
     ]
     before = Counters.read(settings)
     heard = await asyncio.gather(*(_latencies(microphone, converse) for microphone in microphones))
@@ -58,7 +58,7 @@ async def measure(what: str, settings: Settings, sessions: int, seconds: float, 
     latencies = [latency for each in heard for latency in each[WARM_UP_TICKS:]]
     stages = after.stages_since(before, mean_ms)
     return Row.of(
-        what, sessions, settings.audio.tick_ms, latencies, stages, paced=True, memory_bytes=after.engine_bytes
+        what, conversations, settings.audio.tick_ms, latencies, stages, paced=True, memory_bytes=after.engine_bytes
     )
 
 

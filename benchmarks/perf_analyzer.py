@@ -41,16 +41,16 @@ class PerfAnalyzerError(RuntimeError):
 
 
 def bench_perf_analyzer(
-    settings: Settings, sessions: Sequence[int], seconds: float, wav: Path, folder: Path
+    settings: Settings, conversations: Sequence[int], seconds: float, wav: Path, folder: Path
 ) -> list[Row]:
-    """A row for each number of sessions; its files lie in `folder`. Raises `PerfAnalyzerError`."""
+    """A row for each number of conversations; its files lie in `folder`. Raises `PerfAnalyzerError`."""
     folder.mkdir(parents=True, exist_ok=True)
     binary, libraries = find_binary(folder)
     ticks = WARM_UP_TICKS + max(1, round(seconds * 1000 / settings.audio.tick_ms))
     data = folder / "input.json"
     data.write_text(json.dumps(input_data(read_wav(wav), settings.audio.input_samples, ticks)), encoding="utf-8")
     rows = []
-    for run, count in enumerate(sessions):
+    for run, count in enumerate(conversations):
         command = arguments(settings, count, ticks, data.name, first_id=1 + run * IDS)
         before = Counters.read(settings)
         profile = _run([str(binary), *command], libraries, folder, f"{count}.json", ticks * settings.audio.tick_ms)
@@ -117,16 +117,16 @@ def arguments(settings: Settings, count: int, ticks: int, data: str, first_id: i
 
 
 def row_of(profile: Mapping[str, Any], count: int, tick_ms: int) -> Row:
-    """What perf_analyzer recorded of `count` sessions, as a row. Raises `PerfAnalyzerError` when requests miss."""
-    sessions: dict[int, list[Mapping[str, Any]]] = {}
+    """What perf_analyzer recorded of `count` conversations, as a row. Raises `PerfAnalyzerError` when requests miss."""
+    conversations: dict[int, list[Mapping[str, Any]]] = {}
     for request in sorted(profile["requests"], key=lambda request: request["timestamp"]):
-        sessions.setdefault(request["sequence_id"], []).append(request)
-    lengths = {len(requests) for requests in sessions.values()}
-    if len(sessions) != count or len(lengths) != 1:
-        raise PerfAnalyzerError(f"perf_analyzer ran {len(sessions)} sequences of {sorted(lengths)} requests")
+        conversations.setdefault(request["sequence_id"], []).append(request)
+    lengths = {len(requests) for requests in conversations.values()}
+    if len(conversations) != count or len(lengths) != 1:
+        raise PerfAnalyzerError(f"perf_analyzer ran {len(conversations)} sequences of {sorted(lengths)} requests")
     latencies_s = [
         (_answered(request) - requests[0]["timestamp"]) / 1e9 - tick * tick_ms / 1000
-        for requests in sessions.values()
+        for requests in conversations.values()
         for tick, request in enumerate(requests)
         if tick >= WARM_UP_TICKS
     ]

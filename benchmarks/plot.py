@@ -1,4 +1,4 @@
-"""Rows as a picture: how long a tick takes, and how many miss their deadline, over the sessions."""
+"""Rows as a picture: how long a tick takes, and how many miss their deadline, over the conversations."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def draw(rows: Sequence[Row], file: Path) -> Path:
     """Writes a PNG; returns its place."""
     figure, (times, misses) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for what in dict.fromkeys(row.what for row in rows):
-        mine = sorted((row for row in rows if row.what == what), key=lambda row: row.sessions)
-        sessions = [row.sessions for row in mine]
-        (line,) = times.plot(sessions, [row.p50_ms for row in mine], marker="o", label=f"{what} p50")
-        times.plot(sessions, [row.p99_ms for row in mine], ":", color=line.get_color(), label=f"{what} p99")
+        mine = sorted((row for row in rows if row.what == what), key=lambda row: row.conversations)
+        conversations = [row.conversations for row in mine]
+        (line,) = times.plot(conversations, [row.p50_ms for row in mine], marker="o", label=f"{what} p50")
+        times.plot(conversations, [row.p99_ms for row in mine], ":", color=line.get_color(), label=f"{what} p99")
         missed = [100 * row.deadline_misses / row.ticks for row in mine]
-        misses.plot(sessions, missed, marker="o", color=line.get_color(), label=what)
+        misses.plot(conversations, missed, marker="o", color=line.get_color(), label=what)
     times.axhline(rows[0].tick_ms, color="gray", linestyle="--", label="the next tick is due")
-    times.set(xlabel="sessions", ylabel="ms a tick", ylim=(0, None), title="Tick time")
-    misses.set(xlabel="sessions", ylabel="% of ticks", ylim=(-1, 101), title="Deadlines missed")
-    counts = sorted({row.sessions for row in rows})
+    times.set(xlabel="conversations", ylabel="ms a tick", ylim=(0, None), title="Tick time")
+    misses.set(xlabel="conversations", ylabel="% of ticks", ylim=(-1, 101), title="Deadlines missed")
+    counts = sorted({row.conversations for row in rows})
     for axes in (times, misses):
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])

@@ -26,10 +26,10 @@ WIDTH = 160  # of tables that go into a file
 
 @dataclass(frozen=True)
 class Row:
-    """Ticks of so many sessions at once."""
+    """Ticks of so many conversations at once."""
 
     what: str
-    sessions: int
+    conversations: int
     ticks: int
     mean_ms: float
     p50_ms: float
@@ -46,7 +46,7 @@ class Row:
     def of(
         cls,
         what: str,
-        sessions: int,
+        conversations: int,
         tick_ms: int,
         latencies_s: Sequence[float],
         stages_ms: Mapping[str, float] = {},
@@ -58,7 +58,7 @@ class Row:
         p50, p95, p99 = np.percentile(latencies_ms, [50, 95, 99])
         return cls(
             what=what,
-            sessions=sessions,
+            conversations=conversations,
             ticks=len(latencies_ms),
             mean_ms=float(latencies_ms.mean()),
             p50_ms=float(p50),
@@ -78,10 +78,9 @@ class Row:
 
     @property
     def audio_s_per_s(self) -> float:
-        """Seconds of sound, over all sessions, that a second gives: as fast as it goes, or, paced, as asked for."""
-        return (
-            self.sessions * min(1.0, 1 / self.real_time_factor) if self.paced else self.sessions / self.real_time_factor
-        )
+        """Seconds of sound of all conversations that a second gives: as fast as it goes or, paced, as asked for."""
+        rate = 1 / self.real_time_factor
+        return self.conversations * (min(1.0, rate) if self.paced else rate)
 
 
 def machine() -> str:
@@ -97,7 +96,7 @@ def show(rows: Sequence[Row], file: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(f"{command()}\n{machine()}, {date.today()}\n", highlight=False)
     ticks = Table()
-    columns = ["what", "sessions", "tick p50", "p95", "p99", "missed", "RTF", "audio s/s", "memory"]
+    columns = ["what", "conversations", "tick p50", "p95", "p99", "missed", "RTF", "audio s/s", "memory"]
     compared = [row.p50_ms for row in rows if row.what == BASELINE]
     floored = any(row.floor_ms for row in rows)
     columns += ["a session / transformers'"] * len(compared) + ["floor"] * floored
@@ -106,7 +105,7 @@ def show(rows: Sequence[Row], file: Path) -> None:
     for row in rows:
         ticks.add_row(
             row.what,
-            str(row.sessions),
+            str(row.conversations),
             f"{row.p50_ms:.1f} ms",
             f"{row.p95_ms:.1f}",
             f"{row.p99_ms:.1f}",
@@ -114,7 +113,7 @@ def show(rows: Sequence[Row], file: Path) -> None:
             f"{row.real_time_factor:.2f}",
             f"{row.audio_s_per_s:.1f}",
             size(row.memory_bytes) if row.memory_bytes else "–",
-            *[f"{row.p50_ms / row.sessions / base:.2f}" for base in compared],
+            *[f"{row.p50_ms / row.conversations / base:.2f}" for base in compared],
             *[f"{row.floor_ms:.1f}" if row.floor_ms else "–"] * floored,
         )
     console.print(ticks)
@@ -122,10 +121,10 @@ def show(rows: Sequence[Row], file: Path) -> None:
     if staged:
         stages = Table(title="where a tick's time goes, mean ms", title_justify="left")
         names = list(dict.fromkeys(name for row in staged for name in row.stages_ms))
-        for column in ("what", "sessions", *names):
+        for column in ("what", "conversations", *names):
             stages.add_column(column, justify="left" if column == "what" else "right")
         for row in staged:
-            stages.add_row(row.what, str(row.sessions), *(f"{row.stages_ms.get(name, 0):.1f}" for name in names))
+            stages.add_row(row.what, str(row.conversations), *(f"{row.stages_ms.get(name, 0):.1f}" for name in names))
         console.print(stages)
     console.print(f"all figures: {file}", highlight=False)
     write(rows, file)

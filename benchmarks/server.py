@@ -60,9 +60,8 @@ class Counters:
 
         executions = grown("nv_inference_exec_count", ENGINE)
         names = [label for name, label in self.values if name == "sca_stage_seconds_total"]
-        engine = {
-            stage: grown("sca_stage_seconds_total", stage) / executions * 1000 for stage in sorted(names, key=_place)
-        }
+        seconds = {stage: grown("sca_stage_seconds_total", stage) for stage in sorted(names, key=_place)}
+        engine = {stage: spent / executions * 1000 for stage, spent in seconds.items() if spent}
         mel, code2wav = mean("compute_infer", MEL), mean("compute_infer", CODE2WAV)
         queue, whole = mean("queue", ENGINE), mean("request", ENSEMBLE)
         computed = mel + sum(engine.values()) + code2wav
@@ -78,5 +77,5 @@ class Counters:
 
 def _place(stage: str) -> int:
     """The order of a tick's stages."""
-    known = ["slide", "encoder", "prefill", "text", "talker", "code predictor"]
+    known = ["prompt", "evict", "vad", "encoder", "prefill", "text", "talker", "code predictor"]
     return known.index(stage) if stage in known else len(known)

@@ -11,9 +11,9 @@ from config import Settings
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
 
-def bench_triton(settings: Settings, sessions: Sequence[int], seconds: float) -> list[Row]:
-    """A row for each number of sessions. Raises `TickError` when Triton refuses one."""
-    return [asyncio.run(_measure(settings, count, seconds)) for count in sessions]
+def bench_triton(settings: Settings, conversations: Sequence[int], seconds: float) -> list[Row]:
+    """A row for each number of conversations. Raises `TickError` when Triton refuses one."""
+    return [asyncio.run(_measure(settings, count, seconds)) for count in conversations]
 
 
 async def _measure(settings: Settings, count: int, seconds: float) -> Row:

@@ -12,21 +12,22 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
 from rich.progress import track
 from websockets.asyncio.client import ClientConnection, connect
 
-from benchmarks.engine import LOG_MELS, memory_in_use, some_log_mels
+from benchmarks.engine import GREEDY, LOG_MELS, memory_in_use, served_predictor, some_ticks
 from benchmarks.paced import LOUDNESS
 from benchmarks.report import Row
 from config import Settings
 from engine.checkpoint import Checkpoint
-from engine.conversation import Heard, Spoken
+from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.options import Controls
+from engine.turn.conversation import TurnConversation
 
 SPOKEN_S = (1.5, 7.0)  # a user's turn
 ANSWER_FRAMES = 40  # of an answer at most: 3.1 s
@@ -42,23 +43,23 @@ class Talks:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
         torch.set_num_threads(settings.engine.cpu_threads)
-        self.settings = settings.with_values(engine={"slots": slots, "dialect": "turn"}, turn={"detection": "manual"})
-        self.engine = Engine(checkpoint, self.settings)
+        engine = {"slots": slots, "dialect": "turn", "tick_share": 1.0}
+        self.settings = settings.with_values(engine=engine, turn={"detection": "manual"})
+        self.engine: Engine[TurnConversation] = Engine(checkpoint, self.settings, served_predictor(checkpoint))
         self.engine.warm_up()
-        self._heard = some_log_mels(settings, slots)
-        self._pcm = np.zeros(settings.audio.input_samples, np.int16)
+        self._heard = some_ticks(settings, slots)
         self._ticks = 0
 
     def open(self, key: int) -> None:
         """Begins a conversation, greedy."""
-        options = {"detection": "manual", "answer_frames": ANSWER_FRAMES, "temperature": 0.0, "seed": key}
+        options = {"detection": "manual", "answer_frames": ANSWER_FRAMES, **GREEDY, "seed": key}
         self.engine.open(key, self.engine.parse_options(options))
 
-    def tick(self, controls: dict[int, Controls]) -> tuple[float, dict[int, Spoken]]:
+    def tick(self, controls: dict[int, Controls]) -> tuple[float, dict[int, TickOutput]]:
         """Seconds that a tick of the conversations named takes, and what they said."""
         self._ticks += 1
-        heard: dict[object, Heard | torch.Tensor] = {
-            key: Heard(self._heard[key, self._ticks % LOG_MELS], self._pcm, asked) for key, asked in controls.items()
+        heard: dict[Hashable, TickInput] = {
+            key: self._heard[key][self._ticks % LOG_MELS]._replace(controls=asked) for key, asked in controls.items()
         }
         begun = time.perf_counter()
         said = self.engine.tick(heard)
@@ -66,12 +67,12 @@ class Talks:
         for answer in said.values():
             if isinstance(answer, Exception):
                 raise answer
-        return seconds, {key: spoken for key, spoken in said.items() if isinstance(spoken, Spoken)}  # type: ignore[misc]
+        return seconds, {key: spoken for key, spoken in said.items() if isinstance(spoken, TickOutput)}  # type: ignore[misc]
 
 
-def bench_turn(checkpoint: Checkpoint, settings: Settings, sessions: Sequence[int], turns: int) -> list[Row]:
-    """Rows of ticks in which a turn ends: for each number of sessions, for turns short and long, first and tenth."""
-    rows = [_among(checkpoint, settings, count, turns) for count in sessions]
+def bench_turn(checkpoint: Checkpoint, settings: Settings, conversations: Sequence[int], turns: int) -> list[Row]:
+    """Rows of ticks in which a turn ends: by number of conversations, for turns short and long, first and tenth."""
+    rows = [_among(checkpoint, settings, count, turns) for count in conversations]
     talks = Talks(checkpoint, settings, 1)
     return rows + _lengths(talks) + _first_and_tenth(talks)
 
@@ -133,13 +134,13 @@ def _first_and_tenth(talks: Talks) -> list[Row]:
 
 
 def _row(what: str, talks: Talks, count: int, latencies: Sequence[float], stages: Mapping[str, float] = {}) -> Row:
-    memory = memory_in_use(talks.engine.dialect.device)
+    memory = memory_in_use(talks.engine.device)
     return Row.of(what, count, talks.settings.audio.tick_ms, latencies, stages, memory_bytes=memory)
 
 
-def bench_turn_bridge(settings: Settings, sessions: Sequence[int], seconds: float) -> list[Row]:
+def bench_turn_bridge(settings: Settings, conversations: Sequence[int], seconds: float) -> list[Row]:
     """From a commit to the first sound at a WebSocket. Raises `RuntimeError` with what the bridge said."""
-    return [asyncio.run(_over_websocket(settings, count, seconds)) for count in sessions]
+    return [asyncio.run(_over_websocket(settings, count, seconds)) for count in conversations]
 
 
 async def _over_websocket(settings: Settings, count: int, seconds: float) -> Row:
