@@ -1,4 +1,4 @@
-"""What tests share: the tiny checkpoint, its log-mel, and one running `./sca serve`."""
+"""What tests share: the tiny checkpoint, its sound, and one running `./sca serve`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from transformers.utils import logging
 
 from config import Settings
-from config.settings import INPUT_HZ, QwenSettings
+from config.settings import QwenSettings
 from engine.checkpoint import Checkpoint, load_checkpoint
+from engine.conversation import TickInput
 from engine.engine import Engine
-from export.mel_frontend import MelFrontend
+from export.code_predictor import export_code_predictor
 from export.repository import find_checkpoint
+from tests.sound import SENTENCE, said_by_espeak, speech, stream_inputs, with_knock
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "test"
@@ -32,40 +33,13 @@ TURNS_BUILD = ROOT / "build" / "turns_test"
 ANOTHER_BUILD = ROOT / "build" / "another_test"
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
-GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
+GREEDY = {"text_temperature": 0.0, "temperature": 0.0, "repetition_penalty": 1.0}
 CPU = QwenSettings(model_id="", device_map="cpu", torch_dtype="float32", lora="")
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.manual_seed(0)
 torch.set_num_threads(1)  # as the engine; two are no faster, and torch's idle ones cost the servers beside
-
-
-SENTENCE = (
-    "I would like to book a table for four people on Friday evening, somewhere quiet, if you have one left. "
-    "And tell me, please, whether the kitchen has anything without meat."
-)
-KOREAN_SENTENCE = "내일 서울 날씨가 어떤지 알려 주시겠어요? 저녁에 비가 올까요, 아니면 맑을까요?"
-
-
-def read_pcm(path: str) -> np.ndarray:
-    samples, rate = soundfile.read(path, dtype="int16")
-    assert rate == INPUT_HZ
-    return samples
-
-
-def speech() -> np.ndarray:
-    """Some seconds of speech, said by espeak-ng."""
-    return said_by_espeak(SENTENCE, "en")
-
-
-def said_by_espeak(words: str, voice: str) -> np.ndarray:
-    """A sentence at 16 kHz."""
-    said = BUILD / "said.wav"
-    said.parent.mkdir(parents=True, exist_ok=True)
-    espeak = subprocess.run(["espeak-ng", "--stdout", "-v", voice, words], capture_output=True, check=True)
-    subprocess.run(["sox", "-", "-r", "16000", "-c", "1", "-b", "16", said], input=espeak.stdout, check=True)
-    return read_pcm(str(said))
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +59,7 @@ def interruption() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def pcm() -> np.ndarray:
-    return speech()
+    return with_knock(speech())
 
 
 @pytest.fixture(scope="session")
@@ -126,38 +100,36 @@ def extractor(checkpoint_folder: str) -> Any:
     return WhisperFeatureExtractor.from_pretrained(checkpoint_folder)
 
 
+@pytest.fixture(scope="session")
+def predictor(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The code predictor's ONNX graphs."""
+    folder = tmp_path_factory.mktemp("predictor")
+    export_code_predictor(checkpoint.model.talker, folder)
+    return folder
+
+
 @pytest.fixture
 def engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
     return Engine(checkpoint, settings)
 
 
 @pytest.fixture(scope="session")
-def log_mels(extractor: Any, pcm: np.ndarray) -> list[torch.Tensor]:
-    """The speech's ticks, [128, 32] each."""
-    return stream_log_mels(extractor, pcm)
+def ticks(extractor: Any, pcm: np.ndarray) -> list[TickInput]:
+    """The speech as the engine gets it."""
+    return stream_inputs(extractor, pcm)
 
 
-def stream_log_mels(extractor: Any, pcm: np.ndarray, samples: int = 5120) -> list[torch.Tensor]:
-    frontend = MelFrontend(extractor, samples)
-    states = frontend.zero_states(1)
-    frames = []
-    for start in range(0, len(pcm) - samples + 1, samples):
-        log_mel, *states = frontend(torch.from_numpy(pcm[None, start : start + samples]), *states)
-        frames.append(log_mel[0])
-    return frames
+def note_uniforms(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The offsets of every random number that the first row uses from now on."""
+    sampling, used = engine.slots.sampling, []
+    uniforms = sampling.uniforms
 
+    def noting(slots: torch.Tensor, offsets: torch.Tensor, count: int) -> torch.Tensor:
+        used.extend(range(int(offsets[0]), int(offsets[0]) + count))
+        return uniforms(slots, offsets, count)
 
-def note_draws(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The places in its sequence of every number that the first row draws from now on."""
-    sampler, drawn = engine.dialect.speaker.sampler, []
-    numbers = sampler.numbers
-
-    def noting(slots: torch.Tensor, before: torch.Tensor, count: int) -> torch.Tensor:
-        drawn.extend(range(int(before[0]), int(before[0]) + count))
-        return numbers(slots, before, count)
-
-    monkeypatch.setattr(sampler, "numbers", noting)
-    return drawn
+    monkeypatch.setattr(sampling, "uniforms", noting)
+    return used
 
 
 @dataclass(frozen=True)
@@ -205,6 +177,7 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         "SCA_ENGINE_SLOTS": "4",
         "SCA_ENGINE_DIALECT": dialect,
         "SCA_SAMPLING_TEMPERATURE": "0",
+        "SCA_SAMPLING_TEXT_TEMPERATURE": "0",
         "SCA_SAMPLING_REPETITION_PENALTY": "1" if dialect == "sca" else "1.05",
         "SCA_ENGINE_IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
     }

@@ -20,6 +20,7 @@ class ScaOracle:
 
     def __init__(self, model: Any, tokenizer: Any, voice: str, system_prompt: str = "", text_tokens: int = 2):
         self.model, self.text_tokens = model, text_tokens
+        self.voice, self.system_prompt = voice, system_prompt
         self.thinker_cache = DynamicCache(config=model.config.thinker_config.text_config)
         self.talker_cache = DynamicCache(config=model.config.talker_config.text_config)
         prompt = ""

@@ -22,7 +22,7 @@ from benchmarks.full_size import full_checkpoint, full_config
 from benchmarks.perf_analyzer import PerfAnalyzerError, input_data, read_wav, row_of
 from benchmarks.report import Row, show
 from engine.checkpoint import Checkpoint
-from engine.conversation import Spoken
+from engine.conversation import TickOutput
 from engine.engine import Engine
 from export.tiny import tiny_config
 from tests.conftest import BUILD, Served
@@ -48,10 +48,12 @@ def ports_of(served: Served) -> dict[str, str]:
 
 
 def test_the_engine_beside_transformers(tmp_path):
-    run = sca("bench", "engine", "--sessions", "1,2", "--ticks", 3, "--baseline", "transformers", "--build", tmp_path)
+    run = sca(
+        "bench", "engine", "--conversations", "1,2", "--ticks", 3, "--baseline", "transformers", "--build", tmp_path
+    )
     assert run.returncode == 0, run.stderr
     rows = rows_of(tmp_path, "engine")
-    assert [(row["what"], row["sessions"], row["ticks"]) for row in rows] == [
+    assert [(row["what"], row["conversations"], row["ticks"]) for row in rows] == [
         ("engine", 1, 3),
         ("engine", 2, 3),
         ("transformers", 1, 3),
@@ -63,7 +65,7 @@ def test_the_engine_beside_transformers(tmp_path):
 
 
 def test_a_profile_names_the_slowest_parts(tmp_path):
-    run = sca("bench", "engine", "--sessions", "1", "--ticks", 1, "--profile", "--age-s", 30, "--build", tmp_path)
+    run = sca("bench", "engine", "--conversations", "1", "--ticks", 1, "--profile", "--age-s", 30, "--build", tmp_path)
     assert run.returncode == 0, run.stderr
     assert "aten::" in run.stdout
     assert "Self CPU time total" in run.stdout
@@ -73,27 +75,27 @@ def test_a_stage_that_only_some_rows_have_keeps_its_column(checkpoint, settings,
     """Conversations that slide while they are measured, and others that are too young to."""
     short = settings.with_values(engine={"context_s": 5})
     rows = [*bench_engine(checkpoint, settings, [1], ticks=3), *bench_engine(checkpoint, short, [2], ticks=3, age_s=5)]
-    assert [set(row.stages_ms) - ENGINE_STAGES for row in rows] == [set(), {"slide"}]
+    assert [set(row.stages_ms) - ENGINE_STAGES for row in rows] == [set(), {"evict"}]
     monkeypatch.setattr(sys, "argv", ["commands", "bench", "engine"])
     show(rows, tmp_path / "rows.json")
     lines = capsys.readouterr().out.split("where a tick's time goes")[1].splitlines()
     header, young, sliding = (
         [cell.strip() for cell in re.split("[┃│]", line)] for line in lines if re.match("[┃│]", line)
     )
-    column = header.index("slide")
+    column = header.index("evict")
     assert young[column] == "0.0"
-    assert sliding[column] == f"{rows[1].stages_ms['slide']:.1f}"
+    assert sliding[column] == f"{rows[1].stages_ms['evict']:.1f}"
     assert sliding[header.index("talker")] == f"{rows[1].stages_ms['talker']:.1f}"
 
 
 @pytest.mark.parametrize("what", ["triton", "bridge"])
 def test_a_server_at_the_pace_of_microphones(served: Served, tmp_path, what):
     begun = time.monotonic()
-    run = sca("bench", what, "--sessions", "2", "--seconds", 3.2, "--build", tmp_path, **ports_of(served))
+    run = sca("bench", what, "--conversations", "2", "--seconds", 3.2, "--build", tmp_path, **ports_of(served))
     assert run.returncode == 0, run.stderr
     assert time.monotonic() - begun > 3.2, "in real time"
     (row,) = rows_of(tmp_path, what)
-    assert (row["what"], row["sessions"], row["ticks"]) == (what, 2, 20)
+    assert (row["what"], row["conversations"], row["ticks"]) == (what, 2, 20)
     assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
     stages = row["stages_ms"]
     assert set(stages) == SERVED_STAGES
@@ -109,12 +111,12 @@ def test_perf_analyzer_runs_the_real_server(served: Served, tmp_path, pcm):
     soundfile.write(wav, pcm, 16000, subtype="PCM_16")
     build = BUILD / "perf_analyzer_test"  # keeps the download
     run = sca(
-        *("bench", "perf-analyzer", "--sessions", "1,3", "--seconds", 3.2, "--wav", wav, "--build", build),
+        *("bench", "perf-analyzer", "--conversations", "1,3", "--seconds", 3.2, "--wav", wav, "--build", build),
         **ports_of(served),
     )
     assert run.returncode == 0, run.stderr
     rows = rows_of(build, "perf-analyzer")
-    assert [(row["sessions"], row["ticks"]) for row in rows] == [(1, 10), (3, 30)]
+    assert [(row["conversations"], row["ticks"]) for row in rows] == [(1, 10), (3, 30)]
     assert set(rows[1]["stages_ms"]) == SERVED_STAGES
 
     profile = json.loads((build / "perf_analyzer" / "3.json").read_text())["experiments"][0]
@@ -136,7 +138,7 @@ def test_perf_analyzer_runs_the_real_server(served: Served, tmp_path, pcm):
 
 
 def test_perf_analyzers_record_becomes_a_row():
-    """Two sessions of six ticks; the second session's last answer comes 400 ms after its tick was due.
+    """Two conversations of six ticks; the second session's last answer comes 400 ms after its tick was due.
 
     The tick was sent late by 370 of them: a tool that falls behind its own schedule does not hide it.
     """
@@ -147,7 +149,7 @@ def test_perf_analyzers_record_becomes_a_row():
             sent, answered = due + int(370e6 * late), due + int(400e6 if late else 50e6)
             requests.append({"sequence_id": session, "timestamp": sent, "response_timestamps": [answered]})
     row = row_of({"requests": requests}, 2, 320)
-    assert (row.sessions, row.ticks, row.deadline_misses) == (2, 4, 1), "four ticks of each warm it up"
+    assert (row.conversations, row.ticks, row.deadline_misses) == (2, 4, 1), "four ticks of each warm it up"
     assert row.p50_ms == pytest.approx(50)
     with pytest.raises(PerfAnalyzerError, match="ran 2 sequences of"):
         row_of({"requests": requests[:-1]}, 2, 320)
@@ -165,12 +167,12 @@ def test_perf_analyzers_input_is_the_sound(tmp_path):
 
 
 def test_what_cannot_be_measured_is_said(served: Served, tmp_path):
-    run = sca("bench", "triton", "--sessions", "9", "--build", tmp_path, **ports_of(served))
+    run = sca("bench", "triton", "--conversations", "9", "--build", tmp_path, **ports_of(served))
     assert run.returncode == 1
-    assert "--sessions asks for 9, Triton's engine has 4 slots: serve with SCA_ENGINE_SLOTS=9" in run.stderr
+    assert "--conversations asks for 9, Triton's engine has 4 slots: serve with SCA_ENGINE_SLOTS=9" in run.stderr
     run = sca("bench", "bridge", "--build", tmp_path, SCA_TRITON_METRICS_PORT="1")
     assert "no Triton answers at 127.0.0.1:1" in run.stderr
-    run = sca("bench", "perf-analyzer", "--sessions", "1", "--build", tmp_path, **ports_of(served))
+    run = sca("bench", "perf-analyzer", "--conversations", "1", "--build", tmp_path, **ports_of(served))
     assert "perf-analyzer needs --wav FILE" in run.stderr
 
 
@@ -194,12 +196,12 @@ def test_full_size_is_the_published_size():
     assert round(sum(count.values()) / 1e9, 1) == 35.3
 
 
-def test_weights_made_on_the_device_compute(checkpoint: Checkpoint, settings, log_mels):
+def test_weights_made_on_the_device_compute(checkpoint: Checkpoint, settings, ticks):
     made = full_checkpoint("cpu", torch.float32, tiny_config(checkpoint.tokenizer))
     engine = Engine(made, settings)
     engine.open(1, engine.parse_options({}))
-    said = engine.tick({1: log_mels[0]})[1]
-    assert isinstance(said, Spoken)
+    said = engine.tick({1: ticks[0]})[1]
+    assert isinstance(said, TickOutput)
     reference, found = checkpoint.model.thinker.model.rotary_emb, made.model.thinker.model.rotary_emb
     assert torch.equal(reference.inv_freq, found.inv_freq)
 
@@ -235,9 +237,9 @@ def test_the_end_of_a_turn_is_measured(checkpoint, settings, monkeypatch):
     monkeypatch.setattr(turn, "SPOKEN_S", (0.6, 2.0))
     rows = turn.bench_turn(checkpoint, settings, [3], turns=5)
     assert [row.what for row in rows] == ["end of turn", "end of 5 s", "end of 60 s", "first turn", "tenth turn"]
-    assert rows[0].sessions == 3
+    assert rows[0].conversations == 3
     assert rows[0].ticks >= 5
-    assert all(rows[0].stages_ms[stage] > 0 for stage in ("read", "text", "talker", "code predictor"))
+    assert all(rows[0].stages_ms[stage] > 0 for stage in ("prefill", "text", "talker", "code predictor"))
 
 
 def test_the_end_of_a_turn_is_measured_over_websocket(served_turns: Served, monkeypatch):
@@ -250,8 +252,8 @@ def test_the_end_of_a_turn_is_measured_over_websocket(served_turns: Served, monk
 
 def test_a_longer_turn_and_more_answers_have_more_bytes(checkpoint, turn_settings):
     one, longer, more = (
-        floor.turn_bytes(checkpoint.model, turn_settings, sessions, tokens)
-        for sessions, tokens in ((1, 10), (1, 100), (8, 10))
+        floor.turn_bytes(checkpoint.model, turn_settings, conversations, tokens)
+        for conversations, tokens in ((1, 10), (1, 100), (8, 10))
     )
     assert one < longer
     assert one < more

@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_grpc import converse
 from client.python_websocket import talk
+from frontend.triton import TickIn, TritonLink, new_sequence_id
 from tests.conftest import IDLE_TIMEOUT_S, Served
 from tests.test_triton import TICK
 
@@ -84,7 +85,7 @@ def test_the_bridge_equals_triton_however_the_client_cuts(served: Served, pcm, f
 def test_the_first_event_tells_id_and_formats(served: Served):
     with connect(served.websocket) as first, connect(served.websocket) as second:
         opened = json.loads(first.recv())
-        assert opened["type"] == "session.opened"
+        assert opened["type"] == "conversation.opened"
         assert opened["tick_ms"] == 320
         assert opened["input"] == {
             "encoding": "pcm_s16le", "channels": 1, "sample_rate": 16000, "tick_bytes": 10240,
@@ -114,8 +115,22 @@ def test_the_first_event_tells_id_and_formats(served: Served):
         ("null", "unknown_control", "'null' came"),
         ("[" * 100_000, "not_json", "[[[...' came"),
         ("1" * 5000, "not_json", "111...' came"),
+        ("x" * 200_000, "frame_too_large", "a text frame of 200000 characters came, expected at most 150000"),
     ],
-    ids=["empty", "odd", "10 MB", "words", "long words", "unknown", "list", "no turns", "null", "deep", "long number"],
+    ids=[
+        "empty",
+        "odd",
+        "10 MB",
+        "words",
+        "long words",
+        "unknown",
+        "list",
+        "no turns",
+        "null",
+        "deep",
+        "long number",
+        "200 KB",
+    ],
 )
 def test_a_bad_frame_is_named_left_out_and_disturbs_nobody(served: Served, pcm, frame, code, message):
     expected, _ = converse(served.triton_grpc, pcm[: 2 * TICK])
@@ -164,13 +179,13 @@ def test_one_conversation_too_many_is_refused_at_the_door(served: Served):
     guests = [connect(served.websocket) for _ in range(served.settings.engine.slots)]
     try:
         for guest in guests:
-            event(guest, "session.opened")
+            event(guest, "conversation.opened")
         with connect(served.websocket) as refused:
             error = event(refused, "error")
             assert error == {
                 "type": "error",
                 "code": "full",
-                "message": "all 4 places are taken (engine.slots), try again later",
+                "message": "all 4 slots hold a conversation (engine.slots), try again later",
             }
             assert rest(refused)[1] == 1013
     finally:
@@ -200,7 +215,7 @@ def test_an_unknown_option_is_refused_by_name(served: Served, name):
 def test_a_client_that_only_sends_controls_is_idle(served: Served):
     begun = time.monotonic()
     with connect(served.websocket) as socket:
-        event(socket, "session.opened")
+        event(socket, "conversation.opened")
         try:
             while time.monotonic() - begun < 3 * IDLE_TIMEOUT_S:
                 socket.send(json.dumps({"type": "reset"}))
@@ -284,7 +299,7 @@ def test_a_client_that_says_nothing_more_is_told_and_closed(served: Served, pcm)
 
 def test_a_conversation_without_a_sound_ends_without_one(served: Served):
     with connect(served.websocket) as socket:
-        event(socket, "session.opened")
+        event(socket, "conversation.opened")
     wait_until_empty(served)
 
 
@@ -292,3 +307,60 @@ def test_probes(served: Served):
     assert health(served)["status"] == "ok"
     with urllib.request.urlopen(f"{served.http}/readyz") as response:
         assert json.load(response) == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 2**70}, f"seed is {2**70}, expected a number of 64 bits at most"),
+        ({"system_prompt": "one\0two"}, "system_prompt holds a NUL character"),
+        ({"system_prompt": "\ud800"}, "system_prompt holds half a character"),
+    ],
+)
+def test_what_triton_would_cut_off_is_refused_by_name(served: Served, pcm, options, message):
+    """Its conversation goes on with its other options."""
+    with connect(served.websocket) as socket:
+        event(socket, "conversation.opened")
+        socket.send(json.dumps({"type": "options", **options}))
+        error = event(socket, "error")
+        assert (error["code"], message in error["message"]) == ("bad_option", True)
+        socket.send(pcm[:TICK].tobytes())
+        assert end(socket)[1] == 1000
+
+
+def test_a_conversation_that_is_cut_off_frees_its_slot_at_once(served: Served, pcm):
+    """Its task is cancelled while ticks are under way: Triton gets an END all the same, long before it would idle."""
+    wait_until_empty(served)
+
+    async def cut_off(link: TritonLink) -> None:
+        async def ticks():
+            for number in range(100):
+                yield TickIn(pcm[:TICK].tobytes(), start=number == 0)
+                await asyncio.sleep(0.05)
+
+        answers = 0
+
+        async def talk_on() -> None:
+            nonlocal answers
+            async for _ in link.converse(new_sequence_id(), ticks()):
+                answers += 1
+
+        task = asyncio.create_task(talk_on())
+        while answers < 2:
+            await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def all_slots_twice() -> None:
+        link = TritonLink(served.settings)
+        for _ in range(2 * served.settings.engine.slots):
+            await cut_off(link)
+        await link.close()
+
+    begun = time.monotonic()
+    asyncio.run(all_slots_twice())
+    assert time.monotonic() - begun < IDLE_TIMEOUT_S, "else idling could have freed them"
+    with connect(served.websocket) as socket:
+        event(socket, "conversation.opened")
+        socket.send(pcm[:TICK].tobytes())
+        assert end(socket)[1] == 1000

@@ -65,7 +65,7 @@ def test_python_over_grpc(served: Served, said, expected, tmp_path):
 def test_curl_over_http(served: Served, said, expected, tmp_path):
     found = run("client/http_curl.sh", said, tmp_path / "out.pcm", served.triton_http)
     assert np.array_equal(np.fromfile(tmp_path / "out.pcm", np.int16), expected[0])
-    assert f"{TICKS} ticks said and heard" in found.stderr
+    assert f"{TICKS} ticks sent and received" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 from engine.checkpoint import Checkpoint
 from tests.conftest import ANOTHER_BUILD, BUILD, ROOT, Served, serve_environment, start_serving, wait_until_answered
 from tests.oracle import ScaOracle, one_shot_waveform
+from tests.sound import official_stream
 
 
 def sca(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,8 +33,8 @@ def sca(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_talk_gives_what_transformers_gives(served: Served, checkpoint: Checkpoint, log_mels, pcm, tmp_path):
-    """The whole path: a WAV through bridge and Triton, against transformers' modules on the same log-mel."""
+def test_talk_gives_what_transformers_gives(served: Served, checkpoint: Checkpoint, extractor, pcm, tmp_path):
+    """The whole path: a WAV through bridge and Triton, against transformers on the same samples."""
     said, heard = tmp_path / "in.wav", tmp_path / "out.wav"
     soundfile.write(said, pcm, 16000, subtype="PCM_16")
     run = sca("talk", said, heard, "--url", served.websocket)
@@ -40,8 +43,8 @@ def test_talk_gives_what_transformers_gives(served: Served, checkpoint: Checkpoi
     assert rate == 24000
     assert abs(len(sound) / 24000 - len(pcm) / 16000) <= 0.32, "as long as its input, to a tick"
 
-    oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden")  # the checkpoint's first speaker
-    codes = torch.cat([oracle.tick(log_mel)[1] for log_mel in log_mels], dim=1)
+    oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "ethan")  # Qwen's own default
+    codes = torch.cat([oracle.tick(official)[1] for official in official_stream(extractor, pcm)], dim=1)
     expected = (one_shot_waveform(checkpoint.model.code2wav, codes) * 32767).round().numpy()
     assert np.abs(sound[: len(expected)] - expected).max() <= 1, "one step of PCM16"
 
@@ -175,20 +178,73 @@ def test_no_process_outlives_serve(tmp_path, ending):
             process.kill()
 
 
-def test_serve_ends_when_triton_does(tmp_path):
+def test_serve_brings_a_triton_that_ended_up_again(tmp_path):
+    """A conversation that was open gets an error in words; the next one is served."""
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect
+
     environment = serve_environment()
     log = tmp_path / "log"
     before = set(processes_of(-1))
     process = start_serving(environment, log, ANOTHER_BUILD)
+    url = f"127.0.0.1:{environment['SCA_BRIDGE_PORT']}"
     try:
-        wait_until_answered(f"http://127.0.0.1:{environment['SCA_BRIDGE_PORT']}/readyz", process, log)
+        wait_until_answered(f"http://{url}/readyz", process, log)
         (triton,) = [line for line in set(processes_of(-1)) - before if "bin/tritonserver" in line]
-        os.kill(int(triton.split()[0]), signal.SIGKILL)
-        assert process.wait(30) == 1
-        assert "Triton ended, and so the bridge did" in log.read_text()
+        with connect(f"ws://{url}/ws/pcm16") as caller:
+            caller.send(bytes(10240))
+            while isinstance(caller.recv(timeout=20), str):
+                pass
+            os.kill(int(triton.split()[0]), signal.SIGKILL)
+            caller.send(bytes(10240))
+            messages = []
+            try:
+                while True:
+                    messages.append(caller.recv(timeout=20))
+            except ConnectionClosed as error:
+                closed = error
+        assert closed.rcvd.code == 1011
+        assert any("tick_failed" in message for message in messages if isinstance(message, str)), messages
+        deadline = time.monotonic() + 120
+        while "Triton is back after" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        wait_until_answered(f"http://{url}/readyz", process, log)
+        with connect(f"ws://{url}/ws/pcm16") as caller:
+            caller.send(bytes(10240))
+            while isinstance(caller.recv(timeout=20), str):
+                pass
+        assert "Triton ended and is started anew; its conversations are lost" in log.read_text()
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+    assert not list(Path("/dev/shm").glob(f"sca-{process.pid}-*")), "no shared memory is left"
+
+
+def test_a_triton_that_keeps_ending_is_given_up():
+    from commands.serve import MOST_RESTARTS, Supervisor
+
+    class EndingTriton:
+        restarts = 0
+
+        def is_running(self) -> bool:
+            return False
+
+        def log_tail(self) -> str:
+            return "out of luck"
+
+        def restart(self) -> None:
+            self.restarts += 1
+
+        def wait_until_ready(self, given_up) -> None:
+            """It is, for a moment."""
+
+    triton = EndingTriton()
+    supervisor = Supervisor(triton, threading.Event())
+    assert all(supervisor.keep_running() for _ in range(MOST_RESTARTS))
+    assert not supervisor.keep_running()
+    assert triton.restarts == MOST_RESTARTS
+    assert "Triton has ended 4 times in 10 minutes:\nout of luck" in supervisor.failure
 
 
 def test_doctor_asks_a_newcomer_for_nothing_that_only_the_checks_need(monkeypatch):
@@ -232,3 +288,16 @@ def test_missing_programs_are_installed(monkeypatch):
     debian.install_missing()
     assert [command[:3] for command in ran] == [["sudo", "-n", "apt-get"]] * 2
     assert ran[1][-1] == "sox"
+
+
+def test_loading_shows_how_far_the_weights_are(tmp_path):
+    """As transformers' own bar tells it in Triton's log."""
+    from launch.triton_server import TritonServer
+
+    server = TritonServer.__new__(TritonServer)
+    server._log = tmp_path / "log"
+    server._log.write_bytes(b"I1124 server.cc:1\n")
+    assert server.loading_progress() == ""
+    with server._log.open("ab") as log:
+        log.write(b"Loading weights:   0%|   | 0/366\rLoading weights:  45%|###  | 165/366 [00:01<00:01")
+    assert server.loading_progress() == "45%"

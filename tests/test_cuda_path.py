@@ -14,12 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
-from engine import layer
-from engine.batch import ladder
+from engine import layer, slots
+from engine.buckets import BatchBuckets
 from engine.checkpoint import Checkpoint
-from engine.dialect_sca import ScaDialect
-from engine.dialect_turn import TurnDialect
-from engine.slot_decoder import SlotDecoder
+from engine.code_predictor import TorchCodePredictor
+from engine.decoder import Decoder
+from engine.engine import DIALECTS
+from engine.graph_runner import GraphRunner
+from engine.slots import SlotState
+from engine.stage_timer import StageTimer
 from export.tiny import tiny_config
 from tests.conftest import ROOT
 
@@ -37,7 +40,7 @@ def test_the_kernels_compute_what_the_cpu_does(checkpoint_folder: str):
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    for what, count in (("attention", 6), ("experts", 4)):
+    for what, count in (("attention", 6), ("experts", 8)):
         found = ast.literal_eval(re.search(rf"^{what} (.*)$", run.stdout, re.MULTILINE)[1])
         assert len(found) == count
         assert max(found) < FLOAT32_SUMS, what
@@ -73,15 +76,36 @@ def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, pa
         compile_kernel(kernel, types, chosen, capability)
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("capability", [80, 89, 90, 120])
 @pytest.mark.parametrize(("kind", "size", "inner", "choices"), [("bf16", 2048, 768, 8), ("fp32", 1024, 384, 6)])
 def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, choices):
-    from engine.experts_kernel import BLOCK_IN, BLOCK_OUT, down, gate_up
+    from engine import experts_kernel as kernels
 
     types = dict.fromkeys(("hidden", "activated", "weight", "weights", "out"), f"*{kind}") | {"chosen": "*i64"}
-    chosen = {"choices": choices, "size": size, "inner": inner, "block_out": BLOCK_OUT, "block_in": BLOCK_IN}
-    for kernel in (gate_up, down):
+    chosen = {"experts": 128, "choices": choices, "size": size, "inner": inner}
+    chosen |= {"block_out": kernels.BLOCK_OUT, "block_in": kernels.BLOCK_IN, "block_pairs": kernels.BLOCK_PAIRS}
+    chosen |= {"block_columns": kernels.BLOCK_COLUMNS, "block_inner": kernels.BLOCK_INNER}
+    types |= dict.fromkeys(("order", "expert_of", "first_of", "end_of"), "*i64") | {"given": f"*{kind}"}
+    for kernel in (kernels.gate_up, kernels.down, kernels.block_gate_up, kernels.block_down):
         compile_kernel(kernel, types, chosen, capability)
+
+
+def test_blocks_hold_every_pair_once_and_one_expert_each():
+    """For any choice, though nothing of it is looked at."""
+    from engine.experts_kernel import BLOCK_PAIRS, blocks_by_expert
+
+    for seed, experts in ((0, 8), (1, 128), (2, 3)):
+        random = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(0, experts, (100, 2), generator=random)
+        blocks = blocks_by_expert(chosen, experts)
+        found: list[int] = []
+        for expert, first, end in zip(blocks.expert, blocks.first, blocks.end, strict=True):
+            if expert < experts:
+                pairs = blocks.order[first : min(int(end), int(first) + BLOCK_PAIRS)]
+                assert len(pairs)
+                assert (chosen.flatten()[pairs] == expert).all()
+                found += pairs.tolist()
+        assert sorted(found) == list(range(200))
 
 
 class HostWatch(TorchDispatchMode):
@@ -107,52 +131,49 @@ def checkpoint_without_values(checkpoint: Checkpoint) -> Checkpoint:
         model = Qwen3OmniMoeForConditionalGeneration(tiny_config(checkpoint.tokenizer)).eval()
     finally:
         torch.set_default_dtype(torch.float32)
-    return Checkpoint(model, checkpoint.tokenizer)
+    return Checkpoint(model, checkpoint.tokenizer, checkpoint.feature_extractor)
 
 
-@pytest.mark.parametrize("sampled", [False, True])
-def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, monkeypatch, sampled):
+class CapturingRunner(GraphRunner):
+    """Runs every step that would be captured once, on padding, and watches it."""
+
+    def __init__(self) -> None:
+        super().__init__(StageTimer(torch.device("cpu")))
+        self.seen: set[str] = set()
+
+    def capture(self, stage, step, batch, enabled) -> None:
+        batch.set_padding()
+        with HostWatch() as watch:
+            step(batch)
+        assert not watch.found, f"{stage} {batch.variant}: {watch.found}"
+        assert watch.count > 20
+        self.seen.add(stage)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "stages"),
+    [
+        ("sca", {"prompt", "encoder", "prefill", "text", "talker", "code predictor"}),
+        ("turn", {"prompt", "prefill", "text", "talker", "code predictor"}),
+    ],
+)
+def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, monkeypatch, dialect, stages):
     """What a captured graph must not do. The tensors here have no values at all: looking at one is an error.
 
-    They are the CPU's, since torch's build for it has no others: a copy from device to device would not be seen.
+    Every step at every size, greedy and sampling. They are the CPU's tensors, since torch's build for it has no
+    others: a copy from device to device would not be seen.
     """
     monkeypatch.setattr(layer, "DENSE_SHARE", 0)  # experts as on CUDA
-    monkeypatch.setattr(SlotDecoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
-    with FakeTensorMode(), torch.inference_mode():
+    monkeypatch.setattr(slots, "least_rows", lambda _: 4)
+    monkeypatch.setattr(Decoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         fake = checkpoint_without_values(checkpoint)
-        dialect = ScaDialect(fake, settings.with_values(engine={"slots": 4}))
-        batch = dialect._batch(4)
-        batch.sampled = sampled
-        for name, step in dialect._steps().items():
-            with HostWatch() as watch:
-                step(batch)
-            assert not watch.found, f"{name}: {watch.found}"
-            assert watch.count > 20
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-def test_no_step_of_a_turn_looks_at_a_value(checkpoint: Checkpoint, turn_settings, monkeypatch, sampled):
-    """The same for reading pieces of every size, for text, and for codes with an end."""
-    monkeypatch.setattr(layer, "DENSE_SHARE", 0)
-    monkeypatch.setattr(SlotDecoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
-    with FakeTensorMode(), torch.inference_mode():
-        fake = checkpoint_without_values(checkpoint)
-        settings = turn_settings.with_values(engine={"slots": 4})
-        dialect = TurnDialect(fake, settings)
-        writing, (speaking, _) = dialect._writing_rows(4), dialect._speaking_rows(4)
-        writing.sampled = speaking.sampled = sampled
-        reader = dialect._reader
-        steps = [(f"read {size}", reader.read, reader.batch(size, 2)) for size in reader.sizes]
-        steps += [
-            ("text", dialect._write, writing),
-            ("talker", dialect.speaker.speak, speaking),
-            ("code predictor", dialect.speaker.complete, speaking),
-        ]
-        for name, step, batch in steps:
-            with HostWatch() as watch:
-                step(batch)
-            assert not watch.found, f"{name}: {watch.found}"
-            assert watch.count > 20
+        changed = settings.with_values(engine={"slots": 4, "dialect": dialect})
+        runner = CapturingRunner()
+        state = SlotState(fake, changed)
+        predictor = TorchCodePredictor(fake.model.talker, 4)
+        DIALECTS[dialect](fake, changed, state, predictor, runner).capture(enabled=True)
+    assert runner.seen == stages
 
 
 def test_the_watch_sees_what_it_watches_for():
@@ -165,6 +186,6 @@ def test_the_watch_sees_what_it_watches_for():
 
 def test_graphs_are_captured_for_every_number_of_rows():
     cuda = torch.device("cuda")
-    assert ladder(128, cuda) == [1, 2, 4, 8, 16, 32, 64, 128]
-    assert ladder(6, cuda) == [1, 2, 4, 6]
-    assert ladder(1, cuda) == [1]
+    assert BatchBuckets(128, cuda).all() == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert BatchBuckets(6, cuda).all() == [1, 2, 4, 6]
+    assert BatchBuckets(1, cuda).all() == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,8 +14,19 @@ from config.settings import SettingsError
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import MemoryRefusedError
-from engine.memory import MemoryPlan, available_bytes, plan_memory, resolve_slots, size
+from engine.memory import (
+    CUDA_WORKING,
+    MemoryPlan,
+    available_bytes,
+    fill_slots,
+    plan_memory,
+    resolve_slots,
+    size,
+    weights_of,
+)
+from engine.prompt import PromptPrefill
 from tests.conftest import Served
+from tests.inspect_objects import found_in
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 GIGABYTE = 10**9
@@ -32,44 +44,40 @@ def full_plan(settings, **engine) -> MemoryPlan:
     return plan_memory(full_config(), changed, 70 * GIGABYTE, torch.bfloat16, CUDA)
 
 
-def test_the_plan_is_what_the_caches_take(checkpoint: Checkpoint, settings):
-    engine = Engine(checkpoint, settings.with_values(engine={"slots": 3, "context_s": 20}))
-    taken = engine.dialect.thinker.decoder.bytes_per_slot + engine.dialect.talker.decoder.bytes_per_slot
-    assert engine.memory.slot == taken
-    caches = [decoder._cache.nbytes for decoder in (engine.dialect.thinker.decoder, engine.dialect.talker.decoder)]
-    assert 3 * taken < sum(caches) <= engine.memory.slots * engine.memory.slot + engine.memory.working
+@pytest.mark.parametrize(("dialect", "thinker_slots"), [("sca", 4), ("turn", 5)])
+def test_the_plan_is_what_the_caches_take(checkpoint: Checkpoint, settings, dialect, thinker_slots):
+    """Three slots and padding's; in the dialect turn a scratch slot of the thinker's too."""
+    changed = settings.with_values(engine={"slots": 3, "context_s": 20, "dialect": dialect})
+    engine = Engine(checkpoint, changed)
+    caches = (engine.slots.thinker_cache, engine.slots.talker_cache)
+    assert engine.memory.slot == sum(cache.bytes_per_slot for cache in caches)
+    taken = sum(cache.buffer.nbytes for cache in caches)
+    assert caches[0].buffer.shape[1] == thinker_slots
+    assert 3 * engine.memory.slot < taken <= engine.memory.slots * engine.memory.slot + engine.memory.working
     assert engine.memory.slots == 3
     assert engine.memory.weights == sum(p.nbytes for p in checkpoint.model.parameters())
 
 
-def test_the_plan_of_turns_is_what_their_caches_take(checkpoint: Checkpoint, turn_settings):
-    """A slot more of the thinker's, the branch, is in the plan too."""
-    engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 3, "context_s": 20}))
-    decoders = (engine.dialect.thinker.decoder, engine.dialect.talker.decoder)
-    assert engine.memory.slot == sum(decoder.bytes_per_slot for decoder in decoders)
-    caches = [decoder._cache.nbytes for decoder in decoders]
-    assert caches[0] == 5 * decoders[0].bytes_per_slot, "three, padding's, and the branch"
-    assert sum(caches) <= engine.memory.slots * engine.memory.slot + engine.memory.working
-
-
-def test_a_kept_prompt_is_in_the_plan(checkpoint: Checkpoint, settings):
+def test_prompts_that_are_kept_are_in_the_plan(checkpoint: Checkpoint, settings, ticks):
     changed = settings.with_values(engine={"prompts_kept": 2, "prompt_positions": 40})
     engine = Engine(checkpoint, changed)
+    (prompts,) = found_in(engine.dialect, PromptPrefill)
+    sizes = []
     for number in range(5):
         engine.open(1, engine.parse_options({"system_prompt": f"Be kind {number}."}))
-    kept = engine.dialect._thinker_openings._openings.values()
-    assert len(kept) == 2, "the latest two"
-    assert sum(opening.nbytes for opening in kept) <= engine.memory.openings
+        engine.tick({1: ticks[0]})
+        sizes.append(prompts.kept_bytes)
+    assert sizes[0] < sizes[1] == sizes[4] <= engine.memory.prompts, "the latest two"
 
 
-def test_a_prompt_that_was_seen_costs_no_prefill(engine: Engine, log_mels, monkeypatch):
+def test_a_prompt_that_was_seen_costs_no_prefill(engine: Engine, ticks):
     options = engine.parse_options({"system_prompt": "Be kind."})
     engine.open("first", options)
-    first = engine.tick({"first": log_mels[0]})["first"]
-    for decoder in (engine.dialect.thinker.decoder, engine.dialect.talker.decoder):
-        monkeypatch.setattr(decoder, "read", lambda *_: pytest.fail("an opening was read again"))
+    first = engine.tick({"first": ticks[0]})["first"]
+    spent = engine.stage_seconds["prompt"]
     engine.open("second", options)
-    second = engine.tick({"second": log_mels[0]})["second"]
+    second = engine.tick({"second": ticks[0]})["second"]
+    assert engine.stage_seconds["prompt"] == spent
     assert torch.equal(first.codes, second.codes)
     assert first.tokens == second.tokens
 
@@ -117,6 +125,44 @@ def test_a_gpu_that_holds_no_slot_is_refused(settings, monkeypatch):
     has_free(monkeypatch, 48)
     with pytest.raises(MemoryRefusedError, match="take a smaller checkpoint or a larger device"):
         resolve_slots(full_config(), settings, CUDA, torch.bfloat16)
+
+
+@dataclass
+class FakeEngine:
+    """What `fill_slots` makes in place of an engine on a GPU."""
+
+    memory: MemoryPlan
+    warmed_up: bool = False
+
+    def warm_up(self) -> None:
+        self.warmed_up = True
+
+
+@pytest.mark.parametrize(("working", "expected"), [(1, 58), (3, 54), (9, 40)])
+def test_slots_are_filled_by_what_a_warm_up_takes(settings, monkeypatch, working, expected):
+    """Of 110 GB: the first engine guesses 3 GB, its warm-up shows how much it is, and the second has the rest."""
+    made: list[FakeEngine] = []
+
+    def make(chosen, cuda_working: int = CUDA_WORKING) -> FakeEngine:
+        chosen = resolve_slots(full_config(), chosen, CUDA, torch.bfloat16)
+        weights = weights_of(full_config(), torch.bfloat16)
+        plan = plan_memory(full_config(), chosen, weights, torch.bfloat16, CUDA, cuda_working)
+        made.append(FakeEngine(plan))
+        return made[-1]
+
+    def used(_: torch.device) -> int:
+        plan = made[-1].memory
+        caches = (plan.slots + 1) * plan.slot
+        total = plan.weights + caches + working * GIGABYTE
+        has_free(monkeypatch, 110 - total // GIGABYTE)
+        return total
+
+    has_free(monkeypatch, 110)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = fill_slots(make, settings, CUDA, used)
+    assert engine.warmed_up
+    assert engine.memory.slots == pytest.approx(expected, abs=1)
+    assert len(made) == (1 if working == 3 else 2)
 
 
 def test_a_cpu_has_eight_slots_unless_told(checkpoint: Checkpoint, settings):

@@ -10,14 +10,18 @@ import torch
 from tritonclient.grpc import model_config_pb2
 
 from engine.checkpoint import Checkpoint
+from engine.log_mel import normalise
 from export.code2wav import Code2Wav
 from export.mel_frontend import MelFrontend
 from export.onnx_stage import ExportError, compare, export_onnx
 from export.repository import build_repository
-from export.triton_config import read_config
+from export.triton_config import complete_stage, read_config, tensors_of
 from export.weights import load_code2wav
-from tests.conftest import BUILD, stream_log_mels
+from tests.conftest import BUILD
 from tests.oracle import one_shot_waveform, signal_to_noise_db
+from tests.sound import stream_inputs
+
+PEAK = 2.6  # log10 of the energy of the loudest cell in the speech
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +34,15 @@ def session(file) -> onnxruntime.InferenceSession:
 
 
 def stream(graph: onnxruntime.InferenceSession, name: str, ticks: list[np.ndarray]) -> list[list[np.ndarray]]:
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    states = {i.name: np.zeros([1, *i.shape[1:]], types[i.type]) for i in graph.get_inputs() if i.name != name}
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    others = [i for i in graph.get_inputs() if i.name != name]
+    states = {i.name: np.zeros([1, *i.shape[1:]], types[i.type]) for i in others if i.name != "BEGIN"}
+    begin = {i.name: np.zeros([1, 1], np.int64) for i in others if i.name == "BEGIN"}
     outputs = []
     for tick in ticks:
-        found = dict(zip([o.name for o in graph.get_outputs()], graph.run(None, {name: tick, **states}), strict=True))
+        found = dict(
+            zip([o.name for o in graph.get_outputs()], graph.run(None, {name: tick, **begin, **states}), strict=True)
+        )
         states = {state: found["new_" + state] for state in states}
         outputs.append(found)
     return outputs
@@ -43,8 +51,9 @@ def stream(graph: onnxruntime.InferenceSession, name: str, ticks: list[np.ndarra
 def test_the_mel_graph_equals_torch_over_a_whole_clip(repository, extractor, pcm):
     graph = session(repository / "mel_frontend" / "1" / "model.onnx")
     ticks = [pcm[None, start : start + 5120] for start in range(0, len(pcm) - 5119, 5120)]
-    for found, expected in zip(stream(graph, "AUDIO_IN", ticks), stream_log_mels(extractor, pcm), strict=True):
-        assert np.abs(found["LOG_MEL"][0] - expected.numpy()).max() < 1e-4
+    for found, expected in zip(stream(graph, "AUDIO_IN", ticks), stream_inputs(extractor, pcm), strict=True):
+        ours, torchs = (normalise(cells, PEAK) for cells in (torch.from_numpy(found["LOG_MEL"][0]), expected.log_mel))
+        assert (ours - torchs).abs().max() < 1e-4
 
 
 def test_in_a_batch_the_mel_graph_gives_the_same_bits(repository, pcm):
@@ -54,9 +63,9 @@ def test_in_a_batch_the_mel_graph_gives_the_same_bits(repository, pcm):
     options.intra_op_num_threads = int(config.parameters["intra_op_thread_count"].string_value)
     graph = onnxruntime.InferenceSession(repository / "mel_frontend" / "1" / "model.onnx", options)
     rows = np.stack([pcm[start : start + 5120] for start in (0, 20000, 40000, 60000)])
-    together, _ = graph.run(None, {"AUDIO_IN": rows, "past": np.zeros((4, 362), np.float32)})
+    together, _ = graph.run(None, {"AUDIO_IN": rows, "past": np.zeros((4, 361), np.float32)})
     for row in range(4):
-        alone, _ = graph.run(None, {"AUDIO_IN": rows[row : row + 1], "past": np.zeros((1, 362), np.float32)})
+        alone, _ = graph.run(None, {"AUDIO_IN": rows[row : row + 1], "past": np.zeros((1, 361), np.float32)})
         assert np.array_equal(together[row], alone[0])
 
 
@@ -64,19 +73,20 @@ def test_the_code2wav_graph_equals_one_shot(repository, checkpoint: Checkpoint):
     codes = torch.randint(0, 512, (16, 120), generator=torch.Generator().manual_seed(2))
     graph = session(repository / "code2wav" / "1" / "model.onnx")
     ticks = [codes[None, :, start : start + 4].numpy() for start in range(0, 120, 4)]
-    waveform = np.concatenate([found["WAVEFORM"][0] for found in stream(graph, "CODES", ticks)])
-    assert signal_to_noise_db(one_shot_waveform(checkpoint.model.code2wav, codes), torch.from_numpy(waveform)) > 90
+    sound = np.concatenate([found["AUDIO_OUT"][0] for found in stream(graph, "CODES", ticks)])
+    expected = (one_shot_waveform(checkpoint.model.code2wav, codes) * 32767).round().numpy()
+    assert np.abs(sound - expected).max() <= 1, "one step of PCM16"
 
 
 def test_the_float16_graph_is_as_exact_as_float16_is(checkpoint: Checkpoint, checkpoint_folder, tmp_path):
     stage = Code2Wav(load_code2wav(checkpoint_folder, torch.float16), 4)
     file = tmp_path / "model.onnx"
-    export_onnx(stage, file, {"WAVEFORM": 0.1})
+    export_onnx(stage, file, {"AUDIO_OUT": 3277})
     codes = torch.randint(0, 512, (16, 120), generator=torch.Generator().manual_seed(2))
     graph = session(file)
     assert {i.name: i.type for i in graph.get_inputs()}["kv"] == "tensor(float16)"
     ticks = [codes[None, :, start : start + 4].numpy() for start in range(0, 120, 4)]
-    waveform = np.concatenate([found["WAVEFORM"][0] for found in stream(graph, "CODES", ticks)])
+    waveform = np.concatenate([found["AUDIO_OUT"][0] for found in stream(graph, "CODES", ticks)]) / 32767
     # 11 bits of mantissa are 66 dB; some 40 layers, each rounding its output, leave 31 dB of them on this checkpoint.
     assert signal_to_noise_db(one_shot_waveform(checkpoint.model.code2wav, codes), torch.from_numpy(waveform)) > 28
 
@@ -84,10 +94,10 @@ def test_the_float16_graph_is_as_exact_as_float16_is(checkpoint: Checkpoint, che
 def test_a_graph_that_differs_is_not_served(extractor, tmp_path):
     stage = MelFrontend(extractor, 1280)
     file = tmp_path / "model.onnx"
-    export_onnx(stage, file, {"LOG_MEL": 1e-4})
+    export_onnx(stage, file, {"LOG_MEL": 1e-3})
     stage.filters *= 1.01
-    with pytest.raises(ExportError, match="LOG_MEL differs from torch by .*, expected at most 1e-04"):
-        compare(stage, file, {"LOG_MEL": 1e-4})
+    with pytest.raises(ExportError, match="LOG_MEL differs from torch by .*, expected at most 1e-03"):
+        compare(stage, file, {"LOG_MEL": 1e-3})
 
 
 @pytest.mark.parametrize("name", ["mel_frontend", "code2wav"])
@@ -110,3 +120,27 @@ def test_graph_and_config_name_the_same_tensors(repository, name):
     assert sorted(s.input_name for s in states) == [s[4:] for s in sorted(s.output_name for s in states)]
     assert all(initial.zero_data for state in states for initial in state.initial_state)
     assert {dimension.dim_param for t in graph.input for dimension in t.type.tensor_type.shape.dim[:1]} == {"batch"}
+
+
+@pytest.mark.parametrize(("device_map", "gpu"), [("cuda", 0), ("cuda:3", 3), ("auto", 0)])
+def test_the_stages_run_on_the_engines_gpu_alone(settings, extractor, device_map, gpu):
+    """An instance group without `gpus` would put an instance on every GPU of the machine."""
+    on_gpu = settings.with_values(qwen={"device_map": device_map}, triton={"instance": "gpu"}, engine={"slots": 2})
+    config = model_config_pb2.ModelConfig()
+    complete_stage(config, tensors_of(MelFrontend(extractor, 5120)), on_gpu)
+    (group,) = config.instance_group
+    assert (group.kind, list(group.gpus)) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, [gpu])
+
+
+def test_a_setting_that_no_graph_depends_on_exports_nothing_again(settings, repository):
+    """A port, a limit, how turns are told: the repository is assembled anew around the graphs that are there."""
+    graph = repository / "code2wav" / "1" / "model.onnx"
+    before, told = graph.stat().st_mtime_ns, []
+    changed = settings.with_values(bridge={"port": 9999}, turn={"threshold": 0.7}, engine={"idle_timeout_s": 7.0})
+    build_repository(changed, BUILD / "in_process", told.append)
+    assert graph.stat().st_mtime_ns == before
+    assert sum("as exported before" in step for step in told) == 3
+    text = (repository / "thinker_talker" / "config.pbtxt").read_text()
+    assert '\\"threshold\\": 0.7' in text
+    assert "max_sequence_idle_microseconds: 7000000" in (repository / "mel_frontend" / "config.pbtxt").read_text()
+    build_repository(settings, BUILD / "in_process", print)

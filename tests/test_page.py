@@ -134,12 +134,12 @@ def test_a_full_house_is_said_in_words(served: Served, browser):
     guests = [connect(served.websocket) for _ in range(served.settings.engine.slots)]
     try:
         for guest in guests:
-            assert json.loads(guest.recv())["type"] == "session.opened"
+            assert json.loads(guest.recv())["type"] == "conversation.opened"
         browser.get(served.http)
         browser.find_element(By.ID, "talk").click()
         body = browser.find_element(By.TAG_NAME, "body")
         wait_for(lambda: body.get_attribute("data-state") == "error", 15, "error")
-        assert "all 4 places are taken" in browser.find_element(By.ID, "status").text
+        assert "all 4 slots hold a conversation" in browser.find_element(By.ID, "status").text
         assert browser.find_element(By.ID, "talk").text == "Talk", "one can try again"
     finally:
         for guest in guests:

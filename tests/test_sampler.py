@@ -14,7 +14,7 @@ from transformers import (
 from config import Settings
 from config.settings import SamplingSettings
 from engine.options import Options
-from engine.sampler import Sampler, draw
+from engine.sampler import SamplingState, residual_params, sample
 
 VOCABULARY = 40
 SLOT = torch.tensor([0])
@@ -23,19 +23,25 @@ DRAWS = 4000
 TURN = Settings.load(environ={}).turn
 
 
-def sampler(seed: int = 0, **sampling) -> Sampler:
+def state(seed: int = 0, **sampling) -> SamplingState:
     """One slot, taken by a conversation with these choices."""
-    defaults = {"text_temperature": 0.0, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    one = Sampler(slots=1, codes=VOCABULARY, device=torch.device("cpu"))
-    one.place(0, Options("ethan", "", SamplingSettings(**{**defaults, **sampling}), TURN, seed))
+    greedy = {"text_temperature": 0.0, "text_top_k": 0, "text_top_p": 1.0}
+    defaults = {**greedy, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    one = SamplingState(slots=1, codes=VOCABULARY, device=torch.device("cpu"))
+    one.begin(0, Options("ethan", "", SamplingSettings(**{**defaults, **sampling}), TURN, seed))
     return one
 
 
+@pytest.mark.parametrize("what", ["text", "codes"])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.6), (10, 0.8), (1, 0.1)])
-def test_probabilities_equal_transformers(top_k, top_p):
-    """Over an even grid of numbers, a token is drawn as often as its probability says."""
+def test_probabilities_equal_transformers(top_k, top_p, what):
+    """Over an even grid of numbers, a token is sampled as often as its probability says."""
     grid = (torch.arange(DRAWS) + 0.5) / DRAWS
-    warp = sampler(temperature=0.7, top_k=top_k, top_p=top_p).code(torch.zeros(DRAWS, dtype=torch.int64))
+    slots = torch.zeros(DRAWS, dtype=torch.int64)
+    if what == "codes":
+        params = state(temperature=0.7, top_k=top_k, top_p=top_p).first_code(slots)
+    else:
+        params = state(text_temperature=0.7, text_top_k=top_k, text_top_p=top_p).text(slots)
     for seed in range(20):
         logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
         expected = TemperatureLogitsWarper(0.7)(None, logits)
@@ -43,14 +49,14 @@ def test_probabilities_equal_transformers(top_k, top_p):
             expected = TopKLogitsWarper(top_k)(None, expected)
         if top_p < 1:
             expected = TopPLogitsWarper(top_p)(None, expected)
-        drawn = draw(logits.expand(DRAWS, -1), warp, grid)
-        share = torch.bincount(drawn, minlength=VOCABULARY) / DRAWS
+        sampled = sample(logits.expand(DRAWS, -1), params, grid)
+        share = torch.bincount(sampled, minlength=VOCABULARY) / DRAWS
         assert torch.allclose(share, expected.softmax(-1)[0], atol=2 / DRAWS)  # a grid cell at either border
         assert not share[expected[0] == -torch.inf].any()
 
 
 def test_the_repetition_penalty_equals_transformers():
-    penalising, spoken = sampler(repetition_penalty=1.3), []
+    penalising, spoken = state(repetition_penalty=1.3), []
     for seed in range(30):
         logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed))
         processor = RepetitionPenaltyLogitsProcessor(1.3)
@@ -58,45 +64,45 @@ def test_the_repetition_penalty_equals_transformers():
         found = penalising.penalise(logits, SLOT)
         assert torch.equal(found, expected)
         code = found.argmax(dim=-1)
-        penalising.note_spoken(SLOT, code)
+        penalising.note_first_codes(SLOT, code)
         spoken.append(int(code))
 
 
-def test_a_wiped_slot_is_greedy_and_has_spoken_nothing():
-    used = sampler(text_temperature=1.0, temperature=1.0, repetition_penalty=2.0, seed=3)
-    used.note_spoken(SLOT, torch.tensor([4]))
-    used.wipe(0)
+def test_a_reset_slot_is_greedy_and_has_spoken_nothing():
+    used = state(text_temperature=1.0, temperature=1.0, repetition_penalty=2.0, seed=3)
+    used.note_first_codes(SLOT, torch.tensor([4]))
+    used.reset(0)
     logits = torch.randn(1, VOCABULARY)
     assert torch.equal(used.penalise(logits, SLOT), logits)
-    for warp in (used.text(SLOT), used.code(SLOT), used.residual(SLOT)):
-        assert torch.equal(draw(logits, warp, torch.tensor([0.999])), logits.argmax(dim=-1))
+    for params in (used.text(SLOT), used.first_code(SLOT), residual_params(used.residual_temperature(SLOT))):
+        assert torch.equal(sample(logits, params, torch.tensor([0.999])), logits.argmax(dim=-1))
 
 
 def test_greedy_rows_among_drawing_ones_are_greedy():
     logits = torch.randn(6, VOCABULARY)
-    warp = sampler(temperature=2.0).code(torch.zeros(6, dtype=torch.int64))
-    warp = warp._replace(temperature=torch.tensor([0.0, 2.0, 0.0, 2.0, 0.0, 2.0]))
-    drawn = draw(logits, warp, torch.full((6,), 0.97))
-    assert torch.equal(drawn[::2], logits.argmax(dim=-1)[::2])
-    assert not torch.equal(drawn[1::2], logits.argmax(dim=-1)[1::2])
+    params = state(temperature=2.0).first_code(torch.zeros(6, dtype=torch.int64))
+    params = params._replace(temperature=torch.tensor([0.0, 2.0, 0.0, 2.0, 0.0, 2.0]))
+    sampled = sample(logits, params, torch.full((6,), 0.97))
+    assert torch.equal(sampled[::2], logits.argmax(dim=-1)[::2])
+    assert not torch.equal(sampled[1::2], logits.argmax(dim=-1)[1::2])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
-def test_numbers_are_even_and_depend_on_seed_and_count_alone(seed):
-    one = sampler(seed=seed)
-    numbers = one.numbers(SLOT, torch.tensor([0]), DRAWS)[0]
+def test_uniforms_are_even_and_depend_on_seed_and_count_alone(seed):
+    one = state(seed=seed)
+    numbers = one.uniforms(SLOT, torch.tensor([0]), DRAWS)[0]
     assert ((numbers >= 0) & (numbers < 1)).all()
     counts = torch.histc(numbers, bins=16, min=0, max=1)
     chi_square = ((counts - DRAWS / 16).square() / (DRAWS / 16)).sum()
     assert chi_square < 37.7, "15 degrees of freedom: one in a thousand is above"
     neighbours = torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1]
     assert abs(neighbours) < 4 / DRAWS**0.5
-    assert torch.equal(one.numbers(SLOT, torch.tensor([100]), 5)[0], numbers[100:105])
-    assert not torch.equal(sampler(seed=max(0, seed - 1) or 5).numbers(SLOT, torch.tensor([0]), 8)[0], numbers[:8])
+    assert torch.equal(one.uniforms(SLOT, torch.tensor([100]), 5)[0], numbers[100:105])
+    assert not torch.equal(state(seed=max(0, seed - 1) or 5).uniforms(SLOT, torch.tensor([0]), 8)[0], numbers[:8])
 
 
-def test_the_top_of_the_range_draws_a_token_that_may_be_drawn():
+def test_the_top_of_the_range_samples_a_token_that_may_be_sampled():
     logits = torch.randn(1, VOCABULARY)
-    warp = sampler(temperature=1.0, top_k=3).code(SLOT)
-    drawn = draw(logits, warp, torch.tensor([1.0]))  # beyond any number that is drawn
-    assert int(drawn) == int(logits.topk(3).indices[0, 2])
+    params = state(temperature=1.0, top_k=3).first_code(SLOT)
+    sampled = sample(logits, params, torch.tensor([1.0]))  # beyond any number that is sampled
+    assert int(sampled) == int(logits.topk(3).indices[0, 2])

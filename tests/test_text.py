@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from engine.checkpoint import Checkpoint
-from engine.text import TextStream
+from engine.detokenizer import Detokenizer
 
 
 @pytest.mark.parametrize("text", ["plain", "héllo wörld", "오늘 날씨는 어때? 👩‍🚀", "a\n\tb\x00c"])
 def test_any_text_comes_back_in_whole_characters(checkpoint: Checkpoint, text):
-    stream = TextStream(checkpoint.tokenizer)
+    stream = Detokenizer(checkpoint.tokenizer)
     parts = [stream.feed([token]) for token in checkpoint.tokenizer.encode(text)]
     assert "".join(parts) == text
     assert all("\ufffd" not in part for part in parts), "no part ends within a character"
@@ -18,16 +18,16 @@ def test_any_text_comes_back_in_whole_characters(checkpoint: Checkpoint, text):
 
 def test_half_a_character_waits_for_the_rest(checkpoint: Checkpoint):
     first, second = checkpoint.tokenizer.encode("é")
-    stream = TextStream(checkpoint.tokenizer)
+    stream = Detokenizer(checkpoint.tokenizer)
     assert stream.feed([first]) == ""
     assert stream.feed([second]) == "é"
 
 
 def test_bytes_that_are_no_utf8_are_marked_and_lose_nothing_else(checkpoint: Checkpoint):
     first, _ = checkpoint.tokenizer.encode("é")
-    assert TextStream(checkpoint.tokenizer).feed([first, *checkpoint.tokenizer.encode("ok")]) == "\ufffdok"
+    assert Detokenizer(checkpoint.tokenizer).feed([first, *checkpoint.tokenizer.encode("ok")]) == "\ufffdok"
 
 
 def test_special_tokens_have_no_text(checkpoint: Checkpoint):
     tokens = checkpoint.tokenizer.encode("<|im_start|>user hi<|im_end|>")
-    assert TextStream(checkpoint.tokenizer).feed(tokens) == "user hi"
+    assert Detokenizer(checkpoint.tokenizer).feed(tokens) == "user hi"

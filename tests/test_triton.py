@@ -1,4 +1,4 @@
-"""Triton's ensemble against the engine and the torch code2wav in one process, and what Triton refuses."""
+"""Triton's ensemble against transformers, and what Triton refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import queue
 import time
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import tritonclient.grpc as grpc_client
@@ -16,9 +15,10 @@ import tritonclient.http as http_client
 from tritonclient.utils import InferenceServerException
 
 from engine.checkpoint import Checkpoint
-from engine.engine import Engine
+from engine.detokenizer import Detokenizer
 from tests.conftest import IDLE_TIMEOUT_S, Served
-from tests.oracle import one_shot_waveform, signal_to_noise_db
+from tests.oracle import ScaOracle, one_shot_waveform, signal_to_noise_db
+from tests.sound import official_stream
 
 TICK = 5120
 ids = itertools.count(1)
@@ -60,20 +60,17 @@ def converse(client, samples: np.ndarray, sequence_id, **options) -> tuple[np.nd
     return sound, "".join(answer.as_numpy("TEXT").item().decode() for answer in answers)
 
 
-def test_the_ensemble_equals_engine_and_torch(served: Served, triton, checkpoint: Checkpoint, engine: Engine, pcm):
+def test_the_ensemble_equals_transformers(triton, checkpoint: Checkpoint, extractor, pcm):
+    """From raw samples to PCM16, against the official feature extractor and transformers' own modules."""
     samples = pcm[: 20 * TICK]
     sound, text = converse(triton, samples, next(ids), voice="aiden", system_prompt="Be brief.")
 
-    mel_frontend = onnxruntime.InferenceSession(served.repository / "mel_frontend" / "1" / "model.onnx")
-    past = np.zeros((1, 362), np.float32)
-    engine.open("here", engine.parse_options({"voice": "aiden", "system_prompt": "Be brief."}))
-    spoken = []
-    for i in range(20):
-        log_mel, past = mel_frontend.run(None, {"AUDIO_IN": samples[None, i * TICK : (i + 1) * TICK], "past": past})
-        spoken.append(engine.tick({"here": torch.from_numpy(log_mel[0])})["here"])
-    waveform = one_shot_waveform(checkpoint.model.code2wav, torch.cat([said.codes for said in spoken], dim=1))
+    oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden", "Be brief.")
+    spoken = [oracle.tick(official) for official in official_stream(extractor, samples)]
+    waveform = one_shot_waveform(checkpoint.model.code2wav, torch.cat([codes for _, codes in spoken], dim=1))
 
-    assert text == "".join(said.text for said in spoken)
+    detokenizer = Detokenizer(checkpoint.tokenizer)
+    assert text == detokenizer.feed([token for tokens, _ in spoken for token in tokens])
     expected = (waveform[: len(sound)] * 32767).round()
     assert np.abs(sound - expected.numpy()).max() <= 1, "one step of PCM16: a rounding may fall either way"
     assert signal_to_noise_db(expected, torch.from_numpy(sound)) > 80, "PCM16's own noise is 83 dB below this sound"
@@ -105,22 +102,23 @@ def test_start_over_a_live_conversation_begins_a_new_one(triton, pcm):
 
 
 def test_reset_forgets_what_was_said(triton, pcm):
-    """Two conversations of different length; from the reset on they say the same, without it they do not."""
+    """Two conversations of different pasts; from the reset on they sound the same, without it they do not."""
     heard, now = pcm[:TICK], pcm[10 * TICK : 13 * TICK]
     silence = np.zeros(TICK, np.int16)
 
-    def after(past: list[np.ndarray], **control) -> tuple[str, list]:
+    def after(past: list[np.ndarray], **control) -> tuple[np.ndarray, list]:
         key = next(ids)
         for i, samples in enumerate(past):
             tick(triton, samples, key, start=i == 0)
         answers = [tick(triton, now[:TICK], key, **control)]
         answers += [tick(triton, now[TICK : 2 * TICK], key), tick(triton, now[2 * TICK :], key, end=True)]
-        text = "".join(answer.as_numpy("TEXT").item().decode() for answer in answers)
-        return text, json.loads(answers[0].as_numpy("EVENTS").item())
+        sound = np.concatenate([answer.as_numpy("AUDIO_OUT")[0] for answer in answers])
+        return sound, json.loads(answers[0].as_numpy("EVENTS").item())
 
-    short, long = [heard, silence], [heard, silence, silence, silence]  # to mel_frontend, both end alike
-    assert after(short)[0] != after(long)[0]
-    assert after(short, reset=True)[0] == after(long, reset=True)[0]
+    others = [pcm[4 * TICK : 5 * TICK], pcm[5 * TICK : 6 * TICK]]
+    short, long = [heard, silence], [heard, *others, silence]  # to mel_frontend, both end alike
+    assert not np.array_equal(after(short)[0], after(long)[0])
+    assert np.array_equal(after(short, reset=True)[0], after(long, reset=True)[0])
     assert after(short, reset=True)[1][0] == {"type": "reset", "at_ms": 0}
 
 
@@ -170,11 +168,15 @@ def test_a_bad_option_is_named_and_disturbs_nobody(triton, pcm, parameters, mess
     tick(triton, pcm[:TICK], other, end=True)
 
 
-def test_an_option_in_mid_conversation_is_refused(triton, pcm):
+def test_an_option_in_mid_conversation_is_an_event(triton, pcm):
+    """Not an error: that would leave mel_frontend a tick ahead of code2wav."""
     key = next(ids)
     tick(triton, pcm[:TICK], key, start=True)
-    with pytest.raises(InferenceServerException, match="voice came in mid-conversation: expected options on the START"):
-        tick(triton, pcm[:TICK], key, voice="ethan")
+    answer = tick(triton, pcm[:TICK], key, voice="ethan")
+    (event,) = [event for event in json.loads(answer.as_numpy("EVENTS").item()) if event["type"] == "error"]
+    assert event["code"] == "bad_control"
+    assert "voice came in mid-conversation: expected options on the START" in event["message"]
+    assert answer.as_numpy("AUDIO_OUT").any(), "its sound is heard and answered like any other's"
     tick(triton, pcm[:TICK], key, end=True)
 
 

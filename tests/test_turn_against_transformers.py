@@ -71,10 +71,10 @@ def some_of(chance: random.Random, questions: list[np.ndarray]) -> np.ndarray:
 
 def oracle_answers(call: Call, checkpoint: Checkpoint, options: dict, limits) -> list[tuple[Given, Said]]:
     """What `generate()` says in each place of the conversation, the history being the engine's own answers."""
-    oracle = TurnOracle(checkpoint.model, checkpoint.tokenizer, options["voice"], options["system_prompt"])
+    oracle = TurnOracle(checkpoint, options["voice"], options["system_prompt"])
     pairs = []
     for given in call.answers:
-        oracle.hear(call.clip(given), given.typed)
+        oracle.hear(call.sound(given), given.typed)
         if given.tokens != [checkpoint.tokenizer.eos_token_id]:  # transformers cannot say nothing
             pairs.append((given, oracle.answer(limits.answer_tokens, limits.answer_frames)))
         oracle.say(given.kept)
@@ -82,13 +82,13 @@ def oracle_answers(call: Call, checkpoint: Checkpoint, options: dict, limits) ->
 
 
 @torch.no_grad()
-def heard(code2wav: Code2Wav, codes: torch.Tensor) -> torch.Tensor:
+def streamed(code2wav: Code2Wav, codes: torch.Tensor) -> torch.Tensor:
     """The waveform of an answer as the stream gives it, without its delay."""
     length = codes.shape[1]
     padded = torch.cat([codes, torch.full((16, -length % 4 + 4), -1)], dim=1)
     states, waveform = code2wav.zero_states(1), []
     for start in range(0, padded.shape[1], 4):
-        _, part, *states = code2wav(padded[None, :, start : start + 4], *states)
+        part, *states = code2wav.waveform(padded[None, :, start : start + 4], torch.zeros(1, 1), *states)
         waveform.append(part[0])
     sound = torch.cat(waveform)
     assert not sound[:DELAY_SAMPLES].any()
@@ -125,7 +125,7 @@ def test_every_answer_is_what_generate_gives(alone, checkpoint: Checkpoint, turn
                 continue
             assert given.tokens == said.tokens, where
             assert torch.equal(codes, said.codes), where
-            assert signal_to_noise_db(said.waveform, heard(code2wav, codes)) > 90, where
+            assert signal_to_noise_db(said.waveform, streamed(code2wav, codes)) > 90, where
             complete += 1
     assert complete > 30
     assert cut == 1

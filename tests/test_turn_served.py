@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import soundfile
-import torch
 import tritonclient.grpc as grpc_client
 from websockets.sync.client import ClientConnection, connect
 
@@ -22,7 +20,7 @@ from tests.conftest import ROOT, Served
 from tests.test_bridge import end
 from tests.test_triton import tick
 from tests.turn_oracle import TurnOracle
-from tests.turns import TICK
+from tests.turns import TICK, lengthened
 
 SHORT = "answer_tokens=40&answer_frames=80"
 MANUAL = f"detection=manual&{SHORT}"
@@ -71,8 +69,8 @@ def guest(served: Served, options: str) -> Guest:
 
 
 def test_a_served_answer_is_what_generate_gives(served_turns: Served, checkpoint: Checkpoint, questions):
-    said = questions[0][: 9 * TICK]
-    client = guest(served_turns, f"voice=chelsie&{MANUAL}")
+    said = questions[1][: 9 * TICK]
+    client = guest(served_turns, f"voice=ethan&{MANUAL}")
     client.say(said[: 8 * TICK])
     client.socket.send(said[8 * TICK : -1000].tobytes())
     client.ask("commit")
@@ -84,14 +82,10 @@ def test_a_served_answer_is_what_generate_gives(served_turns: Served, checkpoint
     client.socket.close()
     assert not any(sound.any() for sound in client.sounds[:8]), "silence while it listens"
 
-    mel_frontend = onnxruntime.InferenceSession(served_turns.repository / "mel_frontend" / "1" / "model.onnx")
-    past, clip = np.zeros((1, 362), np.float32), []
-    heard = np.concatenate([said[:-1000], np.zeros(1000, np.int16)])  # the bridge closes the open tick with silence
-    for part in heard.reshape(-1, 1, TICK):
-        log_mel, past = mel_frontend.run(None, {"AUDIO_IN": part, "past": past})
-        clip.append(torch.from_numpy(log_mel[0]))
-    oracle = TurnOracle(checkpoint.model, checkpoint.tokenizer, "chelsie")
-    oracle.hear(torch.cat(clip, dim=1))
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(
+        np.concatenate([said[:-1000], np.zeros(1000, np.int16)])
+    )  # the bridge closes the open tick with silence
     expected = oracle.answer(40, 80)
     sound = np.concatenate(answer)
     length = len(expected.waveform)
@@ -104,6 +98,54 @@ def test_a_served_answer_is_what_generate_gives(served_turns: Served, checkpoint
     done = next(event for event in client.events if event["type"] == "answer_done")
     assert text == done["text"]
     assert done["spoken_ms"] == 80 * expected.codes.shape[1]
+
+
+def late_and_loud(pcm: np.ndarray) -> np.ndarray:
+    """Silence, then speech whose loudest moment is its last second: windows must be prefilled again."""
+    sound = np.concatenate([np.zeros(TICK, np.int16), *[pcm // 8] * 3])[: 20 * 16_000]
+    sound[-16_000:] *= 8
+    return sound
+
+
+@pytest.mark.parametrize(
+    ("before", "turn"),
+    [
+        pytest.param(lambda pcm: pcm[: 3 * TICK], lambda pcm: pcm[3 * TICK : 20 * TICK], id="speech through both ends"),
+        pytest.param(lambda pcm: pcm[: 2 * TICK], lambda pcm: pcm[2 * TICK : 8 * TICK] // 40, id="a knock before"),
+        pytest.param(lambda pcm: pcm[: 4 * TICK], lambda pcm: pcm[4 * TICK : 7 * TICK], id="a second"),
+        pytest.param(lambda pcm: pcm[: 1 * TICK], late_and_loud, id="20 s, the loudest moment late"),
+    ],
+)
+def test_a_served_turn_is_generates_on_its_raw_samples(served_turns: Served, checkpoint, pcm, before, turn):
+    """Straight to Triton: the turn's span is told by events, and its samples go through the official extractor."""
+    lead, said = before(pcm), turn(pcm)
+    said = said[: len(said) // TICK * TICK]
+    sent = np.concatenate([lead, said, pcm[: 3 * TICK]])  # sound goes on behind the turn
+    first, last = len(lead) // TICK, (len(lead) + len(said)) // TICK - 1
+    sound, events, count = [], [], 0
+    with grpc_client.InferenceServerClient(served_turns.triton_grpc) as client:
+        while not any(event["type"] == "answer_done" for event in events):
+            part = sent[count * TICK : (count + 1) * TICK]
+            asked = {"listen": True} if count == first else {"commit": True} if count == last else {}
+            options = {"detection": "manual", "answer_tokens": 40, "answer_frames": 80} if count == 0 else {}
+            part = part if len(part) else np.zeros(TICK, np.int16)
+            answer = tick(client, part, "raw samples", start=count == 0, **options, **asked)
+            new = json.loads(answer.as_numpy("EVENTS").item())
+            events += new
+            if any(event["type"] == "answer_started" for event in events):
+                sound.append(answer.as_numpy("AUDIO_OUT")[0])
+            count += 1
+        tick(client, np.zeros(TICK, np.int16), "raw samples", end=True)
+    started = next(event for event in events if event["type"] == "answer_started")
+    assert (started["audio_start_ms"], started["audio_end_ms"]) == (first * 320, (last + 1) * 320)
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(lengthened(said))
+    expected = oracle.answer(40, 80)
+    waveform = (expected.waveform * 32767).round().numpy()
+    found = np.concatenate(sound)[DELAY_SAMPLES : DELAY_SAMPLES + len(waveform)]
+    assert np.abs(found - waveform[: len(found)]).max() <= 1, "one step of PCM16"
+    done = next(event for event in events if event["type"] == "answer_done")
+    assert done["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
 
 
 def test_a_commit_does_not_wait_for_the_clock(served_turns: Served, questions):

@@ -1,12 +1,26 @@
-"""What `generate()` gives for a whole conversation: the oracle of the dialect `turn`."""
+"""What `generate()` gives for a whole conversation from raw samples on: the oracle of the dialect `turn`.
+
+Each turn's sound goes through the official feature extractor by itself, as its processor asks for it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from engine.checkpoint import Checkpoint
+
+
+def official_log_mel(extractor: Any, pcm: np.ndarray) -> Tensor:
+    """transformers' features of a clip's samples, as its processor asks for them: [128, frames]."""
+    clip = pcm.astype(np.float32) / 32768
+    features = extractor(clip, sampling_rate=16_000, padding=True, truncation=False, return_tensors="pt")
+    log_mel: Tensor = features["input_features"][0]
+    return log_mel
 
 
 @dataclass
@@ -21,19 +35,20 @@ class Said:
 class TurnOracle:
     """A conversation as transformers wants it: a prompt with all of its history, anew for each answer."""
 
-    def __init__(self, model: Any, tokenizer: Any, speaker: str, system_prompt: str = ""):
-        self.model, self.tokenizer, self.speaker = model, tokenizer, speaker
+    def __init__(self, checkpoint: Checkpoint, speaker: str, system_prompt: str = ""):
+        self.model, self.tokenizer, self.speaker = checkpoint.model, checkpoint.tokenizer, speaker
+        self._extractor = checkpoint.feature_extractor
         self.messages: list[dict[str, Any]] = []
         if system_prompt:
             self.messages.append({"role": "system", "content": system_prompt})
-        self.clips: list[Tensor] = []
+        self.clips: list[Tensor] = []  # log-mel [128, T] each
 
-    def hear(self, clip: Tensor | None, typed: str = "") -> None:
-        """A user's turn: log-mel [128, T], or text, or both."""
+    def hear(self, sound: np.ndarray | None, typed: str = "") -> None:
+        """A user's turn: PCM16 samples, or text, or both."""
         content: list[dict[str, str]] = []
-        if clip is not None:
+        if sound is not None:
             content.append({"type": "audio", "audio": ""})
-            self.clips.append(clip)
+            self.clips.append(official_log_mel(self._extractor, sound))
         if typed:
             content.append({"type": "text", "text": typed})
         self.messages.append({"role": "user", "content": content})
@@ -64,7 +79,7 @@ class TurnOracle:
                 talker_max_new_tokens=answer_frames,
                 talker_do_sample=False,
                 talker_repetition_penalty=repetition_penalty,
-                **self._features(),
+                **self.features(),
             )
         finally:
             del model.code2wav.chunked_decode
@@ -92,7 +107,8 @@ class TurnOracle:
 
         return int(_get_feat_extract_output_lengths(torch.tensor(frames)))
 
-    def _features(self) -> dict[str, Tensor]:
+    def features(self) -> dict[str, Tensor]:
+        """The clips as `generate()` takes them."""
         if not self.clips:
             return {}
         longest = max(clip.shape[1] for clip in self.clips)

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.conversation import Heard, Spoken
+from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.options import Controls
-from engine.turn.ear import lengthen
 from export.mel_frontend import MelFrontend
 
 TICK = 5120
 NOBODY = Controls()
-Script = Generator[tuple[np.ndarray, Controls], Spoken, None]
+Script = Generator[tuple[np.ndarray, Controls], TickOutput, None]
 
 
 @dataclass
@@ -41,25 +40,23 @@ class Call:
         self.engine, self.key = engine, key
         self._frontend, self._states = frontend, frontend.zero_states(1)
         self._script = script
-        self.frames: list[Tensor] = []  # log-mel of the ticks, [128, 32] each
         self.pcm: list[np.ndarray] = []
-        self.spoken: list[Spoken] = []
+        self.spoken: list[TickOutput] = []
         self.events: list[dict[str, Any]] = []
         self.answers: list[Given] = []
         engine.open(key, engine.parse_options(options))
         self._next = next(script)
 
-    def hear(self) -> Heard:
+    def hear(self) -> TickInput:
         """The next tick."""
         pcm, controls = self._next
         log_mel, *self._states = self._frontend(torch.from_numpy(pcm[None]), *self._states)
-        self.frames.append(log_mel[0])
         self.pcm.append(pcm)
-        return Heard(log_mel[0], pcm, controls)
+        return TickInput(log_mel[0], pcm, controls)
 
-    def take(self, spoken: Spoken) -> bool:
+    def take(self, spoken: TickOutput) -> bool:
         """Takes what came back; False when the script has ended."""
-        assert isinstance(spoken, Spoken), spoken
+        assert isinstance(spoken, TickOutput), spoken
         self.spoken.append(spoken)
         self.events += spoken.events
         self._note(spoken)
@@ -69,14 +66,14 @@ class Call:
             return False
         return True
 
-    def clip(self, given: Given) -> Tensor | None:
-        """The log-mel that an answer's turn was made of."""
+    def sound(self, given: Given) -> np.ndarray | None:
+        """The samples of an answer's turn; silence before one shorter than a second."""
         if given.audio_ms is None:
             return None
-        start, end = given.audio_ms
-        return lengthen(torch.cat(self.frames, dim=1)[:, start // 10 : end // 10])
+        start, end = (ms * 16 for ms in given.audio_ms)
+        return lengthened(np.concatenate(self.pcm)[start:end])
 
-    def _note(self, spoken: Spoken) -> None:
+    def _note(self, spoken: TickOutput) -> None:
         typed = self._next[1].message
         for event in spoken.events:
             if event["type"] == "interrupted":
@@ -95,8 +92,13 @@ class Call:
     def _end(self, how: str) -> None:
         given = self.answers[-1]
         given.end = how
-        turns = self.engine._conversations[self.key].history.turns
+        turns = self.engine.conversation(self.key).history.turns
         given.kept = list(turns[-1].tokens if turns[-1].answer else turns[-2].tokens)
+
+
+def lengthened(pcm: np.ndarray) -> np.ndarray:
+    """At least a second of sound."""
+    return np.concatenate([np.zeros(max(0, 16_000 - len(pcm)), np.int16), pcm])
 
 
 def play(call: Call) -> Call:
@@ -137,7 +139,7 @@ class Floor:
     def __init__(self) -> None:
         self.speakers: set[str] = set()
 
-    def note(self, spoken: Spoken) -> Spoken:
+    def note(self, spoken: TickOutput) -> TickOutput:
         for event in spoken.events:
             if event["type"] == "speech_started":
                 self.speakers.add("user")

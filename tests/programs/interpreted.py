@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 
 from config import Settings
 from engine import attention_kernel
-from engine.attention import CpuAttention, Cursor
+from engine.attention import CachePositions, CpuAttention
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import load_checkpoint
+from engine.conversation import TickInput
+from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.experts_kernel import KernelExperts
 from engine.layer import Mixture
-from engine.slot_decoder import SlotDecoder
+from engine.onnx_steps import OnnxSteps
 
 CAPACITY = 1024
 SHAPES = [  # rows, new positions, query heads, key heads, head size
@@ -36,9 +39,14 @@ def expert_differences(checkpoint_folder: str) -> list[float]:
     model = load_checkpoint(checkpoint_folder, settings.qwen).model
     found = []
     for mlp in (model.thinker.model.layers[0].mlp, model.talker.model.layers[1].mlp):
-        for tokens in (1, 5):
+        for tokens in (1, 5, 40):  # the last by blocks of pairs
             hidden = torch.randn(tokens, 1, 64)
             found.append(float((Mixture(mlp, KernelExperts(mlp.experts))(hidden) - mlp(hidden)).abs().max()))
+        hidden = torch.randn(70, 64)
+        chosen, weights = torch.full((70, 2), 3), torch.rand(70, 2)
+        chosen[:, 1] = torch.arange(70) % 2  # most experts have no token, one has all
+        kernel, expected = KernelExperts(mlp.experts), mlp.experts(hidden, chosen, weights)
+        found.append(float((kernel(hidden, chosen, weights) - expected).abs().max()))
     return found
 
 
@@ -51,27 +59,29 @@ def attention_differences() -> list[float]:
         starts = torch.randint(0, CAPACITY - length, (rows,))
         starts[0] = 0
         slots = torch.randperm(rows + 3)[:rows].sort().values
-        cursor = Cursor(slots, starts)
-        cursor.place(slots.tolist(), starts.tolist())
+        positions = CachePositions.of(slots.tolist(), starts.tolist(), torch.device("cpu"))
         packed = torch.randn(rows, length, heads + 2 * key_heads, size)
         queries = packed[:, :, :heads]  # not contiguous, as in the engine
-        ours = KernelAttention(cursor, length)(queries, cache, size**-0.5)
-        theirs = CpuAttention(cursor, length, CAPACITY, heads // key_heads)(queries, cache, size**-0.5)
+        ours = KernelAttention(positions, length)(queries, cache, size**-0.5)
+        theirs = CpuAttention(positions, length, CAPACITY, heads // key_heads)(queries, cache, size**-0.5)
         found.append(float((ours - theirs).abs().max()))
     return found
 
 
 def ticks(checkpoint_folder: str, kernel: bool) -> list[torch.Tensor]:
     """Codes of two conversations out of step, by either attention."""
-    settings = Settings.load(environ={}).with_values(engine={"context_s": 5})
-    engine = Engine(load_checkpoint(checkpoint_folder, settings.qwen), settings)
+    settings = Settings.load(environ={}).with_values(engine={"context_s": 5, "dialect": "sca"})
     if kernel:
+        OnnxSteps.possible = staticmethod(lambda _: False)  # type: ignore[method-assign]
         attention_kernel.PROGRAMS = 16  # read in two parts: the interpreter runs programs one after another
-        SlotDecoder._attention = lambda _, cursor, length: KernelAttention(cursor, length)  # type: ignore[method-assign]
-    heard = torch.rand(3, 128, settings.audio.mel_frames, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    engine.open("a", engine.parse_options({}))
+        Decoder._attention = lambda _, positions, length: KernelAttention(positions, length)  # type: ignore[method-assign]
+    engine = Engine(load_checkpoint(checkpoint_folder, settings.qwen), settings)
+    noise = torch.rand(3, 128, settings.audio.mel_frames, generator=torch.Generator().manual_seed(1)) * 4 - 2
+    heard = [TickInput(log_mel, np.zeros(settings.audio.input_samples, np.int16)) for log_mel in noise]
+    greedy = {"temperature": 0.0, "text_temperature": 0.0}
+    engine.open("a", engine.parse_options(greedy))
     said = [engine.tick({"a": heard[0]})["a"]]
-    engine.open("b", engine.parse_options({"system_prompt": "Be kind."}))
+    engine.open("b", engine.parse_options({"system_prompt": "Be kind.", **greedy}))
     said += engine.tick({"a": heard[1], "b": heard[2]}).values()
     return [spoken.codes for spoken in said]
 

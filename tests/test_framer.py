@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from frontend.ticker import Ticker
+from frontend.framer import Framer
 
 
 @pytest.mark.parametrize("sizes", [[1] * 25, [3, 9, 1, 12], [25], [10, 10, 5]])
-def test_the_ticker_cuts_the_same_ticks_of_any_frames(sizes):
+def test_the_framer_cuts_the_same_ticks_of_any_frames(sizes):
     data = bytes(range(25))
-    ticker, ticks, start = Ticker(10), [], 0
+    framer, ticks, start = Framer(10), [], 0
     for size in sizes:
-        ticks += ticker.feed(data[start : start + size])
+        ticks += framer.feed(data[start : start + size])
         start += size
     assert ticks == [data[:10], data[10:20]]
-    assert ticker.flush() == data[20:] + bytes(5)
-    assert ticker.flush() == bytes(10)
+    assert framer.flush() == data[20:] + bytes(5)
+    assert framer.flush() == bytes(10)

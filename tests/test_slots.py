@@ -1,0 +1,67 @@
+"""Nothing of a conversation is left in its slot, and nowhere else is there anything of it to be left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.checkpoint import Checkpoint
+from engine.code_predictor import OnnxCodePredictor
+from engine.engine import Engine
+from engine.options import Controls
+from tests.inspect_objects import walk
+
+SLOTS = 117
+SLOT_DIMENSIONS = {SLOTS, SLOTS + 1, SLOTS + 2}  # with the padding slot, with the scratch slot
+TALKING = {"temperature": 0.9, "text_temperature": 0.8, "system_prompt": "Be kind.", "seed": 5}
+
+
+def tensors_by_slot(engine: Engine) -> dict[str, torch.Tensor]:
+    """Every tensor and array below the engine that has a slot dimension."""
+    found = {}
+    for path, value in walk(engine):
+        if isinstance(value, torch.Tensor | np.ndarray) and SLOT_DIMENSIONS & set(value.shape):
+            found[path] = torch.as_tensor(value)
+    return found
+
+
+def of_slot(tensor: torch.Tensor, slot: int) -> torch.Tensor:
+    dimension = next(i for i, size in enumerate(tensor.shape) if size in SLOT_DIMENSIONS)
+    return tensor.select(dimension, slot)
+
+
+@pytest.mark.parametrize("dialect", ["sca", "turn"])
+def test_a_reset_slot_is_as_it_was_at_first(checkpoint: Checkpoint, settings, predictor, ticks, dialect):
+    """Whatever is held by slot, found by looking through all of the engine, not by a list."""
+    options: dict[str, Any] = dict(TALKING)
+    if dialect == "turn":
+        options |= {"emotion": "all", "answer_frames": 60}
+    changed = settings.with_values(engine={"slots": SLOTS, "dialect": dialect, "context_s": 20})
+    engine = Engine(checkpoint, changed, OnnxCodePredictor(predictor))
+    at_first = {path: tensor.clone() for path, tensor in tensors_by_slot(engine).items()}
+    assert len(at_first) > 12
+    elsewhere = [path for path in at_first if not path.startswith("engine.slots")]
+    assert not elsewhere, "state by slot belongs to SlotState"
+
+    for key in range(3):  # so that the fourth has slot 3
+        engine.open(key, engine.parse_options({}))
+    engine.open("watched", engine.parse_options(options))
+    slot = engine.conversation("watched").slot
+    for number in range(16):
+        controls = Controls(commit=number == 9) if dialect == "turn" else Controls()
+        engine.tick({"watched": ticks[number]._replace(controls=controls)})
+    now = tensors_by_slot(engine)
+    assert now.keys() == at_first.keys()
+    touched = [path for path in now if not torch.equal(of_slot(now[path], slot), of_slot(at_first[path], slot))]
+    assert len(touched) > 8, "else there was nothing to forget"
+    assert engine.slots.mel[slot]._ticks or dialect == "sca"
+
+    engine.close("watched")
+    for path, tensor in tensors_by_slot(engine).items():
+        assert torch.equal(of_slot(tensor, slot), of_slot(at_first[path], slot)), path
+    assert not engine.slots.mel[slot]._ticks
+    scratch = engine.slots.thinker_cache.buffer[:, SLOTS + 1 :]
+    assert not scratch.any(), "what was asked about the speaker is forgotten with its answer"

@@ -1,0 +1,264 @@
+"""The state machine of a conversation in the dialect `turn`, without a model: what is heard and asked goes in, what is
+to be prefilled and decoded, and events, come out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from config import Settings
+from config.settings import TurnSettings
+from engine.options import Controls, Options
+from engine.turn.actions import TurnConfig
+from engine.turn.conversation import TurnConversation
+
+TICK = 32  # log-mel frames
+TICK_MS = 320
+SPEECH, SILENCE = [0.9] * 10, [0.0] * 10  # probabilities of a tick's ten windows of 32 ms
+AUDIO, END = 7, 2
+OPENING = [3, 4, 5]  # of an answer
+
+
+class Chat:
+    """A chat template of few tokens."""
+
+    audio, end = AUDIO, END
+    answer_opening, before_audio, after_audio = OPENING, [10], [11]
+    user_opening, close = [12, 13], [END, 14]
+
+    def typed(self, text: str, after_audio: bool = False) -> list[int]:
+        return [20] * len(text) if after_audio else [12, *[20] * len(text)]
+
+
+class Words:
+    """A detokenizer of a word a token."""
+
+    def feed(self, tokens) -> str:
+        return "".join(f"w{token} " for token in tokens if token != END)
+
+
+CONFIG = TurnConfig(
+    chat=Chat(),
+    decode=lambda tokens: " ".join(map(str, tokens)),
+    detokenizer=Words,
+    audio_tokens=lambda frames: frames // 8,
+    window_frames=800,
+    thinker_positions=2000,
+    talker_positions=1900,
+    frames_per_tick=4,
+    codebooks=16,
+    codebook_size=512,
+    heard_tokens_per_s=3.5,
+    stops_when_full=False,
+)
+
+
+def conversation(config: TurnConfig = CONFIG, **turn) -> TurnConversation:
+    settings = Settings.load(environ={})
+    chosen: TurnSettings = replace(settings.turn, **turn)
+    return TurnConversation.begin(0, Options("ethan", "", settings.sampling, chosen, 0), config, [])
+
+
+def advance(one: TurnConversation, count: int = 1, probabilities=SILENCE, **controls) -> list[str]:
+    """So many ticks, the controls on the last; the kinds of events."""
+    kinds = []
+    for number in range(count):
+        asked = Controls(**controls) if number == count - 1 else Controls()
+        one.advance(TICK, asked, probabilities)
+        kinds += [event["type"] for event in one.events]
+    return kinds
+
+
+def prefill_all(one: TurnConversation) -> list[int]:
+    """Prefills everything; how many tokens each time."""
+    lengths = []
+    while prefill := one.next_prefill():
+        lengths.append(len(prefill.chunk.tokens))
+    return lengths
+
+
+def answer(one: TurnConversation, ticks: int) -> None:
+    """So many ticks of an answer that does not end."""
+    for _ in range(ticks):
+        assert one.next_decode()
+        one.decoded([30, 31, 32, 33], [1, 2, 3, 4])
+
+
+def test_speech_that_begins_on_a_ticks_border_interrupts_at_the_ticks_end():
+    """Its border is known: the first window of the fifth tick."""
+    one = conversation()
+    advance(one, 3, SPEECH)
+    advance(one, commit=True, probabilities=SPEECH)
+    prefill_all(one)
+    answer(one, 1)
+    assert advance(one, 1, SILENCE) == []
+    assert advance(one, 1, SPEECH) == ["speech_started", "interrupted"]
+    started, interrupted = one.events
+    assert started["at_ms"] == 5 * TICK_MS, "the border"
+    assert interrupted["at_ms"] == 6 * TICK_MS
+    assert interrupted["heard_ms"] == 320
+
+
+def test_windows_are_queued_when_they_are_complete_and_not_the_last():
+    one = conversation(detection="manual")
+    advance(one, 25)  # 800 frames: it may be the last
+    assert one.next_chunk is None
+    advance(one)
+    assert one.next_chunk.clip == (0, 0, 800, None)
+    assert prefill_all(one) == [103], "the turn's opening, and 100 audio tokens"
+    advance(one, commit=True)
+    assert one.next_chunk.clip == (0, 800, 864, 864)
+    assert one.next_chunk.clip.ends_turn
+
+
+def test_a_turn_of_a_window_to_the_frame_is_one_clip():
+    one = conversation(detection="manual")
+    advance(one, 25, commit=True)
+    assert one.next_chunk.clip == (0, 0, 800, 800)
+
+
+def test_an_answer_begins_when_its_turn_is_prefilled_and_not_before():
+    """The tick's budget may be spent on others."""
+    one = conversation(detection="manual")
+    assert advance(one, 5, commit=True) == []
+    assert one.next_decode() is None
+    assert advance(one, 2) == []
+    assert one.waited_ticks == 2
+    prefill_all(one)
+    assert [event["type"] for event in one.events] == ["answer_started"]
+    assert one.next_decode().is_first
+
+
+def test_an_answer_that_is_due_can_be_cancelled():
+    """Its turn stays in the history, without an answer."""
+    one = conversation(detection="manual")
+    advance(one, 5, commit=True)
+    assert advance(one, cancel=True) == ["interrupted"]
+    assert one.events[0]["heard_ms"] == 0
+    assert prefill_all(one) == [3 + 20 + 1 + 2], "and nothing of an answer"
+    assert one.next_decode() is None
+    assert [turn.answer for turn in one.history.turns] == [0]
+
+
+def test_positions_are_those_of_what_was_prefilled_and_decoded():
+    one = conversation(detection="manual")
+    advance(one, 5, commit=True)
+    prefill_all(one)
+    user = 3 + 20 + 1 + 2
+    decode = one.next_decode()
+    assert (decode.thinker_start, decode.talker_start) == (user + 3, user + 3 + 5)
+    one.decoded([30, 31, 32, 33], [1, 2, 3, 4])
+    decode = one.next_decode()
+    assert (decode.thinker_start, decode.talker_start) == (user + 7, user + 12)
+    assert (decode.text_rng_offset, decode.codec_rng_offset) == (2**40 + 4, 64)
+    one.decoded([30, END, 40, 41], [1, 512, 5, 6])
+    assert one.events[-1]["type"] == "answer_done"
+    assert one.events[-1]["spoken_ms"] == 5 * 80
+    assert one.thinker_length == user + 3 + 4 + 2
+    assert one.history.talker_length == user, "the talker keeps users' parts alone"
+
+
+def test_windows_are_taken_back_to_be_prefilled_again():
+    one = conversation(detection="manual")
+    advance(one, 60)
+    first = prefill_all(one)
+    assert first == [103, 100]
+    advance(one, commit=True)
+    length = one.thinker_length
+    one.prefill_again(800)
+    assert one.thinker_length == length - 100
+    assert one.next_chunk.clip == (0, 800, 1600, 1952), "its floor is now the whole turn's"
+    assert len(prefill_all(one)) == 2
+    assert one.thinker_length == 103 + 100 + 44 + 1 + 2 + 3
+
+
+def test_windows_still_queued_at_the_turns_end_get_its_floor():
+    one = conversation(detection="manual")
+    advance(one, 60)
+    advance(one, commit=True)
+    clips = [one.next_prefill().chunk.clip for _ in range(3)]
+    assert [clip.turn_end for clip in clips] == [1952, 1952, 1952]
+
+
+def test_the_oldest_turn_leaves_for_the_present_one():
+    one = conversation(replace(CONFIG, thinker_positions=120, talker_positions=110), detection="manual")
+    for _ in range(4):
+        advance(one, 5, commit=True)
+        prefill = one.next_prefill()
+        answer(one, 1)
+        one.decoded([END, 0, 0, 0], [512, 0, 0, 0])
+    thinker, talker = prefill.evictions[-1]
+    assert thinker.kept == talker.kept == 0
+    assert thinker.length - thinker.leaving + len(prefill.chunk.closing) <= 120
+    assert len(one.history.turns) < 4
+    assert one.thinker_length == sum(turn.user + turn.answer for turn in one.history.turns)
+
+
+def test_frames_are_needed_until_their_turn_is_prefilled():
+    one = conversation(detection="manual")
+    advance(one, 40, commit=True)
+    advance(one, 3)
+    assert one.oldest_frame == 0, "a window is still queued"
+    prefill_all(one)
+    advance(one, 100)
+    assert one.oldest_frame > 4000
+
+
+@pytest.mark.parametrize("control", ["commit", "cancel"])
+def test_what_makes_no_sense_is_told(control):
+    one = conversation()
+    assert advance(one, **{control: True}) == ["error"]
+    assert one.events[0]["code"] == f"nothing_to_{control}"
+
+
+def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
+    """Two messages while prefill is late: the first is dropped, the second answered."""
+    config = replace(CONFIG, thinker_positions=330, talker_positions=320, stops_when_full=True)
+    one = conversation(config, detection="manual")
+    advance(one, message="x" * 150)
+    prefill_all(one)
+    one.decoded([END, 0, 0, 0], [512, 0, 0, 0])
+    advance(one, message="x" * 180)
+    assert advance(one, message="hello") == ["interrupted"]
+    prefill_all(one)
+    assert [event["type"] for event in one.events] == ["interrupted", "error"]
+    prefill_all(one)
+    assert [event["type"] for event in one.events] == ["interrupted", "error", "answer_started"]
+    assert [turn.typed for turn in one.history.turns] == ["x" * 150, "hello"]
+    assert one.thinker_length == sum(turn.user + turn.answer for turn in one.history.turns)
+
+
+def test_the_end_of_an_answer_is_prefilled_once():
+    """Also when the turn after it is abandoned while its chunk waits."""
+    one = conversation(detection="manual")
+    advance(one, message="first")
+    prefill_all(one)
+    one.decoded([END, 0, 0, 0], [512, 0, 0, 0])
+    advance(one, message="second")
+    advance(one, cancel=True)
+    advance(one, listen=True)
+    advance(one, commit=True)
+    closings = []
+    while prefill := one.next_prefill():
+        closings.append(prefill.chunk.closing)
+    assert closings == [[14], []], "before the second turn, and not again"
+
+
+def test_a_message_joins_what_push_to_talk_is_recording():
+    one = conversation(detection="manual")
+    advance(one, 3, listen=True)
+    advance(one, message="and this")
+    advance(one, 2, commit=True)
+    prefill_all(one)
+    (turn,) = one.history.turns
+    assert turn.typed == "and this"
+    assert turn.sound_ms == (2 * TICK_MS, 6 * TICK_MS)
+
+
+def test_speech_that_stops_and_starts_within_a_tick_is_two():
+    one = conversation(silence_duration_ms=96)
+    advance(one, 2, SPEECH)
+    kinds = advance(one, 1, [*[0.0] * 4, *[0.9] * 6])
+    assert kinds[:2] == ["speech_stopped", "speech_started"]
