@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 def findings(build: Path) -> Iterator[Finding]:
     """All findings, cheapest first."""
     yield _python()
-    yield _packages()
+    yield packages()
     yield _triton()
     try:
         settings = load_settings()
@@ -88,7 +88,7 @@ def _python() -> Finding:
     return Finding("Python", found)
 
 
-def _packages() -> Finding:
+def packages() -> Finding:
     """Installed versions against requirements.lock: all that serving needs, and whatever else is installed."""
     pins = _pins()
     needed = _needed(sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]))

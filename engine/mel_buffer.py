@@ -73,6 +73,11 @@ class MelBuffer:
         self._ticks.append(_Tick(log_mel, log_mel.amax(dim=0).numpy(), pcm))
         self._end += log_mel.shape[1]
 
+    @property
+    def frames(self) -> range:
+        """The frames that are kept."""
+        return range(self._first, self._end)
+
     def drop_before(self, frame: int) -> None:
         """Drops the ticks that end before a frame."""
         while self._ticks and self._first + len(self._ticks[0].peaks) <= frame:

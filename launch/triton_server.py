@@ -98,7 +98,7 @@ class TritonServer:
                 return
             if given_up():
                 raise TritonError("Triton was still loading when it was ended")
-            progress = self.loading_progress()
+            progress = loading_progress(self._log)
             if progress != told:
                 report(progress)
                 told = progress
@@ -116,13 +116,6 @@ class TritonServer:
         """Ends what is left of a server that has ended, and starts it anew."""
         self.stop()
         self.__enter__()
-
-    def loading_progress(self) -> str:
-        """How much of the weights is loaded, as transformers tells the log: `45%`; empty before."""
-        with self._log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - PROGRESS_TAIL))
-            found = re.findall(rb"Loading weights:\s+(\d+%)", log.read())
-        return found[-1].decode() if found else ""
 
     def log_tail(self) -> str:
         """The end of the log."""
@@ -148,6 +141,14 @@ class TritonServer:
         self._process = None
         for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # of processes that were killed
             region.unlink(missing_ok=True)
+
+
+def loading_progress(log: Path) -> str:
+    """How much of the weights is loaded, as transformers tells Triton's log: `45%`; empty before."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - PROGRESS_TAIL))
+        found = re.findall(rb"Loading weights:\s+(\d+%)", file.read())
+    return found[-1].decode() if found else ""
 
 
 def _answers(url: str) -> bool:

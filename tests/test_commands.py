@@ -262,9 +262,9 @@ def test_doctor_asks_a_newcomer_for_nothing_that_only_the_checks_need(monkeypatc
         return version(name)
 
     monkeypatch.setattr(metadata, "version", version_in_that_environment)
-    assert doctor._packages().ok
+    assert doctor.packages().ok
     absent.add("fastapi")
-    assert "fastapi is missing" in doctor._packages().found
+    assert "fastapi is missing" in doctor.packages().found
 
 
 def test_programs_that_cannot_be_installed_are_named(monkeypatch):
@@ -292,12 +292,11 @@ def test_missing_programs_are_installed(monkeypatch):
 
 def test_loading_shows_how_far_the_weights_are(tmp_path):
     """As transformers' own bar tells it in Triton's log."""
-    from launch.triton_server import TritonServer
+    from launch.triton_server import loading_progress
 
-    server = TritonServer.__new__(TritonServer)
-    server._log = tmp_path / "log"
-    server._log.write_bytes(b"I1124 server.cc:1\n")
-    assert server.loading_progress() == ""
-    with server._log.open("ab") as log:
-        log.write(b"Loading weights:   0%|   | 0/366\rLoading weights:  45%|###  | 165/366 [00:01<00:01")
-    assert server.loading_progress() == "45%"
+    log = tmp_path / "log"
+    log.write_bytes(b"I1124 server.cc:1\n")
+    assert loading_progress(log) == ""
+    with log.open("ab") as more:
+        more.write(b"Loading weights:   0%|   | 0/366\rLoading weights:  45%|###  | 165/366 [00:01<00:01")
+    assert loading_progress(log) == "45%"

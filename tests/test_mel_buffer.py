@@ -61,7 +61,7 @@ def read_in_windows(extractor, pcm: np.ndarray) -> tuple[torch.Tensor, list[int]
     end = len(pcm) // HOP
     for heard in stream_inputs(extractor, pcm):
         buffer.append(heard.log_mel, heard.pcm)
-        clock = buffer._end
+        clock = buffer.frames.stop
         while clock - read > 800 and clock < end:
             parts[read] = buffer.clip(Clip(0, read, read + 800))
             read += 800

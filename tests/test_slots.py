@@ -57,11 +57,11 @@ def test_a_reset_slot_is_as_it_was_at_first(checkpoint: Checkpoint, settings, pr
     assert now.keys() == at_first.keys()
     touched = [path for path in now if not torch.equal(of_slot(now[path], slot), of_slot(at_first[path], slot))]
     assert len(touched) > 8, "else there was nothing to forget"
-    assert engine.slots.mel[slot]._ticks or dialect == "sca"
+    assert engine.slots.mel[slot].frames or dialect == "sca"
 
     engine.close("watched")
     for path, tensor in tensors_by_slot(engine).items():
         assert torch.equal(of_slot(tensor, slot), of_slot(at_first[path], slot)), path
-    assert not engine.slots.mel[slot]._ticks
+    assert not engine.slots.mel[slot].frames
     scratch = engine.slots.thinker_cache.buffer[:, SLOTS + 1 :]
     assert not scratch.any(), "what was asked about the speaker is forgotten with its answer"

@@ -15,9 +15,11 @@ from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.options import Controls
 from export.mel_frontend import MelFrontend
+from tests.sound import with_knock
 
 TICK = 5120
 NOBODY = Controls()
+MANUAL = {"detection": "manual"}
 Script = Generator[tuple[np.ndarray, Controls], TickOutput, None]
 
 
@@ -168,3 +170,42 @@ class Floor:
         while quiet < 2:
             yield from self.wait(1)
             quiet = 0 if self.speakers else quiet + 1
+
+
+def kinds(call: Call) -> list[str]:
+    return [event["type"] for event in call.events if event["type"] != "text"]
+
+
+def event_of(call: Call, kind: str) -> dict[str, Any]:
+    return next(event for event in call.events if event["type"] == kind)
+
+
+def converse(engine: Engine, frontend: MelFrontend, script: Script, key: Any = "test", **options: Any) -> Call:
+    call = play(Call(engine, key, frontend, script, **options))
+    engine.close(key)
+    return call
+
+
+def spoken_frames(call: Call) -> list[int]:
+    """Frames of speech in each tick."""
+    return [int((spoken.codes[0] >= 0).sum()) for spoken in call.spoken]
+
+
+def asking(question: np.ndarray, then: int = 30) -> Script:
+    """A question that a commit ends, and ticks of silence."""
+    floor = Floor()
+    yield from floor.say(question, last=Controls(commit=True))
+    yield from floor.wait(then)
+
+
+def loudest_first(pcm: np.ndarray) -> np.ndarray:
+    """Sound of whose windows none is prefilled again."""
+    return with_knock(pcm // 4)
+
+
+def interrupted(questions: list[np.ndarray], interruption: np.ndarray) -> Script:
+    floor = Floor()
+    yield from floor.say(questions[0], last=Controls(commit=True))
+    yield from floor.wait(12)
+    yield from floor.say(interruption)
+    yield from floor.wait(16)

@@ -1,0 +1,99 @@
+"""A context that is full."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine
+from engine.kv_cache import KVCache
+from engine.options import Controls
+from tests.turns import (
+    MANUAL,
+    TICK,
+    Floor,
+    Script,
+    asking,
+    converse,
+    event_of,
+    kinds,
+    silence,
+    spoken_frames,
+)
+
+
+def test_a_full_context_drops_whole_oldest_turns(small: Engine, frontend, questions):
+    def script() -> Script:
+        floor = Floor()
+        for _ in range(5):
+            yield from floor.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from floor.until_quiet()
+        yield silence(), Controls(transcript=True)
+
+    call = converse(small, frontend, script(), system_prompt="Be kind.", **MANUAL)
+    dropped = [event for event in call.events if event["type"] == "turns_dropped"]
+    assert dropped
+    assert "error" not in kinds(call)
+    assert kinds(call).count("answer_done") == 5
+    transcript = event_of(call, "transcript")["turns"]
+    assert len([turn for turn in transcript if turn["role"] == "user"]) == 5 - len(dropped)
+
+
+def test_what_is_left_of_an_evicted_turn_is_a_rotation(engine: Engine, checkpoint: Checkpoint):
+    """Keys and values that stay are what they were, keys rotated back by as many positions as left."""
+    cache = KVCache(checkpoint.model.thinker.model, 2, 64)
+    cache.buffer.copy_(torch.randn(cache.buffer.shape, generator=torch.Generator().manual_seed(0)))
+    before, kept, leaving, length = cache.buffer.clone(), 5, 12, 40
+    cache.evict(1, kept, leaving, length)
+    heads = cache.key_heads
+    stayed, moved = before[:, 1, :, :kept], before[:, 1, :, kept + leaving : length]
+    assert torch.equal(cache.buffer[:, 1, :, :kept], stayed)
+    assert torch.equal(cache.buffer[:, 1, heads:, kept : length - leaving], moved[:, heads:]), "values move"
+    angle = checkpoint.model.thinker.model.rotary_emb.inv_freq * leaving
+    one, two = moved[:, :heads].chunk(2, dim=-1)
+    rotated = torch.cat([one * angle.cos() + two * angle.sin(), two * angle.cos() - one * angle.sin()], dim=-1)
+    assert (cache.buffer[:, 1, :heads, kept : length - leaving] - rotated).abs().max() < 1e-5, "a rounding"
+    assert torch.equal(cache.buffer[:, 0], before[:, 0])
+
+
+def test_a_turn_longer_than_the_context_is_told_and_forgotten(small: Engine, frontend, questions):
+    """And the conversation goes on."""
+    long = np.concatenate([questions[0]] * 4)
+
+    def script() -> Script:
+        floor = Floor()
+        yield from floor.say(long)
+        yield from floor.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from floor.wait(25)
+
+    call = converse(small, frontend, script(), **MANUAL)
+    error = event_of(call, "error")
+    assert error["code"] == "turn_too_long"
+    assert "it is longer than the context of 152 positions (engine.context_s)" in error["message"]
+    assert kinds(call)[-2:] == ["answer_started", "answer_done"]
+
+
+def test_a_context_that_stops_refuses_the_turn(checkpoint, turn_settings, frontend, questions):
+    engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 1, "context_s": 12, "context_full": "stop"}))
+
+    def script() -> Script:
+        floor = Floor()
+        for _ in range(4):
+            yield from floor.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from floor.until_quiet()
+
+    call = converse(engine, frontend, script(), **MANUAL)
+    assert "turns_dropped" not in kinds(call)
+    told = [event for event in call.events if event["type"] == "error" or event.get("reason") == "context"]
+    assert told
+
+
+def test_an_answer_ends_with_the_context(checkpoint, turn_settings, talkative, frontend, questions):
+    engine = Engine(
+        checkpoint,
+        turn_settings.with_values(engine={"slots": 1, "context_s": 12}, turn={"answer_frames": 4096}),
+    )
+    call = converse(engine, frontend, asking(questions[0][: 9 * TICK], then=40), **MANUAL)
+    assert event_of(call, "answer_done")["reason"] == "context"
+    assert sum(spoken_frames(call)) > 80

@@ -1,0 +1,229 @@
+"""What a client may ask in mid-conversation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.engine import Engine
+from engine.options import Controls
+from tests.turn_oracle import TurnOracle
+from tests.turns import (
+    MANUAL,
+    NOBODY,
+    TICK,
+    Call,
+    Floor,
+    Script,
+    asking,
+    converse,
+    event_of,
+    interrupted,
+    kinds,
+    play,
+    silence,
+    spoken_frames,
+    ticks,
+)
+
+
+def test_listen_begins_a_turn_and_ends_an_answer(talkative: Engine, frontend, questions):
+    def script() -> Script:
+        floor = Floor()
+        yield from floor.wait(3)
+        yield from floor.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from floor.wait(4)
+        yield from floor.say(questions[0][: 4 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from floor.wait(2)
+
+    call = converse(talkative, frontend, script(), **MANUAL)
+    assert kinds(call) == ["answer_started", "interrupted", "answer_started"]
+    assert event_of(call, "interrupted")["by"] == "listen"
+    spans = [given.audio_ms for given in call.answers]
+    assert spans == [(3 * 320, 8 * 320), (12 * 320, 16 * 320)], "silence before is not part of a turn"
+
+
+def test_cancel_ends_an_answer(talkative: Engine, frontend, questions):
+    def script() -> Script:
+        yield from asking(questions[0][: 5 * TICK], then=3)
+        yield silence(), Controls(cancel=True)
+        yield silence(), Controls(cancel=True)
+
+    call = converse(talkative, frontend, script(), **MANUAL)
+    assert kinds(call) == ["answer_started", "interrupted", "error"]
+    assert event_of(call, "interrupted")["by"] == "cancel"
+    assert event_of(call, "error")["code"] == "nothing_to_cancel"
+    assert spoken_frames(call)[-2:] == [0, 0]
+
+
+def test_a_commit_without_sound_is_told(engine: Engine, frontend):
+    def script() -> Script:
+        yield silence(), NOBODY
+        yield silence(), Controls(commit=True)
+        yield silence(), NOBODY
+
+    call = converse(engine, frontend, script())
+    assert kinds(call) == ["error"]
+    assert call.events[0] == {
+        "type": "error",
+        "at_ms": 640,
+        "code": "nothing_to_commit",
+        "message": "commit came, but no sound of a user's turn before it",
+    }
+
+
+def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, frontend, checkpoint, questions):
+    def script() -> Script:
+        floor = Floor()
+        spoken = yield silence(), Controls(message="Hello.")
+        floor.note(spoken)
+        yield from floor.until_quiet()
+        parts = list(ticks(questions[0]))
+        for i, part in enumerate(parts):
+            floor.note((yield part, Controls(message="And this." if i == 5 else "")))
+        yield from floor.until_quiet()
+
+    call = Call(engine, 1, frontend, script())
+    play(call)
+    turns = engine.conversation(1).history.turns
+    engine.close(1)
+    assert [turn.typed for turn in turns] == ["Hello.", "And this."]
+    assert call.events[0]["type"] == "answer_started"
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(None, "Hello.")
+    assert call.answers[0].tokens == oracle.answer(40, 80).tokens
+    oracle.say(call.answers[0].kept)
+    oracle.hear(call.sound(call.answers[1]), "And this.")
+    assert call.answers[1].tokens == oracle.answer(40, 80).tokens
+
+
+def test_a_long_message_is_read_in_pieces(engine: Engine, frontend, checkpoint):
+    words = "the quick brown fox jumps over the lazy dog " * 8
+
+    def script() -> Script:
+        floor = Floor()
+        floor.note((yield silence(), Controls(message=words)))
+        yield from floor.until_quiet()
+
+    call = converse(engine, frontend, script())
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(None, words)
+    assert call.answers[0].tokens == oracle.answer(40, 80).tokens
+
+
+def test_the_transcript_tells_the_conversation(talkative: Engine, frontend, questions, interruption):
+    def script() -> Script:
+        yield from interrupted(questions, interruption)
+        yield silence(), Controls(transcript=True)
+
+    call = converse(talkative, frontend, script())
+    turns = event_of(call, "transcript")["turns"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
+    assert turns[0]["audio_end_ms"] > turns[0]["audio_start_ms"]
+    assert turns[1]["interrupted"] is True
+    assert turns[1]["text"] == event_of(call, "interrupted")["heard_text"]
+
+
+def test_a_reset_forgets_the_conversation(engine: Engine, frontend, questions):
+    call = play(Call(engine, 1, frontend, asking(questions[0][: 9 * TICK], then=2), system_prompt="Be kind.", **MANUAL))
+    prompt = len(engine.conversation(1).prompt)
+    assert engine.thinker_length(1) > prompt
+    assert call.answers
+    engine.reset(1)
+    assert engine.thinker_length(1) == prompt
+    conversation, cache = engine.conversation(1), engine.slots.thinker_cache.buffer
+    assert (conversation.answers, conversation.clock_ms, conversation.history.turns) == (False, 0, [])
+    assert not cache[:, conversation.slot, :, prompt:].any()
+    engine.close(1)
+    assert not cache[:, :4].any(), "nothing is left of anybody"
+    assert not engine.slots.talker_cache.buffer[:, :4].any()
+
+
+def test_a_message_in_an_answer_begins_another_at_once(talkative: Engine, frontend, questions):
+    """Its first frame is marked, since no silence lies between."""
+
+    def script() -> Script:
+        yield from asking(questions[0][: 6 * TICK], then=4)
+        yield silence(), Controls(message="What is the weather like?")
+        yield silence(), NOBODY
+
+    call = converse(talkative, frontend, script(), voice="aiden", **MANUAL)
+    assert kinds(call) == ["answer_started", "interrupted", "answer_started"]
+    assert spoken_frames(call)[-3:] == [4, 4, 4]
+    assert [spoken.begins for spoken in call.spoken[5:]] == [True, False, False, False, False, True, False]
+
+
+def test_a_message_that_is_too_long_keeps_the_history(small: Engine, frontend):
+    def script() -> Script:
+        floor = Floor()
+        floor.note((yield silence(), Controls(message="Hello.")))
+        yield from floor.until_quiet()
+        yield silence(), Controls(message="x" * 400)
+        yield silence(), Controls(transcript=True)
+
+    call = converse(small, frontend, script())
+    assert event_of(call, "error")["code"] == "turn_too_long"
+    assert event_of(call, "transcript")["turns"][0]["text"] == "Hello."
+
+
+def test_silence_that_nobody_asked_for_drops_no_history(small: Engine, frontend):
+    """A client that commits by itself, and waits for longer than the context holds."""
+
+    def script() -> Script:
+        floor = Floor()
+        floor.note((yield silence(), Controls(message="Hello.")))
+        yield from floor.until_quiet()
+        yield from floor.wait(60)
+        yield silence(), Controls(transcript=True)
+
+    call = converse(small, frontend, script(), **MANUAL)
+    assert "turns_dropped" not in kinds(call)
+    assert event_of(call, "transcript")["turns"][0]["text"] == "Hello."
+
+
+def test_a_word_within_an_answer_is_no_turn_after_it(engine: Engine, frontend, questions, interruption):
+    """It ended before the answer did, but for the silence that tells so."""
+    start = int(np.argmax(np.abs(interruption) > 1000))
+
+    def script(at: int) -> Script:
+        floor = Floor()
+        yield from floor.say(questions[0][: 10 * TICK], last=Controls(commit=True))
+        yield from floor.wait(at)
+        yield from floor.say(interruption[start : start + 4000])
+        yield from floor.until_quiet()
+
+    frames = 4 * (len(spoken_frames(converse(engine, frontend, script(0), interrupt="false"))) - 10)
+    for at in range(0, frames // 4 - 2):
+        call = converse(engine, frontend, script(at), interrupt="false")
+        done = event_of(call, "answer_done")["at_ms"]
+        for event in call.events:
+            if event["type"] == "answer_started" and event["at_ms"] > done:
+                assert event["audio_end_ms"] - 500 > done - 300 - 320, "something was said behind the answer"
+
+
+def test_a_commit_while_vad_listens_ends_the_speech(talkative: Engine, frontend, questions):
+    """Both events come in pairs, and speech that goes on does not interrupt its own answer at once."""
+
+    def script() -> Script:
+        floor = Floor()
+        yield from floor.say(questions[0][: 8 * TICK], last=Controls(commit=True))
+        yield from floor.say(questions[0][8 * TICK : 9 * TICK])
+        yield from floor.wait(2)
+
+    call = converse(talkative, frontend, script())
+    assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]
+
+
+def test_listen_while_vad_listens_forgets_the_speech_before(talkative: Engine, frontend, questions):
+    """Its end does not end the turn that begins here, and a message is not held back for it."""
+
+    def script() -> Script:
+        floor = Floor()
+        yield from floor.say(questions[0][: 8 * TICK])
+        yield silence(), Controls(listen=True)
+        yield from floor.wait(4)
+        yield silence(), Controls(message="Hello.")
+
+    call = converse(talkative, frontend, script())
+    assert kinds(call) == ["speech_started", "speech_stopped", "answer_started"]
+    assert call.events[-2]["type"] == "answer_started"
+    assert call.answers[0].audio_ms is None

@@ -1,0 +1,91 @@
+"""What is prefilled, and when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine.engine import Engine
+from engine.options import Controls
+from tests.turn_oracle import TurnOracle
+from tests.turns import (
+    MANUAL,
+    TICK,
+    Call,
+    Floor,
+    Script,
+    asking,
+    lengthened,
+    loudest_first,
+    play,
+)
+
+
+def test_a_long_turn_is_prefilled_as_it_is_spoken(engine: Engine, frontend, checkpoint, questions, turn_settings):
+    """27 s are three windows of 8 s and an open one: three are prefilled before the end, and the last at it."""
+    long = loudest_first(np.concatenate([*questions, *questions])[: 84 * TICK])
+    prefilled: list[int] = []
+    call = Call(engine, "long", frontend, asking(long), **MANUAL)
+    going = True
+    while going:
+        before = engine.thinker_length("long")
+        going = call.take(engine.tick({"long": call.hear()})["long"])
+        if engine.thinker_length("long") - before > 30:
+            prefilled.append(len(call.spoken) - 1)
+    engine.close("long")
+    assert prefilled == [25, 50, 75, 83], "a tick after 800, 1600 and 2400 frames, and the last"
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(call.sound(call.answers[0]))
+    said = oracle.answer(turn_settings.turn.answer_tokens, turn_settings.turn.answer_frames)
+    assert call.answers[0].tokens == said.tokens
+    assert torch.equal(torch.cat(call.answers[0].codes, dim=1), said.codes[:, : 4 * 31])
+
+
+@pytest.mark.parametrize("ticks", [1, 3, 4, 6, 24, 25, 26])
+def test_the_thinker_hears_a_turn_of_any_length_as_transformers_does(engine: Engine, frontend, checkpoint, pcm, ticks):
+    """Lengths around a second, and around a window of the encoder."""
+    sound = np.concatenate([pcm] * 2)[: ticks * TICK]
+    call = Call(engine, 1, frontend, asking(sound, then=0), **MANUAL)
+    decode = engine.dialect.decode
+    hidden = []
+
+    def noting(plan) -> None:
+        hidden.append(engine.slots.thinker_hidden[0].clone())
+        decode(plan)
+
+    engine.dialect.decode = noting
+    try:
+        play(call)
+    finally:
+        del engine.dialect.decode
+    engine.close(1)
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(lengthened(sound))
+    ids = torch.tensor([oracle.prompt()])
+    with torch.no_grad():
+        expected = checkpoint.model.thinker(
+            input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, **oracle.features()
+        ).hidden_states[-1][0, -1]
+    assert (hidden[-1] - expected).abs().max() < 1e-4, "a few roundings of float32, of values around 1"
+
+
+def test_the_tenth_turn_prefills_no_more_than_the_first(engine: Engine, frontend, questions):
+    def script() -> Script:
+        floor = Floor()
+        for _ in range(10):
+            yield from floor.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from floor.until_quiet()
+
+    call = Call(engine, 1, frontend, script(), **MANUAL)
+    prefilled: list[int] = []
+    going = True
+    while going:
+        before = engine.thinker_length(1)
+        output = engine.tick({1: call.hear()})[1]
+        if any(event["type"] == "answer_started" for event in output.events):
+            prefilled.append(engine.thinker_length(1) - before)
+        going = call.take(output)
+    engine.close(1)
+    assert len(prefilled) == 10
+    assert max(prefilled[1:]) <= prefilled[0] + 2, "the end of the answer before, and the turn itself"

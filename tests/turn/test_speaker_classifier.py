@@ -1,0 +1,72 @@
+"""Emotion and language are the model's own answers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine
+from engine.errors import OptionError
+from tests.turn_oracle import TurnOracle
+from tests.turns import (
+    MANUAL,
+    TICK,
+    Call,
+    asking,
+    converse,
+    event_of,
+)
+
+
+def test_perception_is_what_transformers_thinks_of_the_labels(engine: Engine, frontend, checkpoint, questions):
+    call = converse(
+        engine, frontend, asking(questions[0][: 9 * TICK], 6), emotion="all", language="Korean, English", **MANUAL
+    )
+    plain = converse(engine, frontend, asking(questions[0][: 9 * TICK], 6), **MANUAL)
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(call.spoken, plain.spoken, strict=True))
+    assert [a.tokens for a in call.spoken] == [b.tokens for b in plain.spoken], "bit for bit the same"
+    assert not any(event["type"] in ("emotion", "language") for event in plain.events)
+    for name, labels in (("emotion", engine.settings.turn.labels("emotion")), ("language", ("Korean", "English"))):
+        event = event_of(call, name)
+        assert event["at_ms"] > event_of(call, "answer_started")["at_ms"], "not on the answer's critical path"
+        expected = label_probabilities(checkpoint, call, name, labels)
+        assert event["label"] == max(expected, key=lambda label: expected[label])
+        assert event["probability"] == pytest.approx(expected[event["label"]], abs=2e-4)
+
+
+def label_probabilities(checkpoint: Checkpoint, call: Call, name: str, labels: tuple[str, ...]) -> dict[str, float]:
+    """By transformers, a pass over the whole for every beginning of a label."""
+    from engine.turn.speaker_classifier import QUESTIONS
+
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(call.sound(call.answers[0]))
+    oracle.hear(None, QUESTIONS[name].format(labels=", ".join(labels)))
+    prompt, end = oracle.prompt(), checkpoint.tokenizer.eos_token_id
+    spellings = {label: [*checkpoint.tokenizer.encode(label), end] for label in labels}
+    found = {}
+    for label, spelling in spellings.items():
+        probability = 1.0
+        for length, token in enumerate(spelling):
+            ids = torch.tensor([[*prompt, *spelling[:length]]])
+            allowed = sorted({s[length] for s in spellings.values() if s[:length] == spelling[:length]})
+            if len(allowed) == 1:
+                continue
+            with torch.no_grad():
+                logits = checkpoint.model.thinker(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), **oracle.features()
+                ).logits[0, -1]
+            probability *= float(logits[allowed].softmax(0)[allowed.index(token)])
+        found[label] = probability
+    assert sum(found.values()) == pytest.approx(1, abs=1e-3)
+    return found
+
+
+def test_too_many_labels_for_a_question_are_refused(checkpoint, turn_settings):
+    labels = ", ".join(f"a rather long name of a mood {i}" for i in range(20))
+    turn = dataclasses.replace(turn_settings.turn, emotion_labels=labels)
+    engine = Engine(checkpoint, dataclasses.replace(turn_settings, turn=turn))
+    with pytest.raises(OptionError, match="ask for fewer"):
+        engine.open(1, engine.parse_options({"emotion": "all"}))
