@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.attention import CachePositions
 from engine.buckets import set_rows
 from engine.code_predictor import CodePredictor
+from engine.graph_runner import GraphRunner
 from engine.sampler import sample
 from engine.slots import SlotState
 from engine.talker import Talker
@@ -65,14 +66,26 @@ class CodecBatch:
 class CodecDecoder:
     """The two steps of a codec frame."""
 
-    def __init__(self, talker: Talker, predictor: CodePredictor, slots: SlotState, ends: bool):
+    def __init__(self, talker: Talker, predictor: CodePredictor, slots: SlotState, runner: GraphRunner, ends: bool):
         """`ends`: whether a speech may end (`turn`); else frames go on for ever (`sca`)."""
         self.talker = talker
         self._predictor = predictor
         self._slots = slots
+        self._run = runner
         self._ends = ends
 
-    def predict_first(self, batch: CodecBatch) -> None:
+    def decode_frame(self, batch: CodecBatch, frame: int) -> None:
+        """The next frame of each row, which becomes frame number `frame` of the tick."""
+        self._run("talker", self._predict_first, batch)
+        self._run("code predictor", self._predict_rest, batch)
+        batch.tick[:, frame] = batch.codes
+
+    def capture(self, batch: CodecBatch, enabled: bool) -> None:
+        """On CUDA: runs both steps on a batch, and captures them if `enabled`."""
+        self._run.capture("talker", self._predict_first, batch, enabled)
+        self._run.capture("code predictor", self._predict_rest, batch, enabled)
+
+    def _predict_first(self, batch: CodecBatch) -> None:
         """The step `talker`: the code of the first codebook."""
         slots, sampling = self._slots, self._slots.sampling
         inputs = slots.last_frame[batch.slots] + slots.text_condition[batch.slots]
@@ -88,7 +101,7 @@ class CodecDecoder:
         batch.first.copy_(first)
         sampling.note_first_codes(batch.slots, batch.first)
 
-    def predict_rest(self, batch: CodecBatch) -> None:
+    def _predict_rest(self, batch: CodecBatch) -> None:
         """The step `code predictor`: the other codebooks. A frame past the end of speech is computed and not used."""
         first = batch.first.clamp(max=self.talker.codebook_size - 1) if self._ends else batch.first
         temperature = uniforms = None

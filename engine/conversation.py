@@ -34,6 +34,21 @@ class TickOutput:
     begins: bool = False  # whether a new speech begins with the first frame: code2wav starts from zero states
 
 
+class Eviction(NamedTuple):
+    """Positions that leave one of the caches: `leaving` of a slot's `length`, those after the first `kept`."""
+
+    kept: int
+    leaving: int
+    length: int
+
+
+class Evictions(NamedTuple):
+    """What leaves both caches of a conversation."""
+
+    thinker: Eviction
+    talker: Eviction
+
+
 TickResult = Union[TickOutput, ConversationError]  # noqa: UP007 (Python 3.10 evaluates it)
 
 
@@ -58,6 +73,11 @@ class Conversation:
     def thinker_length(self) -> int:
         """Positions that the conversation takes in the thinker's cache."""
         raise NotImplementedError
+
+    @property
+    def has_prompt_left(self) -> bool:
+        """Whether some of the prompt is not in the thinker's cache yet."""
+        return self.prompt_prefilled < len(self.prompt)
 
     def prompt_chunk_prefilled(self, tokens: int) -> None:
         """So many more tokens of the prompt are in the cache."""

@@ -110,7 +110,7 @@ class PromptPrefill:
     def schedule(self, conversations: Sequence[Conversation], budget: PrefillBudget) -> list[list[PromptChunk]]:
         """Rounds of chunks, one of each conversation a round, as far as the budget goes."""
         rounds: list[list[PromptChunk]] = []
-        waiting = [c for c in conversations if c.prompt_prefilled < len(c.prompt)]
+        waiting = [c for c in conversations if c.has_prompt_left]
         while waiting:
             chunks = []
             for conversation in list(waiting):
@@ -122,7 +122,7 @@ class PromptPrefill:
             if not chunks:
                 break
             rounds.append(chunks)
-            waiting = [c for c in waiting if c.prompt_prefilled < len(c.prompt)]
+            waiting = [c for c in waiting if c.has_prompt_left]
         return rounds
 
     def run(self, rounds: Sequence[Sequence[PromptChunk]]) -> None:

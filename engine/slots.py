@@ -12,6 +12,7 @@ import torch
 
 from config.settings import Settings
 from engine.buckets import BatchBuckets, least_rows
+from engine.conversation import Evictions
 from engine.kv_cache import KVCache
 from engine.log_mel import SILENCE, LogMel
 from engine.mel_buffer import MelBuffer
@@ -82,6 +83,11 @@ class SlotState:
     def begin(self, slot: int, options: Options) -> None:
         """Sets a slot that was reset to a conversation's options."""
         self.sampling.begin(slot, options)
+
+    def evict(self, slot: int, evictions: Evictions) -> None:
+        """Drops positions of a slot from both caches."""
+        self.thinker_cache.evict(slot, *evictions.thinker)
+        self.talker_cache.evict(slot, *evictions.talker)
 
     def begin_speech(self, slot: int) -> None:
         """Before the first frame of a speech: nothing of an earlier one is its condition."""

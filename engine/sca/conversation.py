@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from config.settings import Settings
-from engine.conversation import Conversation, Event
+from engine.conversation import Conversation, Event, Eviction, Evictions
 from engine.detokenizer import Detokenizer
 from engine.errors import ContextFullError
 from engine.talker_prefix import TALKER_PREFIX
-from engine.turn.history import Eviction
 
 LEAVING_SHARE = 8  # when a context is full, one in so many of its ticks leaves
 
@@ -80,7 +79,7 @@ class ScaConversation(Conversation):
         talker = TALKER_PREFIX + self.ticks * config.talker_step
         return ScaPositions(self.thinker_length, talker, self.decoded_ticks * uniforms)
 
-    def make_room(self) -> tuple[Eviction, Eviction] | None:
+    def make_room(self) -> Evictions | None:
         """What leaves the thinker's cache and the talker's for another tick; None where there is room.
 
         The oldest ticks leave, but the prefixes and the first tick stay: attention leans on first positions. Raises
@@ -95,7 +94,7 @@ class ScaConversation(Conversation):
                 "open another, or serve with engine.context_full = 'slide'"
             )
         leaving = max(1, config.context_ticks // LEAVING_SHARE)
-        evictions = (
+        evictions = Evictions(
             self._eviction(len(self.prompt), config.thinker_step, leaving),
             self._eviction(TALKER_PREFIX, config.talker_step, leaving),
         )

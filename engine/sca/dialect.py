@@ -107,7 +107,7 @@ class ScaDialect:
         self._slots = slots
         self.thinker = Thinker(model.thinker, slots.thinker_cache)
         self.talker = Talker(model.talker, slots.talker_cache)
-        self._codec = CodecDecoder(self.talker, predictor, slots, ends=False)
+        self._codec = CodecDecoder(self.talker, predictor, slots, runner, ends=False)
         self._device = self.thinker.decoder.device
         self._run = runner
         self._config = ScaConfig.of(settings, self.talker.codebooks)
@@ -150,7 +150,7 @@ class ScaDialect:
         for row in rows:
             conversation: ScaConversation = row.conversation
             conversation.age += 1
-            if conversation.prompt_prefilled < len(conversation.prompt):
+            if conversation.has_prompt_left:
                 plan.waiting.append(conversation)
                 continue
             try:
@@ -160,8 +160,7 @@ class ScaDialect:
                 continue
             if evictions:
                 with self._run.timer("evict"):
-                    self._slots.thinker_cache.evict(conversation.slot, *evictions[0])
-                    self._slots.talker_cache.evict(conversation.slot, *evictions[1])
+                    self._slots.evict(conversation.slot, evictions)
             plan.rows.append(row)
         return plan
 
@@ -197,9 +196,7 @@ class ScaDialect:
             codec.rng_offset.copy_(text.rng_offset)
             text.tick[:, token] = text.token
             for _ in range(self._frames // self._text_tokens):
-                self._run("talker", self._codec.predict_first, codec)
-                self._run("code predictor", self._codec.predict_rest, codec)
-                codec.tick[:, frame] = codec.codes
+                self._codec.decode_frame(codec, frame)
                 frame += 1
 
     def postprocess(self, plan: ScaPlan) -> dict[int, TickResult]:
@@ -225,8 +222,7 @@ class ScaDialect:
             for samples in (False, True):
                 audio.text.samples = codec.samples = samples
                 self._run.capture("text", self._text_step, audio.text, enabled)
-                self._run.capture("talker", self._codec.predict_first, codec, enabled)
-                self._run.capture("code predictor", self._codec.predict_rest, codec, enabled)
+                self._codec.capture(codec, enabled)
 
     def _log_mel(self, rows: Sequence[Row]) -> Tensor:
         """What the rows hear [B, 128, T], with the extractor's floor below the loudest cell so far of each."""

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from engine.conversation import Evictions
 from engine.detokenizer import Detokenizer
 from engine.mel_buffer import Clip
 from engine.talker_prefix import TALKER_PREFIX
 from engine.turn.chat_template import ChatTemplate
-from engine.turn.history import Eviction, Turn
+from engine.turn.history import Turn
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,6 @@ class PrefillChunk:
     def tokens(self) -> list[int]:
         """All of them, in order."""
         return [*self.closing, *self.user, *self.opening]
-
-
-class Evictions(NamedTuple):
-    """The oldest turn leaves both caches."""
-
-    thinker: Eviction
-    talker: Eviction
 
 
 class Prefill(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from config.settings import CODEC_FRAME_MS
-from engine.conversation import Conversation, Event
+from engine.conversation import Conversation, Event, Evictions
 from engine.mel_buffer import Clip
 from engine.options import Controls, Options
 from engine.talker_prefix import TALKER_PREFIX
@@ -21,7 +21,6 @@ from engine.turn.actions import (
     Answer,
     Decode,
     Decoded,
-    Evictions,
     Prefill,
     PrefillChunk,
     Question,
@@ -347,7 +346,7 @@ class TurnConversation(Conversation):
             oldest = history.turns[0] if history.turns else present
             if oldest is present or config.stops_when_full or not may_evict:
                 return None
-            evictions.append(Evictions(*history.evict_oldest(spoken)))
+            evictions.append(history.evict_oldest(spoken))
             if not history.turns:  # the end of an answer would follow nothing
                 self._closing = []
                 for chunk in self._chunks:

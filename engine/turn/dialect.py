@@ -21,7 +21,7 @@ from engine.buckets import BatchPool
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import CodePredictor
 from engine.codec_decoder import CodecBatch, CodecDecoder, no_frames
-from engine.conversation import TickOutput, TickResult
+from engine.conversation import Evictions, TickOutput, TickResult
 from engine.detokenizer import Detokenizer
 from engine.dialect import Row
 from engine.graph_runner import GraphRunner
@@ -32,7 +32,7 @@ from engine.talker import Talker
 from engine.talker_prefix import talker_prefix
 from engine.text_decoder import TextBatch, next_token
 from engine.thinker import Thinker
-from engine.turn.actions import Decode, Evictions, Prefill, TurnConfig
+from engine.turn.actions import Decode, Prefill, TurnConfig
 from engine.turn.chat_template import ChatTemplate
 from engine.turn.conversation import TurnConversation
 from engine.turn.plan import TurnPlan, codec_row, text_row
@@ -58,7 +58,7 @@ class TurnDialect:
         self._prefill_tokens = engine.prefill_tokens
         self.thinker = Thinker(model.thinker, slots.thinker_cache)
         self.talker = Talker(model.talker, slots.talker_cache)
-        self._codec = CodecDecoder(self.talker, predictor, slots, ends=True)
+        self._codec = CodecDecoder(self.talker, predictor, slots, runner, ends=True)
         self._device = self.thinker.decoder.device
         self._run = runner
 
@@ -168,9 +168,7 @@ class TurnDialect:
                 self._run("text", self._text_step, plan.text)
                 plan.text.tick[:, frame] = plan.text.token
             if plan.codec:
-                self._run("talker", self._codec.predict_first, plan.codec)
-                self._run("code predictor", self._codec.predict_rest, plan.codec)
-                plan.codec.tick[:, frame] = plan.codec.codes
+                self._codec.decode_frame(plan.codec, frame)
         with self._run.timer("speaker"):
             self._classifier.ask(plan.conversations, busy=any(decode.is_first for decode in plan.decodes.values()))
 
@@ -197,8 +195,7 @@ class TurnDialect:
             for samples in (False, True):
                 text.samples = codec.samples = samples
                 self._run.capture("text", self._text_step, text, enabled)
-                self._run.capture("talker", self._codec.predict_first, codec, enabled)
-                self._run.capture("code predictor", self._codec.predict_rest, codec, enabled)
+                self._codec.capture(codec, enabled)
 
     def _speech_probabilities(self, rows: Sequence[Row]) -> dict[int, list[float]]:
         """By slot, of the conversations whose turns are told by voice activity."""
@@ -227,7 +224,7 @@ class TurnDialect:
     def _schedule_prefills(self, plan: TurnPlan, budget: PrefillBudget) -> list[list[PrefillRow]]:
         """Rounds of chunks, one of each conversation a round, as far as the budget goes."""
         rounds = []
-        waiting = [c for c in plan.conversations if c.prompt_prefilled == len(c.prompt)]
+        waiting = [c for c in plan.conversations if not c.has_prompt_left]
         while waiting:
             rows = []
             for conversation in sorted(waiting, key=lambda c: c.waited_ticks, reverse=True):
@@ -257,10 +254,9 @@ class TurnDialect:
         return conversation.next_prefill()
 
     def _evict(self, slot: int, evictions: Sequence[Evictions]) -> None:
-        for thinker, talker in evictions:
+        for eviction in evictions:
             with self._run.timer("evict"):
-                self._slots.thinker_cache.evict(slot, *thinker)
-                self._slots.talker_cache.evict(slot, *talker)
+                self._slots.evict(slot, eviction)
 
     def _text_step(self, batch: TextBatch) -> None:
         """The step `text`: samples a token of each row, which conditions the next codec frame, and appends it."""

@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Eviction(NamedTuple):
-    """Positions that leave one of the caches: `leaving` of a slot's `length`, those after the first `kept`."""
-
-    kept: int
-    leaving: int
-    length: int
+from engine.conversation import Eviction, Evictions
 
 
 @dataclass(eq=False)
@@ -68,10 +62,10 @@ class History:
             self.thinker_length -= turn.user + turn.answer
             self.talker_length -= turn.user
 
-    def evict_oldest(self, spoken: int) -> tuple[Eviction, Eviction]:
+    def evict_oldest(self, spoken: int) -> Evictions:
         """Forgets the oldest turn; what leaves the two caches. In the talker's, `spoken` positions follow the turns."""
         turn = self.turns.pop(0)
-        leaving = (
+        leaving = Evictions(
             Eviction(self.prompt, turn.user + turn.answer, self.thinker_length),
             Eviction(0, turn.user, self.talker_length + spoken),
         )
