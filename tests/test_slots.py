@@ -10,8 +10,10 @@ import torch
 
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import OnnxCodePredictor
+from engine.conversation import Eviction, Evictions
 from engine.engine import Engine
 from engine.options import Controls
+from engine.slots import SlotState
 from tests.inspect_objects import walk
 
 SLOTS = 117
@@ -65,3 +67,20 @@ def test_a_reset_slot_is_as_it_was_at_first(checkpoint: Checkpoint, settings, pr
     assert not engine.slots.mel[slot].frames
     scratch = engine.slots.thinker_cache.buffer[:, SLOTS + 1 :]
     assert not scratch.any(), "what was asked about the speaker is forgotten with its answer"
+
+
+def test_each_cache_drops_its_own_positions(checkpoint: Checkpoint, turn_settings):
+    slots = SlotState(checkpoint, turn_settings.with_values(engine={"slots": 2}))
+    evictions = Evictions(thinker=Eviction(kept=3, leaving=5, length=20), talker=Eviction(kept=0, leaving=4, length=12))
+    for cache in (slots.thinker_cache, slots.talker_cache):
+        cache.buffer.normal_()
+    before = [cache.buffer.clone() for cache in (slots.thinker_cache, slots.talker_cache)]
+    slots.evict(1, evictions)
+    for cache, old, (kept, leaving, length) in zip(
+        (slots.thinker_cache, slots.talker_cache), before, evictions, strict=True
+    ):
+        heads = cache.key_heads
+        assert torch.equal(cache.buffer[:, 1, :, :kept], old[:, 1, :, :kept])
+        moved, left = cache.buffer[:, 1, heads:, kept : length - leaving], old[:, 1, heads:, kept + leaving : length]
+        assert torch.equal(moved, left), "values move up as they are"
+        assert torch.equal(cache.buffer[:, 0], old[:, 0]), "another slot's stay"
