@@ -106,7 +106,7 @@ def bench_engine(
             {name: seconds / ticks * 1000 for name, seconds in spent.items()},
             memory_bytes=memory_in_use(device),
         )
-        if device.type == "cuda":  # a tiny model on a CPU lies in its caches
+        if device.type == "cuda":  # a random model on a CPU lies in its caches
             floor_ms = tick_bytes(checkpoint.model, settings, count, age_s) / bytes_per_s * 1000
             row = replace(row, floor_ms=floor_ms)
         yield row

@@ -1,7 +1,7 @@
 """Qwen3-Omni-30B-A3B's architecture with random weights, made on the device: speed needs no download.
 
 The numbers are those of the published checkpoint's config.json (Qwen/Qwen3-Omni-30B-A3B-Instruct). The tokenizer is
-the tiny checkpoint's: what is said means nothing anyhow.
+the random checkpoint's: what is said means nothing anyhow.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
 
 from engine.checkpoint import Checkpoint, take_device
-from export.tiny_tokenizer import make_tokenizer
+from export.byte_tokenizer import make_tokenizer
 
 SPREAD = 0.02  # standard deviation of the weights, the config's initializer_range
 ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}

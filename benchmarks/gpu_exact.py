@@ -1,4 +1,4 @@
-"""On a CUDA machine: the kernel against torch's attention, graphs against none, the tiny model against transformers.
+"""On a CUDA machine: the kernel against torch's attention, graphs against none, the random model against transformers.
 
     python -m benchmarks.gpu_exact
 
@@ -26,7 +26,7 @@ from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.options import Controls
-from export.tiny import make_tiny_checkpoint
+from export.random_checkpoint import make_random_checkpoint
 from tests.oracle import ScaOracle
 from tests.sound import official_stream, stream_inputs, with_knock
 from tests.turn_oracle import TurnOracle
@@ -142,7 +142,7 @@ def main() -> int:
     noise = np.random.RandomState(1).randint(-3000, 3000, 30 * 5120)
     pcm = with_knock(noise.astype(np.int16))
     with tempfile.TemporaryDirectory() as folder:
-        make_tiny_checkpoint(Path(folder))
+        make_random_checkpoint(Path(folder))
         layer.DENSE_SHARE = 0  # experts as at full size: the tiny ones would be computed all at once
         for name in ("float32", "bfloat16"):
             settings = Settings.load(environ={}).with_values(
@@ -162,7 +162,7 @@ def main() -> int:
         engine.warm_up()
         alone, crowded = (among(engine, ticks, others) for others in (0, 23))
         wrong += alone != crowded
-        print(f"tiny model, float32: {'as' if alone == crowded else 'NOT as'} alone among 23 others")
+        print(f"random model, float32: {'as' if alone == crowded else 'NOT as'} alone among 23 others")
         engine.open(0, engine.parse_options({"voice": "aiden"}))
         oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden")
         official = official_stream(checkpoint.feature_extractor, pcm)
@@ -171,10 +171,10 @@ def main() -> int:
             (output,) = tick_all(engine, {0: tick})
             if output.tokens != tokens or not torch.equal(output.codes, codes.cpu()):
                 wrong += 1
-                print(f"tiny model, float32: tick {number} DIFFERS from transformers")
+                print(f"random model, float32: tick {number} DIFFERS from transformers")
                 break
         else:
-            print(f"tiny model, float32: {TICKS} ticks equal transformers'")
+            print(f"random model, float32: {TICKS} ticks equal transformers'")
         for graphs in (False, True):
             same = turns_equal(load_checkpoint(folder, settings.qwen), settings, pcm, graphs)
             wrong += not same

@@ -24,6 +24,7 @@ SERVED = {
     "triton": "over gRPC, in real time",
     "bridge": "over WebSocket, in real time",
     "perf-analyzer": "by NVIDIA's tool, in real time",
+    "understanding": "spoken orders of a folder, taken exactly or not",
 }
 
 
@@ -39,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=float, default=30, help="served: seconds measured for each (default: 30)")
     parser.add_argument("--wav", type=Path, help="perf-analyzer: what the conversations say, 16 kHz mono")
+    orders = parser.add_argument_group("understanding")
+    orders.add_argument("folder", type=Path, nargs="?", help="recordings with their labels.json")
+    orders.add_argument("--babble", default="24,18,12,6", metavar="DB,DB,...", help="further levels; '' for none")
+    orders.add_argument("--limit", type=int, help="only so many recordings")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--ticks", type=int, default=100, help="ticks, or turns, measured for each (default: 100)")
     engine.add_argument(
@@ -59,9 +64,29 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.report import show
 
     build: Path = arguments.build.resolve()
+    if arguments.what == "understanding":
+        return _understanding(arguments, settings, max(conversations))
     bench = _here if arguments.what in HERE else _served
     rows = bench(arguments, settings, conversations)
     show(rows, build / "bench" / f"{arguments.what}.json")
+    return 0
+
+
+def _understanding(arguments: argparse.Namespace, settings: Settings, conversations: int) -> int:
+    from benchmarks.understanding import UnderstandingError, bench_understanding, show, write
+
+    if not arguments.folder:
+        raise UserError("understanding needs a FOLDER: recordings with their labels.json")
+    try:
+        levels = [None, *(float(level) for level in arguments.babble.split(",") if level)]
+    except ValueError as error:
+        raise UserError(f"--babble is {arguments.babble!r}, expected decibels such as 24,18,12,6") from error
+    try:
+        found = bench_understanding(settings, arguments.folder, levels, conversations, arguments.limit)
+    except (UnderstandingError, OSError) as error:
+        raise UserError(str(error)) from error
+    write(found, arguments.build.resolve() / "bench" / "understanding.json")
+    console.print(show(found))
     return 0
 
 

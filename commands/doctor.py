@@ -21,6 +21,7 @@ from commands.console import ROOT, UserError, add_build_argument, console, load_
 from commands.ports import wanted_ports
 from config import Settings
 from config.loader import NOT_SETTINGS, tomllib
+from config.settings import RANDOM
 from launch.triton_install import TritonInstall, TritonMissingError
 
 LEAST_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them
@@ -203,7 +204,9 @@ def _gpu(settings: Settings) -> Finding:
     ]
     if asked:
         return Finding("GPU", f"none that torch {torch.__version__} sees", f"set {' and '.join(asked)} to cpu or auto")
-    return Finding("GPU", "none; the CPU serves the tiny checkpoint", "for a real checkpoint, use a GPU", fatal=False)
+    return Finding(
+        "GPU", "none; the CPU serves the default checkpoint", "for a real checkpoint, use a GPU", fatal=False
+    )
 
 
 def _checkpoint(settings: Settings) -> Finding:
@@ -211,8 +214,8 @@ def _checkpoint(settings: Settings) -> Finding:
     from engine.errors import CheckpointError
 
     source = settings.qwen.model_id
-    if not source:
-        return Finding("checkpoint", "the tiny one (random weights), made locally")
+    if not source or source == RANDOM:
+        return Finding("checkpoint", "of random weights, made locally" if source else "the barista, in the repository")
     try:
         check_model_type(source)
     except CheckpointError as error:

@@ -14,6 +14,8 @@ from typing import Any, get_type_hints
 from config.loader import SettingsError, from_environment, merge, read_toml, typed
 
 DEFAULTS = Path(__file__).parent / "default.toml"
+BARISTA = Path(__file__).parent.parent / "checkpoints" / "barista"  # the default checkpoint
+RANDOM = "random"  # the name of the checkpoint of random weights
 
 DIALECTS = ("turn", "sca")
 MOST_TYPED = 4000  # characters of a typed message: some ten pieces, which are read in its tick
@@ -42,6 +44,14 @@ class QwenSettings:
         _expect(known, "qwen.device_map", self.device_map, "auto, cpu, cuda or cuda:N")
         dtypes = ("auto", "float32", "bfloat16", "float16")
         _expect(self.torch_dtype in dtypes, "qwen.torch_dtype", self.torch_dtype, "one of " + ", ".join(dtypes))
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint's folder; None for a name on the hub and for random weights."""
+        if self.model_id == RANDOM:
+            return None
+        folder = Path(self.model_id) if self.model_id else BARISTA
+        return folder if folder.is_dir() else None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ RUN deploy/install.sh bridge /opt/venv
 
 COPY commands commands
 COPY config config
+COPY checkpoints checkpoints
 COPY frontend frontend
 
 ENV PATH=/opt/venv/bin:$PATH \

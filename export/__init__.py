@@ -1,1 +1,1 @@
-"""A checkpoint -> ONNX and a repository ready to serve; the tiny checkpoint too."""
+"""A checkpoint -> ONNX and a repository ready to serve; makes the random checkpoint too."""

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, WhisperFeatureExtractor
 
 from config import Settings
+from config.settings import BARISTA, RANDOM
 from engine.checkpoint import check_model_type, resolve_device, resolve_dtype
 from engine.memory import expect_context, resolve_slots
 from export import triton_config
@@ -26,8 +27,8 @@ from export.fetch import fetch_checkpoint
 from export.graphs import ROOT, GraphCache
 from export.mel_frontend import MelFrontend
 from export.onnx_stage import export_onnx
+from export.random_checkpoint import make_random_checkpoint
 from export.stateful_module import StatefulModule
-from export.tiny import make_tiny_checkpoint
 from export.weights import load_code2wav, load_predictor
 
 SOURCES = ROOT / "model_repository"
@@ -106,21 +107,30 @@ def settle_slots(settings: Settings, checkpoint: str) -> Settings:
 
 
 def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:
-    """The folder of the checkpoint that `qwen.model_id` names; the tiny one, made if need be, when it names none."""
+    """The folder of the checkpoint that `qwen.model_id` names: by default the barista, which lies in the repository.
+
+    `random` is the checkpoint of random weights, made if need be. Raises `CheckpointError`.
+    """
     source = settings.qwen.model_id
-    if source:
-        check_model_type(source)
-        folder = Path(source) if Path(source).exists() else fetch_checkpoint(source, report)
-        return str(folder.resolve())
-    folder = build / "tiny_checkpoint"
-    code = [ROOT / "export" / "tiny.py", ROOT / "export" / "tiny_tokenizer.py"]
+    if source == RANDOM:
+        return str(_random_checkpoint(build, report).resolve())
+    if not source:
+        return str(BARISTA)
+    check_model_type(source)
+    folder = Path(source) if Path(source).exists() else fetch_checkpoint(source, report)
+    return str(folder.resolve())
+
+
+def _random_checkpoint(build: Path, report: Report) -> Path:
+    folder = build / "random_checkpoint"
+    code = [ROOT / "export" / "random_checkpoint.py", ROOT / "export" / "byte_tokenizer.py"]
     stamp = {"made by": hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()}
     if read_stamp(folder) != stamp:
-        report("the tiny checkpoint: Qwen3-Omni's architecture, random weights")
+        report("the random checkpoint: Qwen3-Omni's architecture, random weights")
         shutil.rmtree(folder, ignore_errors=True)
-        make_tiny_checkpoint(folder)
+        make_random_checkpoint(folder)
         (folder / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-    return str(folder.resolve())
+    return folder
 
 
 def read_stamp(folder: Path) -> Any:

@@ -39,8 +39,8 @@ CALIBRATION_TICKS = 4
 SCRIPT = "build_engines.sh"
 ENGINE = "model.plan"
 # Greatest differences from the float32 graph. mel_frontend: as from the extractor. code2wav: with float16 products the
-# tiny checkpoint's waveform differs by 0.012, its tails of convolutions, which reach 17, by 0.56; the bounds are thrice
-# that. What counts frames is exact.
+# random checkpoint's waveform differs by 0.012, its tails of convolutions, which reach 17, by 0.56; the bounds are
+# thrice that. What counts frames is exact.
 TOLERANCES = {
     "mel_frontend": {"LOG_MEL": 1e-4, "new_past": 1e-4},
     "code2wav": {"AUDIO_OUT": 1200, "new_conv": 1.7, "new_frames": 0, "new_kv": 0.005},

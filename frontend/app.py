@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from config import Settings
 from frontend.conversation import Conversation
 from frontend.protocol import SAMPLE_BYTES, CloseCode, ProtocolError, check_options, error_event
+from frontend.suggestions import suggestions
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,11 @@ def create_app(settings: Settings) -> FastAPI:
         if reason is not None:
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         return JSONResponse({"status": "ready"})
+
+    @app.get("/suggestions")
+    async def suggested() -> JSONResponse:
+        """Sentences that a user may try, from the checkpoint's folder; none where it has none."""
+        return JSONResponse(suggestions(settings))
 
     @app.websocket("/ws/pcm16")
     async def pcm16(socket: WebSocket) -> None:

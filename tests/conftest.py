@@ -1,4 +1,4 @@
-"""What tests share: the tiny checkpoint, its sound, and one running `./sca serve`."""
+"""What tests share: the random checkpoint, its sound, and one running `./sca serve`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANOTHER_BUILD = ROOT / "build" / "another_test"
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
 GREEDY = {"text_temperature": 0.0, "temperature": 0.0, "repetition_penalty": 1.0}
-CPU = QwenSettings(model_id="", device_map="cpu", torch_dtype="float32", lora="")
+CPU = QwenSettings(model_id="random", device_map="cpu", torch_dtype="float32", lora="")
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -66,7 +66,7 @@ def pcm() -> np.ndarray:
 def settings() -> Settings:
     """Defaults, but the dialect `sca`, greedy, on the CPU, whatever the environment says."""
     return Settings.load(environ={}).with_values(
-        qwen={"device_map": "cpu", "torch_dtype": "float32"},
+        qwen={"model_id": "random", "device_map": "cpu", "torch_dtype": "float32"},
         triton={"instance": "cpu"},
         engine={"dialect": "sca"},
         sampling=GREEDY,
@@ -172,6 +172,7 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         **clean,
         **own,
         **{f"SCA_{name}": str(free_port()) for name in ports},
+        "SCA_QWEN_MODEL_ID": "random",
         "SCA_QWEN_DEVICE_MAP": "cpu",
         "SCA_TRITON_INSTANCE": "cpu",
         "SCA_ENGINE_SLOTS": "4",

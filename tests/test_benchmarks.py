@@ -24,7 +24,7 @@ from benchmarks.report import Row, show
 from engine.checkpoint import Checkpoint
 from engine.conversation import TickOutput
 from engine.engine import Engine
-from export.tiny import tiny_config
+from export.random_checkpoint import random_config
 from tests.conftest import BUILD, Served
 from tests.test_commands import sca
 
@@ -197,7 +197,7 @@ def test_full_size_is_the_published_size():
 
 
 def test_weights_made_on_the_device_compute(checkpoint: Checkpoint, settings, ticks):
-    made = full_checkpoint("cpu", torch.float32, tiny_config(checkpoint.tokenizer))
+    made = full_checkpoint("cpu", torch.float32, random_config(checkpoint.tokenizer))
     engine = Engine(made, settings)
     engine.open(1, engine.parse_options({}))
     said = engine.tick({1: ticks[0]})[1]

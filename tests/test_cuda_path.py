@@ -23,7 +23,7 @@ from engine.engine import DIALECTS
 from engine.graph_runner import GraphRunner
 from engine.slots import SlotState
 from engine.stage_timer import StageTimer
-from export.tiny import tiny_config
+from export.random_checkpoint import random_config
 from tests.conftest import ROOT
 
 FROM_THE_HOST = {"lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "nonzero", "is_nonzero", "is_pinned"}
@@ -125,10 +125,10 @@ class HostWatch(TorchDispatchMode):
 
 
 def checkpoint_without_values(checkpoint: Checkpoint) -> Checkpoint:
-    """The tiny architecture in bfloat16, to be made under FakeTensorMode."""
+    """The random checkpoint's architecture in bfloat16, to be made under FakeTensorMode."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = Qwen3OmniMoeForConditionalGeneration(tiny_config(checkpoint.tokenizer)).eval()
+        model = Qwen3OmniMoeForConditionalGeneration(random_config(checkpoint.tokenizer)).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     return Checkpoint(model, checkpoint.tokenizer, checkpoint.feature_extractor)

@@ -108,7 +108,7 @@ def test_the_page_shows_who_speaks(served_turns: Served, browser):
         return body.get_attribute("data-speaking")
 
     def answers() -> list[str]:
-        return [found.text for found in browser.find_elements(By.CSS_SELECTOR, "#text [data-who=assistant]")]
+        return [found.text for found in browser.find_elements(By.CSS_SELECTOR, "#text [data-who=assistant] span")]
 
     browser.find_element(By.ID, "talk").click()
     wait_for(lambda: body.get_attribute("data-state") in ("talking", "error"), 15, "conversation")
@@ -120,7 +120,7 @@ def test_the_page_shows_who_speaks(served_turns: Served, browser):
     browser.find_element(By.ID, "message").send_keys("Hello, what can you do?\n")
     wait_for(lambda: any(text.strip() for text in answers()), 30, "text of an answer")
     browser.save_screenshot(str(SCREENSHOTS / "it_speaks.png"))
-    typed = browser.find_element(By.CSS_SELECTOR, "#text [data-who=user]")
+    typed = browser.find_element(By.CSS_SELECTOR, "#text [data-who=user]:not([data-spoken]) span")
     assert typed.text == "Hello, what can you do?"
     browser.find_element(By.ID, "talk").click()
     assert body.get_attribute("data-state") == "idle"

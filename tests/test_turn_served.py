@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import tritonclient.grpc as grpc_client
-from websockets.sync.client import ClientConnection, connect
 
 from engine.checkpoint import Checkpoint
 from export.code2wav import DELAY_SAMPLES
 from tests.conftest import ROOT, Served
+from tests.guest import Guest, guest
 from tests.test_bridge import end
 from tests.test_triton import tick
 from tests.turn_oracle import TurnOracle
@@ -25,47 +23,6 @@ from tests.turns import TICK, lengthened
 SHORT = "answer_tokens=40&answer_frames=80"
 MANUAL = f"detection=manual&{SHORT}"
 OUTPUT_TICK = 7680
-
-
-@dataclass
-class Guest:
-    """A conversation at the bridge, in lockstep: after each tick said, its answer is awaited."""
-
-    socket: ClientConnection
-    sounds: list[np.ndarray] = field(default_factory=list)  # one a tick
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    def hear(self, timeout: float = 20) -> np.ndarray:
-        """The next tick's sound; events before it are noted."""
-        while isinstance(message := self.socket.recv(timeout=timeout), str):
-            self.events.append(json.loads(message))
-        self.sounds.append(np.frombuffer(message, np.int16))
-        return self.sounds[-1]
-
-    def say(self, pcm: np.ndarray) -> None:
-        """Whole ticks."""
-        for start in range(0, len(pcm), TICK):
-            self.socket.send(pcm[start : start + TICK].tobytes())
-            self.hear()
-
-    def ask(self, kind: str, **details: Any) -> None:
-        self.socket.send(json.dumps({"type": kind, **details}))
-
-    def wait_for(self, *wanted: str, ticks: int = 120) -> dict[str, Any]:
-        """Silence until one of the events comes."""
-        known = len(self.events)
-        for _ in range(ticks):
-            found = [event for event in self.events[known:] if event["type"] in wanted]
-            if found:
-                return found[0]
-            self.say(np.zeros(TICK, np.int16))
-        raise AssertionError(f"none of {wanted} came: {self.events}")
-
-
-def guest(served: Served, options: str) -> Guest:
-    socket = connect(f"{served.websocket}?{options}")
-    assert json.loads(socket.recv())["dialect"] == "turn"
-    return Guest(socket)
 
 
 def test_a_served_answer_is_what_generate_gives(served_turns: Served, checkpoint: Checkpoint, questions):
@@ -168,7 +125,7 @@ def test_a_commit_does_not_wait_for_the_clock(served_turns: Served, questions):
 
 
 def test_an_interruption_leaves_at_most_a_tick_of_sound(served_turns: Served, questions, interruption):
-    for seed in range(12):  # some answers of the tiny model are over before
+    for seed in range(12):  # some answers of the random model are over before
         client = guest(served_turns, f"temperature=0.9&seed={seed}")
         client.say(questions[0][: len(questions[0]) // TICK * TICK])
         if not any(event["type"] == "answer_started" for event in client.events):

@@ -3,6 +3,8 @@
 import { Floor } from "./floor.js";
 import { Latency } from "./latency.js";
 import { Level, rootMeanSquare } from "./level.js";
+import { showSuggestions } from "./suggestions.js";
+import { Transcript } from "./transcript.js";
 
 const INPUT_RATE = 16000;
 const LEVEL_FRAMES = 5; // microphone frames of 20 ms in a bar of its level
@@ -11,9 +13,11 @@ const element = (id) => document.getElementById(id);
 const microphoneLevel = new Level(element("microphone"));
 const loudspeakerLevel = new Level(element("loudspeaker"));
 let conversation = null;
-const floor = new Floor(document.body, element("text"), (words) => {
+const transcript = new Transcript(element("text"));
+const floor = new Floor(document.body, (words) => {
   if (conversation?.takesTurns) element("status").textContent = words;
 });
+showSuggestions(element("suggestions"));
 
 element("talk").onclick = () => (conversation ? conversation.stop() : start());
 element("reset").onclick = () => conversation?.reset();
@@ -34,6 +38,7 @@ function show(state, status) {
 
 async function start() {
   floor.clear();
+  transcript.clear();
   show("connecting", "Asking for the microphone …");
   conversation = new Conversation();
   try {
@@ -69,7 +74,10 @@ class Conversation {
     if (event.type === "conversation.opened") this.opened(event);
     else if (event.type === "reset") this.forget();
     else if (event.type === "error") this.complain(event.message);
-    else floor.take(event);
+    else {
+      floor.take(event);
+      transcript.take(event);
+    }
     if (event.type === "interrupted") this.playback.port.postMessage("skip");
   }
 
@@ -113,12 +121,13 @@ class Conversation {
 
   forget() {
     floor.clear();
+    transcript.clear();
     this.playback.port.postMessage("skip");
   }
 
   type(message) {
     if (!message) return;
-    floor.typed(message);
+    transcript.typed(message);
     this.socket.send(JSON.stringify({ type: "message", text: message }));
     this.latency.closed(performance.now());
   }
@@ -139,7 +148,7 @@ class Conversation {
 
   complain(message) {
     this.complaint = message; // the conversation goes on, unless the bridge closes it now
-    floor.note(message);
+    transcript.note(message);
   }
 
   closed(code) {

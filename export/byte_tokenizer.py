@@ -1,4 +1,4 @@
-"""The tiny checkpoint's tokenizer: one token a byte, and the special tokens and chat format of Qwen3-Omni."""
+"""The random checkpoint's tokenizer: one token a byte, and the special tokens and chat format of Qwen3-Omni."""
 
 from __future__ import annotations
 

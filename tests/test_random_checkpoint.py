@@ -1,4 +1,4 @@
-"""The tiny checkpoint is Qwen3-Omni in all but size, and the same everywhere."""
+"""The random checkpoint is Qwen3-Omni in all but size, and the same everywhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
 
 from engine.checkpoint import Checkpoint
-from export.tiny import make_tiny_checkpoint
-from export.tiny_tokenizer import SPECIAL_TOKENS
+from export.byte_tokenizer import SPECIAL_TOKENS
+from export.random_checkpoint import make_random_checkpoint
 
 # Of model.safetensors, on every machine: uniform draws of a frozen stream, and no measurement.
 WEIGHTS_SHA256 = "c9cc647db1b1e913602d4ab80efc5b2bf3f768fe3c8dd500003551463aae9844"
@@ -23,7 +23,7 @@ def digests(folder) -> dict[str, str]:
 
 
 def test_it_is_the_same_to_the_byte(tmp_path):
-    first, second = make_tiny_checkpoint(tmp_path / "a"), make_tiny_checkpoint(tmp_path / "b")
+    first, second = make_random_checkpoint(tmp_path / "a"), make_random_checkpoint(tmp_path / "b")
     assert digests(first) == digests(second)
     assert digests(first)["model.safetensors"] == WEIGHTS_SHA256
 

@@ -1,4 +1,4 @@
-"""Makes the tiny checkpoint: Qwen3-Omni's architecture, a few million random weights, the files of a real one.
+"""Makes the random checkpoint: Qwen3-Omni's architecture, a few million random weights, the files of a real one.
 
 It is the same to the byte on every machine: weights are uniform draws of numpy's frozen RandomState stream, which
 needs no transcendental function, and nothing is measured while it is made.
@@ -19,7 +19,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from export.tiny_tokenizer import make_tokenizer
+from export.byte_tokenizer import make_tokenizer
 
 SEED = 320
 CODEBOOK = 512  # entries of each of the 16 codebooks (2048 in the real one)
@@ -30,10 +30,10 @@ PRINTABLE = 94  # the tokenizer's first tokens are the printable ASCII character
 OUTPUT_CONV = "code2wav.decoder.6.conv"  # the last convolution before the loudspeaker
 
 
-def make_tiny_checkpoint(folder: Path) -> Path:
+def make_random_checkpoint(folder: Path) -> Path:
     """Writes weights, config, tokenizer, feature extractor and generation config to `folder`; returns it."""
     tokenizer = make_tokenizer()
-    config = tiny_config(tokenizer)
+    config = random_config(tokenizer)
     with torch.device("meta"):
         model = Qwen3OmniMoeForConditionalGeneration(config)
     model = model.to_empty(device="cpu")
@@ -51,7 +51,7 @@ def make_tiny_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
+def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
     """Every module of the real architecture, each as small as it can be and still do its work."""
 
     def token(text: str) -> int:

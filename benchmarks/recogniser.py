@@ -1,0 +1,45 @@
+"""A speech recogniser that nobody here trained: pocketsphinx with its own English model."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pocketsphinx
+import soxr
+
+RATE = 16000
+PAD_S = 0.3  # seconds of silence around a sentence
+NUMERALS = {"ok": "okay"}
+
+
+class Recogniser:
+    """Writes down speech."""
+
+    def __init__(self) -> None:
+        self._decoder = pocketsphinx.Decoder(loglevel="FATAL")
+
+    def transcribe(self, samples: np.ndarray, rate: int) -> str:
+        """The words of `samples`, int16 at any rate, in small letters."""
+        sound = soxr.resample(samples.astype(np.float32) / 32768, rate, RATE)
+        sound = np.pad(sound / max(1e-4, float(np.abs(sound).max())) * 0.6, int(PAD_S * RATE))
+        self._decoder.start_utt()
+        self._decoder.process_raw((sound * 32767).astype(np.int16).tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        hypothesis = self._decoder.hyp()
+        return str(hypothesis.hypstr) if hypothesis else ""
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a sentence as a recogniser writes them."""
+    return [NUMERALS.get(word, word) for word in re.findall(r"[a-z']+", text.lower())]
+
+
+def word_errors(heard: list[str], said: list[str]) -> int:
+    """Insertions, deletions and substitutions between two sentences."""
+    row = list(range(len(said) + 1))
+    for i, word in enumerate(heard, 1):
+        before, row = row, [i]
+        for j, other in enumerate(said, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (word != other)))
+    return row[-1]

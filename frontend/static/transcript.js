@@ -1,0 +1,91 @@
+// The conversation as people know one: turns in order, what was typed, when one spoke and for how long, and of an answer
+// that was interrupted the words that were not heard, marked.
+
+const percent = (share) => `${Math.round(share * 100)} %`;
+const clock = (milliseconds) => {
+  const seconds = Math.floor(milliseconds / 1000);
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+};
+
+export class Transcript {
+  constructor(list) {
+    this.list = list;
+    this.clear();
+  }
+
+  clear() {
+    this.list.textContent = "";
+    this.speech = null; // the user's turn that is being spoken: its entry and when it began
+    this.answer = null; // the entry of the answer that is being given
+  }
+
+  take(event) {
+    const handlers = {
+      speech_started: () => this.speechStarted(event),
+      speech_stopped: () => this.speechStopped(event),
+      answer_started: () => this.answerText(),
+      text: () => this.answerText().append(event.text),
+      answer_done: () => this.answerDone(),
+      interrupted: () => this.interrupted(event),
+      emotion: () => this.note(`The voice sounds ${event.label} (${percent(event.probability)}).`),
+      language: () => this.note(`The language is ${event.label} (${percent(event.probability)}).`),
+      turns_dropped: () => this.note("The oldest turn has left the context."),
+    };
+    handlers[event.type]?.();
+    this.list.scrollTop = this.list.scrollHeight;
+  }
+
+  typed(message) {
+    this.entry("user", "typed").lastChild.textContent = message;
+  }
+
+  note(words) {
+    this.entry("note").lastChild.textContent = words;
+  }
+
+  speechStarted({ at_ms }) {
+    this.speech = { entry: this.entry("user", clock(at_ms)), at_ms };
+    this.speech.entry.dataset.spoken = "";
+    this.speech.entry.lastChild.textContent = "speaking …";
+  }
+
+  speechStopped({ at_ms }) {
+    if (!this.speech) return;
+    this.speech.entry.lastChild.textContent = `spoke for ${((at_ms - this.speech.at_ms) / 1000).toFixed(1)} s`;
+    this.speech = null;
+  }
+
+  answerText() {
+    this.answer ??= this.entry("assistant");
+    return this.answer.lastChild;
+  }
+
+  answerDone() {
+    if (this.answer && !this.answer.lastChild.textContent) this.answer.remove();
+    this.answer = null;
+  }
+
+  interrupted({ heard_text, heard_ms }) {
+    if (this.answer) {
+      const words = this.answer.lastChild;
+      const unheard = document.createElement("del");
+      unheard.title = `interrupted after ${(heard_ms / 1000).toFixed(1)} s: these words were not heard`;
+      unheard.textContent = words.textContent.slice(heard_text.length);
+      words.textContent = heard_text;
+      words.append(unheard);
+    }
+    this.answerDone();
+  }
+
+  // A new entry of the list; its last child takes the words.
+  entry(who, when = "") {
+    const entry = document.createElement("li");
+    entry.dataset.who = who;
+    const label = document.createElement("small");
+    label.textContent = { user: "You", assistant: "Voice", note: "" }[who] + (when ? ` · ${when}` : "");
+    entry.append(label, document.createElement("span"));
+    this.list.append(entry);
+    this.list.scrollTop = this.list.scrollHeight;
+    return entry;
+  }
+}

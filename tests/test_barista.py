@@ -1,0 +1,117 @@
+"""The default checkpoint, served: orders typed and spoken, changes, memory, and manners.
+
+The voice is flite's rms, which the training never heard; pocketsphinx, with its own model, reads the answers' sound.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
+
+from benchmarks.acceptance import is_accepted, named_slots
+from config.settings import BARISTA, INPUT_HZ, OUTPUT_HZ
+from tests.conftest import ROOT, Served, serve, serve_environment
+from tests.guest import Guest, guest
+from tests.turns import TICK
+
+BUILD = ROOT / "build" / "barista_test"
+LONGEST_ANSWER_MS = 8000
+MOST_BYTES = 12_000_000
+LATTE = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
+
+
+@pytest.fixture(scope="module")
+def barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """What `./sca serve` serves with nothing named."""
+    environment = serve_environment("turn")
+    del environment["SCA_QWEN_MODEL_ID"]
+    yield from serve(environment, tmp_path_factory.mktemp("barista") / "log", BUILD)
+
+
+def said(words: str, voice: str = "rms") -> np.ndarray:
+    """A sentence by one of flite's voices, int16 at 16 kHz."""
+    wav = subprocess.run(["flite", "-voice", voice, "-t", words, "-o", "/dev/stdout"], capture_output=True, check=True)
+    samples, rate = soundfile.read(io.BytesIO(wav.stdout), dtype="float32")
+    return (soxr.resample(samples, rate, INPUT_HZ) * 32767).astype(np.int16)
+
+
+def speak(client: Guest, sound: np.ndarray) -> None:
+    """A spoken turn, whole ticks, and its commit."""
+    padded = np.pad(sound, (TICK // 2, TICK - (len(sound) + TICK // 2) % TICK))
+    client.ask("listen")
+    client.say(padded)
+    client.ask("commit")
+    client.hear()
+
+
+def ask(client: Guest, message: str) -> dict[str, Any]:
+    """A typed turn; its `answer_done`."""
+    client.ask("message", text=message)
+    return client.wait_for("answer_done")
+
+
+def test_it_is_small_and_an_ordinary_checkpoint():
+    assert sum(file.stat().st_size for file in BARISTA.iterdir()) <= MOST_BYTES
+    assert (BARISTA / "README.md").is_file(), "the model card"
+    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(BARISTA, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(BARISTA)
+    chat = [{"role": "user", "content": "Can I get a large dark roast latte with soy milk?"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    end = model.config.im_end_token_id
+    torch.manual_seed(0)
+    tokens, waveform = model.generate(
+        **inputs, thinker_eos_token_id=end, thinker_do_sample=False, talker_max_new_tokens=150
+    )
+    text = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert is_accepted(text, LATTE), text
+    assert OUTPUT_HZ < waveform.numel() < 8 * OUTPUT_HZ, "it speaks, and it ends"
+
+
+def test_a_typed_order_is_taken_changed_and_remembered(barista: Served):
+    client = guest(barista, "detection=manual")
+    ordered = ask(client, "Can I get a large dark roast latte with soy milk?")
+    assert is_accepted(ordered["text"], LATTE), ordered
+    assert 0 < ordered["spoken_ms"] <= LONGEST_ANSWER_MS
+    changed = ask(client, "Make it small.")
+    assert is_accepted(changed["text"], {**LATTE, "size": "small"}), changed
+    remembered = ask(client, "What did I order?")
+    assert is_accepted(remembered["text"], {**LATTE, "size": "small"}), remembered
+    cancelled = ask(client, "Cancel that.")
+    assert not named_slots(cancelled["text"]), cancelled
+
+
+def test_what_is_missing_is_asked_for(barista: Served):
+    client = guest(barista, "detection=manual")
+    answer = ask(client, "Can I have a mocha?")["text"]
+    assert answer.endswith("What size would you like?"), answer
+    assert is_accepted(answer, {"coffeeDrink": "mocha"})
+    assert is_accepted(ask(client, "Large, please.")["text"], {"coffeeDrink": "mocha", "size": "large"})
+
+
+def test_a_change_in_the_middle_of_an_answer(barista: Served):
+    """It falls silent, and its next answer is about the changed order."""
+    client = guest(barista, "detection=manual")
+    client.ask("message", text="Give me a large dark roast latte with soy milk")
+    client.wait_for("answer_started")
+    client.say(np.zeros(2 * TICK, np.int16))
+    done = ask(client, "actually a mocha")
+    assert [event["type"] for event in client.events].count("interrupted") == 1
+    assert is_accepted(done["text"], {**LATTE, "coffeeDrink": "mocha"}), done
+
+
+def test_noise_is_not_answered(barista: Served):
+    client = guest(barista, "")
+    noise = np.random.RandomState(1).normal(0, 1500, 20 * INPUT_HZ).astype(np.int16)
+    hum = (3000 * np.sin(2 * np.pi * 120 * np.arange(20 * INPUT_HZ) / INPUT_HZ)).astype(np.int16)
+    for sound in (noise, hum):
+        client.say(sound[: len(sound) // TICK * TICK])
+    assert not any(heard.any() for heard in client.sounds)

@@ -1,0 +1,1 @@
+"""How the default checkpoint is made; nothing that serves imports it."""

@@ -1,0 +1,29 @@
+"""When each word of the users' clips is spoken: a line of JSON a clip, beside each shard that has none yet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from training.alignment import Aligner
+from training.clips import ALIGNMENT, read_shard
+from training.model import load_tokenizer
+
+
+def main() -> None:
+    """The program; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder with clips/")
+    args = parser.parse_args()
+    aligner = Aligner(load_tokenizer(args.work))
+    shards = sorted(path for path in (args.work / "clips").glob("users-*.npz") if not path.name.endswith(".tmp.npz"))
+    for path in tqdm([path for path in shards if not path.with_suffix(ALIGNMENT).exists()], unit="shard"):
+        found = [aligner.words(clip.samples, clip.about["text"]) for clip in read_shard(path)]
+        path.with_suffix(ALIGNMENT).write_text("".join(json.dumps(words) + "\n" for words in found))
+
+
+if __name__ == "__main__":
+    main()

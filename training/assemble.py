@@ -1,0 +1,62 @@
+"""Puts what the stages learned into one checkpoint: 16-bit safetensors, config, tokenizer and all that goes with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
+
+from training.model import load_tokenizer, make_config
+
+LARGEST = 12_000_000  # bytes of all files together
+SUGGESTIONS = "suggestions.json"  # what a client may propose to say
+
+
+def assemble(work: Path, folder: Path) -> Path:
+    """Writes the checkpoint of a training run; what is not ours to make (the model card) stays as it is."""
+    tokenizer = load_tokenizer(work)
+    config = make_config(tokenizer)
+    config.dtype = torch.float16
+    model = Qwen3OmniMoeForConditionalGeneration(config)
+    thinker, codec = _state(work / "thinker.pt"), _state(work / "codec.pt")
+    model.thinker.load_state_dict(thinker["thinker"])
+    model.talker.load_state_dict(_state(work / "talker.pt")["talker"])
+    model.code2wav.load_state_dict(codec["code2wav"])
+    model = model.to(torch.float16)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{name} does not fit 16 bits")
+    end = int(tokenizer.eos_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=128, return_attention_mask=True).save_pretrained(folder)
+    shutil.copy(Path(__file__).parent / SUGGESTIONS, folder / SUGGESTIONS)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if size > LARGEST:
+        raise ValueError(f"{folder} has {size} bytes, expected at most {LARGEST}")
+    return folder
+
+
+def _state(path: Path) -> dict[str, Any]:
+    return dict(torch.load(path, weights_only=True, map_location="cpu"))
+
+
+def main() -> None:
+    """The program; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder with thinker.pt, talker.pt and codec.pt")
+    parser.add_argument("folder", type=Path, help="the checkpoint to write")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    assemble(args.work, args.folder)
+    print(json.dumps({file.name: file.stat().st_size for file in sorted(args.folder.iterdir())}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Rooms, noises, microphones and other throats: one clip becomes many. float32 samples at 16 kHz throughout."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import soxr
+from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+from scipy.signal import butter, fftconvolve, sosfilt
+
+RATE = 16000
+
+
+def noise(draw: random.Random, length: int) -> np.ndarray:
+    """Coloured noise, hum or a chord, of deviation 1: what a microphone hears where nobody speaks."""
+    generator = np.random.default_rng(draw.getrandbits(32))
+    kind = draw.random()
+    if kind < 0.75:
+        size = next_fast_len(length, real=True)
+        spectrum = rfft(generator.standard_normal(size, np.float32))
+        frequency = np.maximum(rfftfreq(size, 1 / RATE), 20.0).astype(np.float32)
+        colour = draw.uniform(0.0, 2.2)  # exponent of the power spectrum: 0 white, 1 pink, 2 brown
+        sound = irfft(spectrum * frequency ** (-colour / 2), size)[:length]
+    else:
+        time = np.arange(length) / RATE
+        base = draw.uniform(45, 500)
+        partials = draw.sample(range(1, 9), draw.randint(1, 6))
+        sound = sum(np.sin(2 * np.pi * base * k * time + draw.uniform(0, 6.3)) / k for k in partials)
+        sound = sound * (1 + 0.5 * np.sin(2 * np.pi * draw.uniform(0.2, 5) * time)) + 0.05 * generator.standard_normal(
+            length
+        )
+    return (sound / max(1e-6, float(sound.std()))).astype(np.float32)
+
+
+def babble(draw: random.Random, others: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Several people at once, of deviation 1. `others`: int16 clips."""
+    total = np.zeros(length, np.float32)
+    for _ in range(draw.randint(2, 6)):
+        voice = draw.choice(others).astype(np.float32) / 32768
+        total += np.resize(np.roll(voice, draw.randrange(len(voice))), length) * draw.uniform(0.4, 1.0)
+    return total / max(1e-6, float(total.std()))
+
+
+def throat(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Pitch, formants and rate times `factor`, by resampling."""
+    return np.asarray(soxr.resample(samples, RATE * factor, RATE, quality="LQ"), np.float32)
+
+
+def room(draw: random.Random, samples: np.ndarray) -> np.ndarray:
+    """Reverberation: exponentially decaying noise behind the direct sound."""
+    generator = np.random.default_rng(draw.getrandbits(32))
+    decay = draw.uniform(0.08, 0.6)  # seconds until 60 dB below
+    tail = generator.standard_normal(int(RATE * decay), np.float32) * 10 ** (
+        -3 * np.arange(int(RATE * decay)) / (RATE * decay)
+    )
+    tail[: int(RATE * draw.uniform(0.001, 0.02))] = 0.0
+    tail *= draw.uniform(0.1, 0.8) / max(1e-6, float(np.sqrt((tail**2).sum())))
+    tail[0] = 1.0
+    return fftconvolve(samples, tail)[: len(samples)].astype(np.float32)
+
+
+def microphone(draw: random.Random, samples: np.ndarray) -> np.ndarray:
+    """A band limit, a tilt, or clipping."""
+    if draw.random() < 0.5:
+        samples = sosfilt(butter(2, draw.uniform(2800, 7600), fs=RATE, output="sos"), samples)
+    if draw.random() < 0.5:
+        samples = sosfilt(butter(1, draw.uniform(40, 500), "highpass", fs=RATE, output="sos"), samples)
+    if draw.random() < 0.15:
+        peak = float(np.abs(samples).max())
+        samples = np.clip(samples, -peak * 0.4, peak * 0.4)
+    return np.asarray(samples, np.float32)
+
+
+class Augmented(NamedTuple):
+    """A clip that was changed: what was at a time t in seconds is now at `begin_s + t / rate`."""
+
+    samples: np.ndarray  # float32
+    begin_s: float
+    rate: float
+
+
+def augmented(
+    draw: random.Random, samples: np.ndarray, others: Sequence[np.ndarray], strength: float = 1.0
+) -> Augmented:
+    """A clip as another person in another place would have given it. `samples`: int16; `strength`: 0 is hardly."""
+    sound = samples.astype(np.float32) / 32768
+    rate = draw.uniform(0.86, 1.18) if draw.random() < 0.7 * strength else 1.0
+    if rate != 1.0:
+        sound = throat(sound, rate)
+    before, after = draw.uniform(0.1, 0.5), draw.uniform(0.05, 0.6)
+    sound = np.pad(sound, (int(before * RATE), int(after * RATE)))
+    if draw.random() < 0.4 * strength:
+        sound = room(draw, sound)
+    level = max(1e-4, float(np.sqrt((sound**2).mean())))
+    if draw.random() < 0.75:
+        sound = sound + noise(draw, len(sound)) * level * 10 ** (-draw.uniform(40 - 32 * strength, 45) / 20)
+    if draw.random() < 0.35 * strength:
+        sound = sound + babble(draw, others, len(sound)) * level * 10 ** (-draw.uniform(5, 28) / 20)
+    if draw.random() < 0.5 * strength:
+        sound = microphone(draw, sound)
+    gain = 10 ** (-draw.uniform(0.5, 24) / 20) / max(1e-4, float(np.abs(sound).max()))
+    return Augmented(np.clip(sound * gain, -1, 1), before, rate)

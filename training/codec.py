@@ -1,0 +1,175 @@
+"""The half of the codec that exists for training only: an encoder and a residual quantizer.
+
+The decoder is transformers' own code2wav. It takes the mean of 16 embeddings, so a codebook's entries times 16 are its
+embeddings and the mean is the quantized latent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+RATE = 24000
+FRAME = 1920  # samples of a codec frame, 80 ms
+HOP = 240  # samples of a mel frame; 8 of them are a codec frame
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram: [B, samples] -> [B, bands, samples // hop]."""
+
+    def __init__(self, n_fft: int = 1024, hop: int = HOP, bands: int = 80):
+        super().__init__()
+        self.n_fft, self.hop = n_fft, hop
+        filters = mel_filter_bank(n_fft // 2 + 1, bands, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
+        self.register_buffer("filters", torch.from_numpy(filters).float().T, persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """See the class."""
+        return self.log(self.magnitudes(samples)[..., : samples.shape[-1] // self.hop])
+
+    def magnitudes(self, samples: Tensor) -> Tensor:
+        """Magnitudes of the spectrum, [B, bins, frames]."""
+        spectrum = torch.stft(
+            samples, self.n_fft, self.hop, window=self.window, center=True, pad_mode="reflect", return_complex=True
+        )
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
+
+    def log(self, magnitudes: Tensor) -> Tensor:
+        """Their log-mel."""
+        return torch.log(torch.clamp(self.filters @ magnitudes, min=1e-4))
+
+
+class Residual(nn.Module):
+    """A dilated convolution beside an identity, [B, channels, T]."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.conv = nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """See the class."""
+        return hidden + self.out(F.gelu(self.conv(F.gelu(self.norm(hidden)))))
+
+
+class Encoder(nn.Module):
+    """[B, samples] at 24 kHz -> latents [B, frames, latent] at 12.5 Hz."""
+
+    def __init__(self, latent: int, channels: int = 192):
+        super().__init__()
+        self.log_mel = LogMel()
+        self.layers = nn.Sequential(
+            nn.Conv1d(80, channels, 5, padding=2),
+            Residual(channels, 1),
+            nn.Conv1d(channels, channels, 4, stride=2, padding=1),
+            Residual(channels, 1),
+            Residual(channels, 3),
+            nn.Conv1d(channels, channels, 4, stride=2, padding=1),
+            Residual(channels, 1),
+            Residual(channels, 3),
+            nn.Conv1d(channels, channels, 4, stride=2, padding=1),
+            Residual(channels, 1),
+            nn.GroupNorm(1, channels),
+            nn.Conv1d(channels, latent, 1),
+        )
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """See the class."""
+        return self.layers((self.log_mel(samples) + 5.0) / 3.0).transpose(1, 2)
+
+
+class Quantized(NamedTuple):
+    """What the quantizer gives."""
+
+    latent: Tensor  # [B, T, latent], straight through
+    codes: Tensor  # [B, T, books]
+    commitment: Tensor
+
+
+class ResidualQuantizer(nn.Module):
+    """Codebooks learned by moving averages; an entry that nothing chooses is put where a latent is."""
+
+    def __init__(self, books: int, entries: int, latent: int, decay: float = 0.98):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("entries", torch.randn(books, entries, latent) / math.sqrt(latent))
+        self.register_buffer("counts", torch.ones(books, entries))
+        self.register_buffer("sums", self.entries.clone())
+        self.register_buffer("started", torch.zeros(books, dtype=torch.bool))
+
+    def encode(self, latent: Tensor) -> Tensor:
+        """Codes [..., books] of latents [..., latent]."""
+        residual, codes = latent, []
+        for book in self.entries:
+            code = torch.cdist(residual.reshape(-1, residual.shape[-1]), book).argmin(-1).reshape(residual.shape[:-1])
+            residual = residual - book[code]
+            codes.append(code)
+        return torch.stack(codes, -1)
+
+    def forward(self, latent: Tensor, keep: int) -> Quantized:
+        """Quantizes with the first `keep` books; in training mode the books follow the latents."""
+        flat = latent.reshape(-1, latent.shape[-1])
+        residual, total, codes = flat.detach(), torch.zeros_like(flat), []
+        for i in range(len(self.entries)):
+            if self.training and not self.started[i]:
+                self._start(i, residual)
+            code = torch.cdist(residual, self.entries[i]).argmin(-1)
+            chosen = self.entries[i][code]
+            if self.training:
+                self._follow(i, residual, code)
+            if i < keep:
+                total = total + chosen
+            residual = residual - chosen
+            codes.append(code)
+        straight = flat + (total - flat).detach()
+        shape = latent.shape
+        return Quantized(
+            straight.reshape(shape), torch.stack(codes, -1).reshape(*shape[:-1], -1), F.mse_loss(flat, total.detach())
+        )
+
+    @torch.no_grad()
+    def _start(self, i: int, residual: Tensor) -> None:
+        chosen = residual[torch.randint(len(residual), (self.entries.shape[1],))]
+        self.entries[i] = chosen + 0.01 * residual.std() * torch.randn_like(chosen)
+        self.sums[i] = self.entries[i]
+        self.started[i] = True
+
+    @torch.no_grad()
+    def _follow(self, i: int, residual: Tensor, code: Tensor) -> None:
+        hot = F.one_hot(code, self.entries.shape[1]).to(residual.dtype)
+        self.counts[i].mul_(self.decay).add_(hot.sum(0), alpha=1 - self.decay)
+        self.sums[i].mul_(self.decay).add_(hot.T @ residual, alpha=1 - self.decay)
+        dead = self.counts[i] < 0.02
+        if dead.any():
+            replacement = residual[torch.randint(len(residual), (int(dead.sum()),))]
+            self.sums[i][dead], self.counts[i][dead] = replacement, 1.0
+        self.entries[i] = self.sums[i] / self.counts[i].unsqueeze(-1)
+
+
+class SpectralLoss(nn.Module):
+    """Distance of waveforms [B, samples]: log-mel at four resolutions, and spectral convergence (Parallel WaveGAN).
+
+    Mel bands, because most bins of a linear spectrum lie above 3 kHz, where speech has noise that nobody can predict.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mels = nn.ModuleList(
+            LogMel(n_fft, n_fft // 4, bands) for n_fft, bands in ((256, 20), (512, 40), (1024, 80), (2048, 120))
+        )
+
+    def forward(self, heard: Tensor, wanted: Tensor) -> Tensor:
+        """A scalar."""
+        total = heard.new_zeros(())
+        for mel in self.mels:
+            a, b = mel.magnitudes(heard), mel.magnitudes(wanted)
+            total = total + 0.3 * torch.linalg.norm(b - a) / torch.linalg.norm(b).clamp(min=1e-3)
+            total = total + F.l1_loss(mel.log(a), mel.log(b))
+        return total / len(self.mels)

@@ -1,0 +1,180 @@
+"""The barista's shape: an ordinary `qwen3_omni_moe` configuration of under six million parameters, and tokenizer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3OmniMoeConfig
+
+from export.byte_tokenizer import CHAT_TEMPLATE, ROLES, SPECIAL_TOKENS
+from training import grammar
+
+VOCABULARY = 900  # tokens, the special ones not counted
+CODEBOOK = 128  # entries of each of the 16 codebooks
+CODEBOOKS = 16
+THINKER, TALKER, CODEC = 160, 128, 128  # hidden sizes
+VOICE = "ethan"  # the name by which clients ask for a voice unless they say another
+
+
+def load_tokenizer(work: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a training run, made at first use: a later change of the grammar must not change its tokens."""
+    folder = work / "tokenizer"
+    if not folder.exists():
+        make_tokenizer().save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def make_tokenizer(seed: int = 1) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, trained on what people and the barista say; any other text is spelled in shorter pieces."""
+    draw = random.Random(seed)
+
+    def corpus():
+        for _ in range(20_000):
+            barista = grammar.Barista()
+            for _ in range(draw.randrange(1, 5)):
+                said = grammar.utterance(draw, grammar.next_kind(draw, barista))
+                yield said.text
+                yield said.text.capitalize() + "."
+                yield barista.answer(said)
+        for role in ROLES:
+            for _ in range(20_000):
+                yield role
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+        extra_special_tokens={
+            "audio_token": "<|audio_pad|>",
+            "audio_bos_token": "<|audio_start|>",
+            "audio_eos_token": "<|audio_end|>",
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+        },
+    )
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
+    """Every module of the real architecture, sized for two CPU cores and 12 MB in 16 bits."""
+
+    def token(text: str) -> int:
+        return int(tokenizer.convert_tokens_to_ids(text))
+
+    modality_ids = {
+        "audio_token_id": token("<|audio_pad|>"),
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "audio_start_token_id": token("<|audio_start|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+    }
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    mrope = {**rope, "mrope_section": [8, 4, 4], "interleaved": True, "mrope_interleaved": True}
+    attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2}
+
+    return Qwen3OmniMoeConfig(
+        thinker_config={
+            **modality_ids,
+            "user_token_id": token("user"),
+            "audio_config": {
+                "d_model": 160,
+                "encoder_layers": 5,
+                "encoder_attention_heads": 4,
+                "encoder_ffn_dim": 448,
+                "downsample_hidden_size": 32,
+                "output_dim": THINKER,
+                "dropout": 0.0,
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_heads": 2,
+                "patch_size": 4,
+                "out_hidden_size": THINKER,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [],
+            },
+            "text_config": {
+                "vocab_size": len(tokenizer),
+                "hidden_size": THINKER,
+                "intermediate_size": 128,
+                "moe_intermediate_size": 72,
+                "num_hidden_layers": 4,
+                "rope_parameters": mrope,
+                **attention,
+                **experts,
+            },
+        },
+        talker_config={
+            **modality_ids,
+            "thinker_hidden_size": THINKER,
+            "accept_hidden_layer": 3,
+            "num_code_groups": CODEBOOKS,
+            "spatial_merge_size": 2,
+            "codec_pad_id": CODEBOOK + 100,
+            "codec_bos_id": CODEBOOK + 101,
+            "codec_eos_token_id": CODEBOOK + 102,
+            "codec_nothink_id": CODEBOOK + 107,
+            "codec_think_bos_id": CODEBOOK + 108,
+            "codec_think_eos_id": CODEBOOK + 109,
+            "speaker_id": {VOICE: CODEBOOK + 253},
+            "text_config": {
+                "vocab_size": CODEBOOK + 1024,  # generate() suppresses the last 1024 codes but the end
+                "hidden_size": TALKER,
+                "intermediate_size": 160,
+                "moe_intermediate_size": 64,
+                "shared_expert_intermediate_size": 64,
+                "num_hidden_layers": 4,
+                "norm_topk_prob": True,
+                "rope_parameters": mrope,
+                **attention,
+                **experts,
+            },
+            "code_predictor_config": {
+                "vocab_size": CODEBOOK,
+                "hidden_size": TALKER,
+                "intermediate_size": 256,
+                "num_hidden_layers": 2,
+                "num_code_groups": CODEBOOKS,
+                "rope_parameters": rope,
+                **attention,
+            },
+        },
+        code2wav_config={
+            "codebook_size": CODEBOOK,
+            "hidden_size": CODEC,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "decoder_dim": 160,
+            "sliding_window": 32,  # codec frames that its transformer looks back on; training clips are longer
+            "num_quantizers": CODEBOOKS,
+            "rope_parameters": rope,
+        },
+        im_start_token_id=token("<|im_start|>"),
+        im_end_token_id=token("<|im_end|>"),
+        tts_pad_token_id=token("<tts_pad>"),
+        tts_bos_token_id=token("<tts_text_bos>"),
+        tts_eos_token_id=token("<tts_text_eod>"),
+        system_token_id=token("system"),
+        user_token_id=token("user"),
+        assistant_token_id=token("assistant"),
+        dtype="float32",
+    )

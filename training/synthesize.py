@@ -1,0 +1,81 @@
+"""Makes the sound of the training: the barista's sentences by one voice, the users' by many.
+
+Writes shards of clips, `NAME-0007.npz` with int16 samples and a line of JSON a clip, and goes on where it stopped.
+`python -m training.synthesize users FOLDER --clips 2000`, `python -m training.synthesize barista FOLDER --clips 800`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from training import grammar, voices
+
+SHARD = 25  # clips
+
+
+def barista_sentences(draw: random.Random) -> Iterator[str]:
+    """Answers of random dialogues, each once; the longer ones are rarer."""
+    seen: set[str] = set()
+    while True:
+        barista = grammar.Barista()
+        for _ in range(draw.randrange(1, 6)):
+            answer = barista.answer(grammar.utterance(draw, grammar.next_kind(draw, barista)))
+            fixed = barista.order is None or barista.order.phrase() not in answer  # the same in every shard
+            if answer and answer not in seen and len(answer.split()) <= 26 and not (fixed and draw.random() < 0.85):
+                seen.add(answer)
+                yield answer
+
+
+def barista_clips(styles: Path, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Sound (float32, 24 kHz) and text of the barista's sentences."""
+    speaker = voices.Kokoro(styles)
+    for text in barista_sentences(random.Random(seed)):
+        yield speaker.speak(text, {voices.BARISTA: 1.0}, voices.BARISTA_SPEED), {"text": text}
+
+
+def user_clips(styles: Path, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Sound (float32, 16 kHz), text and meaning of what users say; six of ten are orders."""
+    draw = random.Random(seed)
+    crowd = voices.Crowd(styles, draw)
+    while True:
+        kind = draw.choices(grammar.kinds(), weights=(58, 4, 14, 3, 2, 3, 2, 3, 1.5, 1, 1, 1, 1.5, 1, 6))[0]
+        said = grammar.utterance(draw, kind)
+        samples, speaker = crowd.speak(said.text)
+        yield samples, {**dataclasses.asdict(said), "speaker": speaker}
+
+
+def main() -> None:
+    """The program; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("barista", "users"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--styles", type=Path, required=True, help="folder `voices` of the npm package kokoro-js")
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    done = len(list(args.folder.glob(f"{args.what}-{args.seed}-*.npz")))
+    make = barista_clips if args.what == "barista" else user_clips
+    for shard in tqdm(range(done, (args.clips + SHARD - 1) // SHARD), initial=done, unit="shard"):
+        clips = make(args.styles, args.seed * 100_000 + shard)  # a shard's clips follow from its number alone
+        arrays: dict[str, Any] = {}
+        lines = []
+        for i, (samples, about) in zip(range(SHARD), clips, strict=False):
+            arrays[str(i)] = (np.clip(samples, -1, 1) * 32767).astype(np.int16)
+            lines.append(json.dumps(about))
+        path = args.folder / f"{args.what}-{args.seed}-{shard:04d}.npz"
+        np.savez(path.with_suffix(".tmp.npz"), meta=np.array(lines), **arrays)
+        path.with_suffix(".tmp.npz").replace(path)
+
+
+if __name__ == "__main__":
+    main()

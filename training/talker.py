@@ -1,0 +1,163 @@
+"""The talker in training: the sequence that `generate()` would have fed it, with the true codes in place of its own."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
+
+from training.model import CODEBOOK, CODEBOOKS, VOICE
+
+GUIDED_LAYER = 2  # whose first two heads are taught to look at the word that is spoken, and at the next
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A sentence of the barista."""
+
+    text: list[int]  # tokens, the end of the turn included
+    codes: Tensor  # [T, books]
+    token_of_frame: np.ndarray | None  # [T], which token is spoken
+
+
+def make_talker(config: Any) -> Qwen3OmniMoeTalkerForConditionalGeneration:
+    """A fresh talker with its code predictor."""
+    talker_config = config.talker_config
+    talker_config.text_config._attn_implementation = "eager"  # its weights are looked at
+    talker = Qwen3OmniMoeTalkerForConditionalGeneration._from_config(talker_config, attn_implementation="eager")
+    for name, parameter in talker.named_parameters():
+        if "experts" in name and parameter.dim() == 3:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        elif "codec_embedding" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return talker
+
+
+class Teacher:
+    """Builds inputs and losses of a batch. `embeddings`: the thinker's token embeddings."""
+
+    def __init__(
+        self, config: Any, talker: Qwen3OmniMoeTalkerForConditionalGeneration, embeddings: Tensor, opening: list[int]
+    ):
+        self._config, self._talker, self._embeddings, self._opening = config, talker, embeddings, opening
+        codec = config.talker_config
+        self._prefix_codes = torch.tensor([
+            codec.codec_nothink_id, codec.codec_think_bos_id, codec.codec_think_eos_id, codec.speaker_id[VOICE],
+            codec.codec_pad_id, codec.codec_bos_id,
+        ])  # fmt: skip
+
+    def _text(self, ids: list[int]) -> Tensor:
+        return self._talker.text_projection(self._embeddings[torch.tensor(ids, dtype=torch.long)])
+
+    def sequence(self, spoken: Spoken, heard: Tensor, user: Tensor) -> tuple[Tensor, int]:
+        """Inputs [S, hidden] of a sentence after a user's part, and the position that predicts the first frame.
+
+        `heard`: the codes [T, books] that the talker is told it spoke.
+        """
+        config, talker = self._config, self._talker
+        head = self._text([*self._opening, *[config.tts_pad_token_id] * 4, config.tts_bos_token_id, spoken.text[0]])
+        codes = talker.get_input_embeddings()(self._prefix_codes)
+        head = torch.cat([head[:3], head[3:] + codes])
+        trailing = [*spoken.text[1:], config.tts_eos_token_id][: len(heard)]
+        trailing += [config.tts_pad_token_id] * (len(heard) - len(trailing))
+        return torch.cat([user, head, self.frame_embeddings(heard) + self._text(trailing)]), len(user) + len(head) - 1
+
+    @property
+    def end(self) -> int:
+        """The code that ends an answer."""
+        return int(self._config.talker_config.codec_eos_token_id)
+
+    def step(self, frame: Tensor, text: list[int], index: int) -> Tensor:
+        """The input [1, 1, hidden] after the frame of this index, codes [books], has been spoken."""
+        trailing = [*text[1:], self._config.tts_eos_token_id]
+        token = trailing[index] if index < len(trailing) else self._config.tts_pad_token_id
+        return (self.frame_embeddings(frame[None]) + self._text([token]))[None]
+
+    def frame_embeddings(self, codes: Tensor) -> Tensor:
+        """The sum of a frame's 16 embeddings, [T, hidden]."""
+        total = self._talker.get_input_embeddings()(codes[:, 0])
+        for book, embedding in enumerate(self._talker.code_predictor.get_input_embeddings(), 1):
+            total = total + embedding(codes[:, book])
+        return total
+
+    def user_part(self, draw: random.Random) -> Tensor:
+        """A user's part of any content: the talker has to speak the same after each."""
+        parts = [torch.zeros(0, self._talker.config.text_config.hidden_size)]
+        for _ in range(draw.choice((0, 0, 1, 1, 2, 3))):
+            tokens = [draw.randrange(len(self._embeddings)) for _ in range(draw.randint(4, 14))]
+            parts.append(self._text(tokens))
+            if draw.random() < 0.7:
+                hidden = torch.randn(draw.randint(6, 40), self._embeddings.shape[1]) * draw.uniform(0.3, 6.0)
+                parts.append(self._talker.hidden_projection(hidden))
+        return torch.cat(parts).detach()
+
+    def losses(self, batch: list[Spoken], draw: random.Random, mistakes: float = 0.06) -> dict[str, Tensor]:
+        """Cross entropies of the first codebook and of the others, and the guidance of attention.
+
+        A share of `mistakes` of the frames that the talker is told it spoke have wrong codes, as its own would have.
+        """
+        rows, starts = [], []
+        for spoken in batch:
+            heard = spoken.codes.clone()
+            wrong = torch.rand(len(heard), CODEBOOKS) < mistakes * (torch.rand(len(heard), 1) < 0.5) * 2
+            heard[wrong] = torch.randint(CODEBOOK, (int(wrong.sum()),))
+            row, start = self.sequence(spoken, heard, self.user_part(draw))
+            rows.append(row)
+            starts.append(start)
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        positions = torch.arange(inputs.shape[1]).expand(3, len(rows), -1)
+        output = self._talker.model(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, output_attentions=True
+        )
+        end = torch.tensor([self.end])
+        hidden = torch.cat(
+            [
+                output.last_hidden_state[i, s : s + len(b.codes) + 1]
+                for i, (b, s) in enumerate(zip(batch, starts, strict=True))
+            ]
+        )
+        wanted = torch.cat([torch.cat([b.codes[:, 0], end]) for b in batch])
+        logits = self._talker.codec_head(hidden)
+        first = F.cross_entropy(logits, wanted)
+
+        frames = torch.cat(
+            [torch.arange(len(b.codes)) + sum(len(c.codes) + 1 for c in batch[:i]) for i, b in enumerate(batch)]
+        )
+        codes = torch.cat([b.codes for b in batch])
+        chosen = torch.randperm(len(frames))[: max(1, len(frames) // 2)]
+        return {
+            "first": first,
+            "right": (logits.argmax(-1) == wanted).float().mean(),
+            "others": self._predictor_loss(hidden[frames[chosen]], codes[chosen]),
+            "guide": self._guidance(output.attentions[GUIDED_LAYER], batch, starts),
+        }
+
+    def _predictor_loss(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """Cross entropy of codebooks 1 to 15 of frames: hidden [N, hidden], codes [N, books]."""
+        predictor = self._talker.code_predictor
+        inputs = [hidden, self._talker.get_input_embeddings()(codes[:, 0])]
+        inputs += [embed(codes[:, book]) for book, embed in enumerate(predictor.get_input_embeddings()[:-1], 1)]
+        output = predictor.model(inputs_embeds=torch.stack(inputs, 1)).last_hidden_state
+        logits = torch.stack([head(output[:, book]) for book, head in enumerate(predictor.lm_head, 1)], 1)
+        return F.cross_entropy(logits.flatten(0, 1), codes[:, 1:].flatten())
+
+    def _guidance(self, attention: Tensor, batch: list[Spoken], starts: list[int]) -> Tensor:
+        """How little two heads look at the token that is spoken and at the next; attention is [B, heads, S, S]."""
+        losses = []
+        for i, (spoken, start) in enumerate(zip(batch, starts, strict=True)):
+            if spoken.token_of_frame is None:
+                continue
+            frames = torch.arange(len(spoken.codes))
+            for head, ahead in ((0, 0), (1, 1)):
+                token = torch.from_numpy(spoken.token_of_frame).long()[: len(frames)] + ahead
+                token = torch.minimum(token.clamp(max=len(spoken.text)), frames)  # not yet read: the newest there is
+                weight = attention[i, head][start + frames, start + token]
+                losses.append(-(weight + 1e-4).log().mean())
+        return torch.stack(losses).mean() if losses else attention.new_zeros(())
