@@ -91,6 +91,8 @@ def augmented(
     if rate != 1.0:
         sound = throat(sound, rate)
     before, after = draw.uniform(0.1, 0.5), draw.uniform(0.05, 0.6)
+    if draw.random() < 0.25:  # a commit may come late, and a turn begin early
+        before, after = draw.uniform(0.3, 3), draw.uniform(0.3, 3)
     sound = np.pad(sound, (int(before * RATE), int(after * RATE)))
     if draw.random() < 0.4 * strength:
         sound = room(draw, sound)

@@ -22,13 +22,14 @@ from training.recordings import RATE, read_recordings, split_strangers
 from training.state import load, save
 from training.thinker import make_thinker
 
+WHOLE = 0.4  # share of recordings that are heard with all the silence around them
 ALIGNED_STEPS = 2000  # over which frames' words and phonemes, which teach at once, give way to CTC
 EASY_STEPS = 1200  # over which rooms, noises and other throats grow to their full strength
 
 
 def cut(draw: random.Random, clip: Clip) -> tuple[np.ndarray, float]:
     """A recording from a little before its first word to a little after its last, int16, and where that begins."""
-    if "extent" not in clip.about:
+    if "extent" not in clip.about or draw.random() < WHOLE:
         return clip.samples, 0.0
     first, last = clip.about["extent"]
     start_s = max(0.0, first - draw.uniform(0.0, 0.3))
