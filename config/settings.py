@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from config.generation import sampling_of
 from config.loader import SettingsError, from_environment, merge, read_toml, typed
 
 DEFAULTS = Path(__file__).parent / "default.toml"
@@ -283,13 +284,25 @@ class Settings:
 
     @classmethod
     def load(cls, file: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Defaults, then `file` (else $SCA_CONFIG), then SCA_<SECTION>_<KEY>; raises `SettingsError`."""
+        """Defaults, then `file` (else $SCA_CONFIG), then SCA_<SECTION>_<KEY>; raises `SettingsError`.
+
+        What neither names of [sampling] comes from the checkpoint's generation_config.json, where it is a local folder.
+        """
         values = read_toml(DEFAULTS)
+        chosen: dict[str, dict[str, Any]] = {section: {} for section in values}
         file = file or environ.get("SCA_CONFIG")
-        if file:
-            merge(values, read_toml(Path(file)), source=str(file))
-        merge(values, from_environment(values, environ), source="the environment")
-        return cls._from_values(values)
+        for changes, source in (
+            (read_toml(Path(file)) if file else {}, str(file)),
+            (from_environment(values, environ), "the environment"),
+        ):
+            merge(values, changes, source)
+            for section, keys in changes.items():
+                chosen[section].update(keys)
+        settings = cls._from_values(values)
+        folder = settings.qwen.folder
+        if folder is None:
+            return settings
+        return settings.with_values(sampling={**sampling_of(folder), **chosen["sampling"]})
 
     @classmethod
     def from_json(cls, text: str) -> Settings:

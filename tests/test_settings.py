@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 
@@ -24,6 +25,23 @@ def test_a_file_may_be_named_by_the_environment(tmp_path):
     file = tmp_path / "my.toml"
     file.write_text("[audio]\ntick_ms = 160\n")
     assert Settings.load(environ={"SCA_CONFIG": str(file)}).audio.tick_ms == 160
+
+
+def test_sampling_comes_from_the_checkpoint_unless_it_is_named(tmp_path):
+    """As vLLM does with a model's generation_config.json."""
+    own = {"do_sample": False, "top_k": 7, "talker_temperature": 0.4, "talker_top_k": 30, "eos_token_id": 3}
+    (tmp_path / "generation_config.json").write_text(json.dumps(own))
+    environ = {"SCA_QWEN_MODEL_ID": str(tmp_path)}
+    sampling = Settings.load(environ=environ).sampling
+    assert (sampling.text_temperature, sampling.text_top_k, sampling.text_top_p) == (0, 7, 0.95)
+    assert (sampling.temperature, sampling.top_k, sampling.repetition_penalty) == (0.4, 30, 1.05)
+    file = tmp_path / "my.toml"
+    file.write_text("[sampling]\ntemperature = 1\n")
+    sampling = Settings.load(file, environ={**environ, "SCA_SAMPLING_TEXT_TEMPERATURE": "0.5"}).sampling
+    assert (sampling.text_temperature, sampling.temperature, sampling.top_k) == (0.5, 1, 30)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(SettingsError, match=r"generation_config\.json is not JSON"):
+        Settings.load(environ=environ)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +124,7 @@ def test_every_setting_has_its_line_of_documentation():
 
 def test_the_page_of_settings_has_every_one_with_its_default():
     page = (DEFAULTS.parent.parent / "docs" / "settings.md").read_text()
-    settings = Settings.load(environ={})
+    settings = Settings.load(environ={"SCA_QWEN_MODEL_ID": "random"}).with_values(qwen={"model_id": ""})
     for section in fields(settings):
         for field in fields(getattr(settings, section.name)):
             default = getattr(getattr(settings, section.name), field.name)
