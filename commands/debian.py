@@ -14,7 +14,7 @@ PROGRAMS = {  # program: the Debian package that brings it
     "chromedriver": "chromium-driver",
     "curl": "curl",  # a client of its own
     "espeak-ng": "espeak-ng",  # the speech in the tests
-    "flite": "flite",  # voices that the barista was not trained on
+    "flite": "flite",  # speaks orders in voices that the barista was not trained on
     "node": "nodejs",  # a client of its own
     "npm": "npm",
     "ps": "procps",  # tells which processes are left
