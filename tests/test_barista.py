@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,20 @@ def barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     environment = serve_environment("turn")
     del environment["SCA_QWEN_MODEL_ID"]
     yield from serve(environment, tmp_path_factory.mktemp("barista") / "log", BUILD)
+
+
+@pytest.fixture
+def call(barista: Served) -> Iterator[Callable[..., Guest]]:
+    """Opens conversations with some options, and closes them after the test."""
+    clients: list[Guest] = []
+
+    def opened(options: str = "detection=manual&seed=1") -> Guest:
+        clients.append(guest(barista, options))
+        return clients[-1]
+
+    yield opened
+    for client in clients:
+        client.socket.close()
 
 
 def said(words: str, voice: str) -> np.ndarray:
@@ -76,8 +90,8 @@ def test_it_is_small_and_an_ordinary_checkpoint():
     assert OUTPUT_HZ < waveform.numel() < 8 * OUTPUT_HZ, "it speaks, and it ends"
 
 
-def test_a_typed_order_is_taken_changed_and_remembered(barista: Served):
-    client = guest(barista, "detection=manual")
+def test_a_typed_order_is_taken_changed_and_remembered(call: Callable[..., Guest]):
+    client = call()
     ordered = ask(client, "Can I get a large dark roast latte with soy milk?")
     assert is_accepted(ordered["text"], LATTE), ordered
     assert 0 < ordered["spoken_ms"] <= LONGEST_ANSWER_MS
@@ -89,17 +103,17 @@ def test_a_typed_order_is_taken_changed_and_remembered(barista: Served):
     assert not named_slots(cancelled["text"]), cancelled
 
 
-def test_what_is_missing_is_asked_for(barista: Served):
-    client = guest(barista, "detection=manual")
+def test_what_is_missing_is_asked_for(call: Callable[..., Guest]):
+    client = call()
     answer = ask(client, "Can I have a mocha?")["text"]
     assert answer.endswith("What size would you like?"), answer
     assert is_accepted(answer, {"coffeeDrink": "mocha"})
     assert is_accepted(ask(client, "Large, please.")["text"], {"coffeeDrink": "mocha", "size": "large"})
 
 
-def test_a_change_in_the_middle_of_an_answer(barista: Served):
+def test_a_change_in_the_middle_of_an_answer(call: Callable[..., Guest]):
     """It falls silent, and its next answer is about the changed order."""
-    client = guest(barista, "detection=manual")
+    client = call()
     client.ask("message", text="Give me a large dark roast latte with soy milk")
     client.wait_for("answer_started")
     client.say(np.zeros(2 * TICK, np.int16))
@@ -108,8 +122,8 @@ def test_a_change_in_the_middle_of_an_answer(barista: Served):
     assert is_accepted(done["text"], {**LATTE, "coffeeDrink": "mocha"}), done
 
 
-def test_noise_is_not_answered(barista: Served):
-    client = guest(barista, "")
+def test_noise_is_not_answered(call: Callable[..., Guest]):
+    client = call("")
     noise = np.random.RandomState(1).normal(0, 1500, 20 * INPUT_HZ).astype(np.int16)
     hum = (3000 * np.sin(2 * np.pi * 120 * np.arange(20 * INPUT_HZ) / INPUT_HZ)).astype(np.int16)
     for sound in (noise, hum):
@@ -118,7 +132,7 @@ def test_noise_is_not_answered(barista: Served):
 
 
 @pytest.mark.parametrize("voice", ["rms", "slt"])
-def test_orders_by_a_voice_that_it_never_heard(barista: Served, voice: str):
+def test_orders_by_a_voice_that_it_never_heard(call: Callable[..., Guest], voice: str):
     """Half of them exactly: the checkpoint's score on strangers is in its model card."""
     orders = {
         "Can I get a small latte?": {"size": "small", "coffeeDrink": "latte"},
@@ -135,7 +149,7 @@ def test_orders_by_a_voice_that_it_never_heard(barista: Served, voice: str):
     }  # fmt: skip
     answers = {}
     for words in orders:
-        client = guest(barista, "detection=manual&seed=1")
+        client = call()
         speak(client, said(words, voice))
         answers[words] = client.wait_for("answer_done")
         client.socket.close()
