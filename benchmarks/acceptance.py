@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-DRINKS = ("drip coffee", "iced coffee", "house coffee", "coffee", "iced mocha", "mocha", "latte", "espresso",
+DRINKS = ("coffee", "drip coffee", "iced coffee", "house coffee", "mocha", "iced mocha", "latte", "espresso",
           "americano", "cappuccino")  # fmt: skip
 SIZES = ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce", "twenty ounce")
 ROASTS = ("light roast", "medium roast", "dark roast")
 SHOTS = ("single shot", "double shot", "triple shot")
-MILKS = ("whole milk", "skim milk", "soy milk", "almond milk", "milk", "cream")
-SUGARS = ("brown sugar", "sugar", "sweetener")
+MILKS = ("milk", "cream", "whole milk", "skim milk", "soy milk", "almond milk")
+SUGARS = ("sugar", "brown sugar", "sweetener")
 SLOTS = {"coffeeDrink": DRINKS, "size": SIZES, "roast": ROASTS, "numberOfShots": SHOTS, "milkAmount": MILKS,
          "sugarAmount": SUGARS}  # fmt: skip
 SLOT_OF = {value: slot for slot, values in SLOTS.items() for value in values}
@@ -28,7 +28,7 @@ def named_slots(answer: str) -> set[tuple[str, str]]:
     statements = [s for s in re.findall(r"[^.!?]+[.!?]?", answer) if not s.endswith("?")]
     found = set()
     for statement in statements:
-        for amount, value in VALUE.findall(_plain(statement)):
+        for amount, value in VALUE.findall(plain(statement)):
             slot = SLOT_OF[value]
             found.add((slot, f"{amount} {value}" if amount and slot in ("milkAmount", "sugarAmount") else value))
     return found
@@ -41,9 +41,10 @@ def is_accepted(answer: str, label: Mapping[str, str]) -> bool:
 
 def label_slots(label: Mapping[str, str]) -> set[tuple[str, str]]:
     """The slots and values of a label, in the words that answers are compared by."""
-    return {(slot, _plain(value)) for slot, value in label.items()}
+    return {(slot, plain(value)) for slot, value in label.items()}
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Words as they are compared: "lots of" is "a lot of", "a little bit of" is "a bit of", "some X" is "X"."""
     text = " ".join(text.lower().replace(",", " ").split())
     return text.replace("lots of", "a lot of").replace("a little bit of", "a bit of").replace("some ", "")

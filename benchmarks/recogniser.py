@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pocketsphinx
 import soxr
 
-RATE = 16000
+from config.settings import INPUT_HZ
+
 PAD_S = 0.3  # seconds of silence around a sentence
 NUMERALS = {"ok": "okay"}
 
@@ -21,8 +23,8 @@ class Recogniser:
 
     def transcribe(self, samples: np.ndarray, rate: int) -> str:
         """The words of `samples`, int16 at any rate, in small letters."""
-        sound = soxr.resample(samples.astype(np.float32) / 32768, rate, RATE)
-        sound = np.pad(sound / max(1e-4, float(np.abs(sound).max())) * 0.6, int(PAD_S * RATE))
+        sound = soxr.resample(samples.astype(np.float32) / 32768, rate, INPUT_HZ)
+        sound = np.pad(sound / max(1e-4, float(np.abs(sound).max(initial=0))) * 0.6, int(PAD_S * INPUT_HZ))
         self._decoder.start_utt()
         self._decoder.process_raw((sound * 32767).astype(np.int16).tobytes(), full_utt=True)
         self._decoder.end_utt()
@@ -35,8 +37,8 @@ def words_of(text: str) -> list[str]:
     return [NUMERALS.get(word, word) for word in re.findall(r"[a-z']+", text.lower())]
 
 
-def word_errors(heard: list[str], said: list[str]) -> int:
-    """Insertions, deletions and substitutions between two sentences."""
+def word_errors(heard: Sequence[Hashable], said: Sequence[Hashable]) -> int:
+    """Insertions, deletions and substitutions between two sentences, of words or of tokens."""
     row = list(range(len(said) + 1))
     for i, word in enumerate(heard, 1):
         before, row = row, [i]

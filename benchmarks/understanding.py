@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 from rich.progress import Progress
 from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.acceptance import is_accepted, label_slots, named_slots
+from client.sound import SoundError, read_sound, to_pcm16
 from config import Settings
 from config.settings import INPUT_HZ, OUTPUT_HZ
 
@@ -56,18 +55,12 @@ def bench_understanding(
     except (OSError, ValueError) as error:
         raise UnderstandingError(f"{folder}/labels.json cannot be read: {error}") from error
     names = sorted(labels)[:limit]
-    sounds = {name: read_recording(folder / name) for name in names}
+    try:
+        sounds = {name: read_sound(folder / name) for name in names}
+    except SoundError as error:
+        raise UnderstandingError(str(error)) from error
     jobs = [(name, snr) for snr in snrs_db for name in names]
     return asyncio.run(_all(settings, sounds, labels, jobs, conversations))
-
-
-def read_recording(path: Path) -> np.ndarray:
-    """A recording as float32 samples at 16 kHz. Raises `UnderstandingError`."""
-    try:
-        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UnderstandingError(f"{path} cannot be read as sound: {error}") from error
-    return np.asarray(soxr.resample(sound.mean(axis=1), rate, INPUT_HZ), np.float32)
 
 
 def in_babble(sound: np.ndarray, others: Sequence[np.ndarray], snr_db: float, seed: str) -> np.ndarray:
@@ -108,7 +101,7 @@ async def _all(
 
 async def _ask(url: str, sound: np.ndarray) -> tuple[str, float | None]:
     """The answer's text to one recording, and how many seconds it spoke; None if it did not end."""
-    pcm = (np.clip(sound, -1, 1) * 32767).astype("<i2")
+    pcm = to_pcm16(sound)
     async with connect(url, max_size=None, proxy=None) as socket:
         question = _Question(socket)
         listening = asyncio.create_task(question.listen())

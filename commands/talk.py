@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 from rich.progress import Progress, TimeElapsedColumn
 from websockets.exceptions import WebSocketException
 
 from client.python_websocket import Answer, talk
+from client.sound import SoundError, read_sound, to_pcm16
 from commands.console import UserError, console, load_settings
 from config.settings import INPUT_HZ, OUTPUT_HZ
 
@@ -32,7 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     url = arguments.url or f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16"
     if not arguments.output.resolve().parent.is_dir():
         raise UserError(f"{arguments.output} cannot be written: there is no folder {arguments.output.resolve().parent}")
-    pcm = read_pcm16(arguments.input)
+    try:
+        pcm = to_pcm16(read_sound(arguments.input))
+    except SoundError as error:
+        raise UserError(str(error)) from error
     begun = time.monotonic()
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("talking", total=len(pcm) / INPUT_HZ)
@@ -50,16 +53,3 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(f"{sent:.2f} s sent, {seconds:.2f} s received in {took:.2f} s: {arguments.output}")
     print(answer.text)
     return 0
-
-
-def read_pcm16(path: Path) -> np.ndarray:
-    """A WAV of any rate and any number of channels as int16 samples at 16 kHz. Raises `UserError`."""
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"{path} cannot be read as sound: {error}") from error
-    mono = samples.mean(axis=1)
-    if rate != INPUT_HZ:
-        mono = soxr.resample(mono, rate, INPUT_HZ)
-    pcm: np.ndarray = np.clip(np.round(mono * 32768.0), -32768, 32767).astype(np.int16)
-    return pcm

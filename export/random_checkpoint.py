@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from export.byte_tokenizer import make_tokenizer
+from export.chat_format import modality_ids, turn_ids
 
 SEED = 320
 CODEBOOK = 512  # entries of each of the 16 codebooks (2048 in the real one)
@@ -54,16 +55,7 @@ def make_random_checkpoint(folder: Path) -> Path:
 def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
     """Every module of the real architecture, each as small as it can be and still do its work."""
 
-    def token(text: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(text))
-
-    modality_ids = {
-        "audio_token_id": token("<|audio_pad|>"),
-        "image_token_id": token("<|image_pad|>"),
-        "video_token_id": token("<|video_pad|>"),
-        "audio_start_token_id": token("<|audio_start|>"),
-        "vision_start_token_id": token("<|vision_start|>"),
-    }
+    modalities = modality_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     mrope = {**rope, "mrope_section": [4, 2, 2], "interleaved": True, "mrope_interleaved": True}
     attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -71,8 +63,8 @@ def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
 
     return Qwen3OmniMoeConfig(
         thinker_config={
-            **modality_ids,
-            "user_token_id": token("user"),
+            **modalities,
+            "user_token_id": turn_ids(tokenizer)["user_token_id"],
             "audio_config": {
                 "d_model": HIDDEN,
                 "encoder_layers": 2,
@@ -101,7 +93,7 @@ def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
             },
         },
         talker_config={
-            **modality_ids,
+            **modalities,
             "thinker_hidden_size": HIDDEN,
             "accept_hidden_layer": 2,
             "num_code_groups": 16,
@@ -144,14 +136,7 @@ def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
             "decoder_dim": 64,
             "rope_parameters": rope,
         },
-        im_start_token_id=token("<|im_start|>"),
-        im_end_token_id=token("<|im_end|>"),
-        tts_pad_token_id=token("<tts_pad>"),
-        tts_bos_token_id=token("<tts_text_bos>"),
-        tts_eos_token_id=token("<tts_text_eod>"),
-        system_token_id=token("system"),
-        user_token_id=token("user"),
-        assistant_token_id=token("assistant"),
+        **turn_ids(tokenizer),
         dtype="float32",
     )
 

@@ -123,7 +123,7 @@ def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:
 
 def _random_checkpoint(build: Path, report: Report) -> Path:
     folder = build / "random_checkpoint"
-    code = [ROOT / "export" / "random_checkpoint.py", ROOT / "export" / "byte_tokenizer.py"]
+    code = [ROOT / "export" / f"{name}.py" for name in ("random_checkpoint", "byte_tokenizer", "chat_format")]
     stamp = {"made by": hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()}
     if read_stamp(folder) != stamp:
         report("the random checkpoint: Qwen3-Omni's architecture, random weights")

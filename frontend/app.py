@@ -101,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         return JSONResponse({"status": "ready"})
 
     @app.get("/suggestions")
-    async def suggested() -> JSONResponse:
+    def suggested() -> JSONResponse:  # it reads a file: in a thread
         """Sentences that a user may try, from the checkpoint's folder; none where it has none."""
         return JSONResponse(suggestions(settings))
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
 
 from engine.checkpoint import Checkpoint
-from export.byte_tokenizer import SPECIAL_TOKENS
+from export.chat_format import SPECIAL_TOKENS
 from export.random_checkpoint import make_random_checkpoint
 
 # Of model.safetensors, on every machine: uniform draws of a frozen stream, and no measurement.

@@ -15,7 +15,7 @@ from export.code2wav import DELAY_SAMPLES, Code2Wav
 from export.mel_frontend import MelFrontend
 from tests.oracle import signal_to_noise_db
 from tests.turn_oracle import Said, TurnOracle
-from tests.turns import TICK, Call, Floor, Given, Script, play, play_together, silence
+from tests.turns import TICK, Call, Given, Script, User, play, play_together, silence
 
 SEEDS = range(20)
 INTERRUPTED = 7  # the seed of the conversation that is interrupted
@@ -48,19 +48,19 @@ def converse(seed: int, questions: list[np.ndarray], interruption: np.ndarray) -
 def script(
     seed: int, chance: random.Random, manual: bool, questions: list[np.ndarray], interruption: np.ndarray
 ) -> Script:
-    floor = Floor()
+    user = User()
     for turn in range(1 if seed == INTERRUPTED else chance.randint(1, 4)):
         if chance.random() < 0.2 and seed != INTERRUPTED:
-            floor.note((yield silence(), Controls(message=chance.choice(TYPED))))
+            user.note((yield silence(), Controls(message=chance.choice(TYPED))))
         elif manual:
-            yield from floor.say(some_of(chance, questions), Controls(listen=turn > 0), Controls(commit=True))
+            yield from user.say(some_of(chance, questions), Controls(listen=turn > 0), Controls(commit=True))
         else:
-            yield from floor.say(some_of(chance, questions))
+            yield from user.say(some_of(chance, questions))
         if seed == INTERRUPTED:
-            while "assistant" not in floor.speakers:
-                yield from floor.wait(1)
-            yield from floor.say(interruption)
-        yield from floor.until_quiet()
+            while "assistant" not in user.speakers:
+                yield from user.wait(1)
+            yield from user.say(interruption)
+        yield from user.until_quiet()
 
 
 def some_of(chance: random.Random, questions: list[np.ndarray]) -> np.ndarray:

@@ -18,7 +18,7 @@ from export.mel_frontend import MelFrontend
 from tests.sound import with_knock
 
 TICK = 5120
-NOBODY = Controls()
+NO_CONTROLS = Controls()
 MANUAL = {"detection": "manual"}
 Script = Generator[tuple[np.ndarray, Controls], TickOutput, None]
 
@@ -135,7 +135,7 @@ def silence() -> np.ndarray:
     return np.zeros(TICK, np.int16)
 
 
-class Floor:
+class User:
     """Who speaks, as far as a script has been told."""
 
     def __init__(self) -> None:
@@ -153,16 +153,16 @@ class Floor:
                 self.speakers.discard("assistant")
         return spoken
 
-    def say(self, pcm: np.ndarray, first: Controls = NOBODY, last: Controls = NOBODY) -> Script:
+    def say(self, pcm: np.ndarray, first: Controls = NO_CONTROLS, last: Controls = NO_CONTROLS) -> Script:
         """Sound, with controls on its first and its last tick."""
         parts = list(ticks(pcm))
         for i, part in enumerate(parts):
-            self.note((yield part, last if i == len(parts) - 1 else first if i == 0 else NOBODY))
+            self.note((yield part, last if i == len(parts) - 1 else first if i == 0 else NO_CONTROLS))
 
     def wait(self, count: int) -> Script:
         """So many ticks of silence."""
         for _ in range(count):
-            self.note((yield silence(), NOBODY))
+            self.note((yield silence(), NO_CONTROLS))
 
     def until_quiet(self) -> Script:
         """Silence until nobody has spoken for two ticks."""
@@ -193,9 +193,9 @@ def spoken_frames(call: Call) -> list[int]:
 
 def asking(question: np.ndarray, then: int = 30) -> Script:
     """A question that a commit ends, and ticks of silence."""
-    floor = Floor()
-    yield from floor.say(question, last=Controls(commit=True))
-    yield from floor.wait(then)
+    user = User()
+    yield from user.say(question, last=Controls(commit=True))
+    yield from user.wait(then)
 
 
 def loudest_first(pcm: np.ndarray) -> np.ndarray:
@@ -204,8 +204,8 @@ def loudest_first(pcm: np.ndarray) -> np.ndarray:
 
 
 def interrupted(questions: list[np.ndarray], interruption: np.ndarray) -> Script:
-    floor = Floor()
-    yield from floor.say(questions[0], last=Controls(commit=True))
-    yield from floor.wait(12)
-    yield from floor.say(interruption)
-    yield from floor.wait(16)
+    user = User()
+    yield from user.say(questions[0], last=Controls(commit=True))
+    yield from user.wait(12)
+    yield from user.say(interruption)
+    yield from user.wait(16)

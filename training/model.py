@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3OmniMoeConfig
 
-from export.byte_tokenizer import CHAT_TEMPLATE, ROLES, SPECIAL_TOKENS
+from export.chat_format import ROLES, modality_ids, turn_ids, with_chat_format
 from training import grammar
 
 VOCABULARY = 900  # tokens, the special ones not counted
@@ -49,39 +49,13 @@ def make_tokenizer(seed: int = 1) -> PreTrainedTokenizerFast:
         vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=32768,
-        extra_special_tokens={
-            "audio_token": "<|audio_pad|>",
-            "audio_bos_token": "<|audio_start|>",
-            "audio_eos_token": "<|audio_end|>",
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "vision_bos_token": "<|vision_start|>",
-            "vision_eos_token": "<|vision_end|>",
-        },
-    )
+    return with_chat_format(tokenizer)
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
     """Every module of the real architecture, sized for two CPU cores and 12 MB in 16 bits."""
 
-    def token(text: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(text))
-
-    modality_ids = {
-        "audio_token_id": token("<|audio_pad|>"),
-        "image_token_id": token("<|image_pad|>"),
-        "video_token_id": token("<|video_pad|>"),
-        "audio_start_token_id": token("<|audio_start|>"),
-        "vision_start_token_id": token("<|vision_start|>"),
-    }
+    modalities = modality_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     mrope = {**rope, "mrope_section": [8, 4, 4], "interleaved": True, "mrope_interleaved": True}
     attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
@@ -89,8 +63,8 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
 
     return Qwen3OmniMoeConfig(
         thinker_config={
-            **modality_ids,
-            "user_token_id": token("user"),
+            **modalities,
+            "user_token_id": turn_ids(tokenizer)["user_token_id"],
             "audio_config": {
                 "d_model": 160,
                 "encoder_layers": 5,
@@ -122,7 +96,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
             },
         },
         talker_config={
-            **modality_ids,
+            **modalities,
             "thinker_hidden_size": THINKER,
             "accept_hidden_layer": 3,
             "num_code_groups": CODEBOOKS,
@@ -168,13 +142,6 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
             "num_quantizers": CODEBOOKS,
             "rope_parameters": rope,
         },
-        im_start_token_id=token("<|im_start|>"),
-        im_end_token_id=token("<|im_end|>"),
-        tts_pad_token_id=token("<tts_pad>"),
-        tts_bos_token_id=token("<tts_text_bos>"),
-        tts_eos_token_id=token("<tts_text_eod>"),
-        system_token_id=token("system"),
-        user_token_id=token("user"),
-        assistant_token_id=token("assistant"),
+        **turn_ids(tokenizer),
         dtype="float32",
     )

@@ -12,8 +12,8 @@ from engine.options import Controls
 from tests.turns import (
     MANUAL,
     TICK,
-    Floor,
     Script,
+    User,
     asking,
     converse,
     event_of,
@@ -25,10 +25,10 @@ from tests.turns import (
 
 def test_a_full_context_drops_whole_oldest_turns(small: Engine, frontend, questions):
     def script() -> Script:
-        floor = Floor()
+        user = User()
         for _ in range(5):
-            yield from floor.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
-            yield from floor.until_quiet()
+            yield from user.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from user.until_quiet()
         yield silence(), Controls(transcript=True)
 
     call = converse(small, frontend, script(), system_prompt="Be kind.", **MANUAL)
@@ -62,10 +62,10 @@ def test_a_turn_longer_than_the_context_is_told_and_forgotten(small: Engine, fro
     long = np.concatenate([questions[0]] * 4)
 
     def script() -> Script:
-        floor = Floor()
-        yield from floor.say(long)
-        yield from floor.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
-        yield from floor.wait(25)
+        user = User()
+        yield from user.say(long)
+        yield from user.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from user.wait(25)
 
     call = converse(small, frontend, script(), **MANUAL)
     error = event_of(call, "error")
@@ -78,10 +78,10 @@ def test_a_context_that_stops_refuses_the_turn(checkpoint, turn_settings, fronte
     engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 1, "context_s": 12, "context_full": "stop"}))
 
     def script() -> Script:
-        floor = Floor()
+        user = User()
         for _ in range(4):
-            yield from floor.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
-            yield from floor.until_quiet()
+            yield from user.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from user.until_quiet()
 
     call = converse(engine, frontend, script(), **MANUAL)
     assert "turns_dropped" not in kinds(call)

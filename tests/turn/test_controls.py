@@ -9,11 +9,11 @@ from engine.options import Controls
 from tests.turn_oracle import TurnOracle
 from tests.turns import (
     MANUAL,
-    NOBODY,
+    NO_CONTROLS,
     TICK,
     Call,
-    Floor,
     Script,
+    User,
     asking,
     converse,
     event_of,
@@ -28,12 +28,12 @@ from tests.turns import (
 
 def test_listen_begins_a_turn_and_ends_an_answer(talkative: Engine, frontend, questions):
     def script() -> Script:
-        floor = Floor()
-        yield from floor.wait(3)
-        yield from floor.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
-        yield from floor.wait(4)
-        yield from floor.say(questions[0][: 4 * TICK], Controls(listen=True), Controls(commit=True))
-        yield from floor.wait(2)
+        user = User()
+        yield from user.wait(3)
+        yield from user.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from user.wait(4)
+        yield from user.say(questions[0][: 4 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from user.wait(2)
 
     call = converse(talkative, frontend, script(), **MANUAL)
     assert kinds(call) == ["answer_started", "interrupted", "answer_started"]
@@ -57,9 +57,9 @@ def test_cancel_ends_an_answer(talkative: Engine, frontend, questions):
 
 def test_a_commit_without_sound_is_told(engine: Engine, frontend):
     def script() -> Script:
-        yield silence(), NOBODY
+        yield silence(), NO_CONTROLS
         yield silence(), Controls(commit=True)
-        yield silence(), NOBODY
+        yield silence(), NO_CONTROLS
 
     call = converse(engine, frontend, script())
     assert kinds(call) == ["error"]
@@ -73,14 +73,14 @@ def test_a_commit_without_sound_is_told(engine: Engine, frontend):
 
 def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, frontend, checkpoint, questions):
     def script() -> Script:
-        floor = Floor()
+        user = User()
         spoken = yield silence(), Controls(message="Hello.")
-        floor.note(spoken)
-        yield from floor.until_quiet()
+        user.note(spoken)
+        yield from user.until_quiet()
         parts = list(ticks(questions[0]))
         for i, part in enumerate(parts):
-            floor.note((yield part, Controls(message="And this." if i == 5 else "")))
-        yield from floor.until_quiet()
+            user.note((yield part, Controls(message="And this." if i == 5 else "")))
+        yield from user.until_quiet()
 
     call = Call(engine, 1, frontend, script())
     play(call)
@@ -100,9 +100,9 @@ def test_a_long_message_is_read_in_pieces(engine: Engine, frontend, checkpoint):
     words = "the quick brown fox jumps over the lazy dog " * 8
 
     def script() -> Script:
-        floor = Floor()
-        floor.note((yield silence(), Controls(message=words)))
-        yield from floor.until_quiet()
+        user = User()
+        user.note((yield silence(), Controls(message=words)))
+        yield from user.until_quiet()
 
     call = converse(engine, frontend, script())
     oracle = TurnOracle(checkpoint, "ethan")
@@ -144,7 +144,7 @@ def test_a_message_in_an_answer_begins_another_at_once(talkative: Engine, fronte
     def script() -> Script:
         yield from asking(questions[0][: 6 * TICK], then=4)
         yield silence(), Controls(message="What is the weather like?")
-        yield silence(), NOBODY
+        yield silence(), NO_CONTROLS
 
     call = converse(talkative, frontend, script(), voice="aiden", **MANUAL)
     assert kinds(call) == ["answer_started", "interrupted", "answer_started"]
@@ -154,9 +154,9 @@ def test_a_message_in_an_answer_begins_another_at_once(talkative: Engine, fronte
 
 def test_a_message_that_is_too_long_keeps_the_history(small: Engine, frontend):
     def script() -> Script:
-        floor = Floor()
-        floor.note((yield silence(), Controls(message="Hello.")))
-        yield from floor.until_quiet()
+        user = User()
+        user.note((yield silence(), Controls(message="Hello.")))
+        yield from user.until_quiet()
         yield silence(), Controls(message="x" * 400)
         yield silence(), Controls(transcript=True)
 
@@ -169,10 +169,10 @@ def test_silence_that_nobody_asked_for_drops_no_history(small: Engine, frontend)
     """A client that commits by itself, and waits for longer than the context holds."""
 
     def script() -> Script:
-        floor = Floor()
-        floor.note((yield silence(), Controls(message="Hello.")))
-        yield from floor.until_quiet()
-        yield from floor.wait(60)
+        user = User()
+        user.note((yield silence(), Controls(message="Hello.")))
+        yield from user.until_quiet()
+        yield from user.wait(60)
         yield silence(), Controls(transcript=True)
 
     call = converse(small, frontend, script(), **MANUAL)
@@ -185,11 +185,11 @@ def test_a_word_within_an_answer_is_no_turn_after_it(engine: Engine, frontend, q
     start = int(np.argmax(np.abs(interruption) > 1000))
 
     def script(at: int) -> Script:
-        floor = Floor()
-        yield from floor.say(questions[0][: 10 * TICK], last=Controls(commit=True))
-        yield from floor.wait(at)
-        yield from floor.say(interruption[start : start + 4000])
-        yield from floor.until_quiet()
+        user = User()
+        yield from user.say(questions[0][: 10 * TICK], last=Controls(commit=True))
+        yield from user.wait(at)
+        yield from user.say(interruption[start : start + 4000])
+        yield from user.until_quiet()
 
     frames = 4 * (len(spoken_frames(converse(engine, frontend, script(0), interrupt="false"))) - 10)
     for at in range(0, frames // 4 - 2):
@@ -204,10 +204,10 @@ def test_a_commit_while_vad_listens_ends_the_speech(talkative: Engine, frontend,
     """Both events come in pairs, and speech that goes on does not interrupt its own answer at once."""
 
     def script() -> Script:
-        floor = Floor()
-        yield from floor.say(questions[0][: 8 * TICK], last=Controls(commit=True))
-        yield from floor.say(questions[0][8 * TICK : 9 * TICK])
-        yield from floor.wait(2)
+        user = User()
+        yield from user.say(questions[0][: 8 * TICK], last=Controls(commit=True))
+        yield from user.say(questions[0][8 * TICK : 9 * TICK])
+        yield from user.wait(2)
 
     call = converse(talkative, frontend, script())
     assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]
@@ -217,10 +217,10 @@ def test_listen_while_vad_listens_forgets_the_speech_before(talkative: Engine, f
     """Its end does not end the turn that begins here, and a message is not held back for it."""
 
     def script() -> Script:
-        floor = Floor()
-        yield from floor.say(questions[0][: 8 * TICK])
+        user = User()
+        yield from user.say(questions[0][: 8 * TICK])
         yield silence(), Controls(listen=True)
-        yield from floor.wait(4)
+        yield from user.wait(4)
         yield silence(), Controls(message="Hello.")
 
     call = converse(talkative, frontend, script())

@@ -9,8 +9,8 @@ from engine.options import Controls
 from tests.turns import (
     TICK,
     Call,
-    Floor,
     Script,
+    User,
     converse,
     event_of,
     interrupted,
@@ -78,10 +78,10 @@ def test_an_answer_that_ends_leaves_the_floor_to_who_speaks(engine: Engine, fron
     """With interruptions off, speech that goes on when the answer ends is heard from there."""
 
     def script() -> Script:
-        floor = Floor()
-        yield from floor.say(questions[0][: 10 * TICK], last=Controls(commit=True))
-        yield from floor.say(np.concatenate([questions[0], questions[0]]))
-        yield from floor.until_quiet()
+        user = User()
+        yield from user.say(questions[0][: 10 * TICK], last=Controls(commit=True))
+        yield from user.say(np.concatenate([questions[0], questions[0]]))
+        yield from user.until_quiet()
 
     call = converse(engine, frontend, script(), interrupt="false")
     first = event_of(call, "answer_done")

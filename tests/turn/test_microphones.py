@@ -7,9 +7,9 @@ import pytest
 
 from engine.engine import Engine
 from tests.turns import (
-    NOBODY,
-    Floor,
+    NO_CONTROLS,
     Script,
+    User,
     converse,
     kinds,
     ticks,
@@ -33,7 +33,7 @@ def test_what_is_no_speech_is_no_turn(engine: Engine, frontend, sound):
 
     def script() -> Script:
         for part in ticks(np.clip(sound, -32768, 32767).astype(np.int16)):
-            yield part, NOBODY
+            yield part, NO_CONTROLS
 
     call = converse(engine, frontend, script())
     assert "error" not in kinds(call)
@@ -46,9 +46,9 @@ def test_bad_microphones_are_understood_as_speech(engine: Engine, frontend, ques
     sound = {"clipped": sound * 12, "with a DC offset": sound + 6000, "faint": sound / 30}[how]
 
     def script() -> Script:
-        floor = Floor()
-        yield from floor.say(np.clip(sound, -32768, 32767).astype(np.int16))
-        yield from floor.until_quiet()
+        user = User()
+        yield from user.say(np.clip(sound, -32768, 32767).astype(np.int16))
+        yield from user.until_quiet()
 
     call = converse(engine, frontend, script())
     assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]

@@ -13,8 +13,8 @@ from tests.turns import (
     MANUAL,
     TICK,
     Call,
-    Floor,
     Script,
+    User,
     asking,
     lengthened,
     loudest_first,
@@ -72,10 +72,10 @@ def test_the_thinker_hears_a_turn_of_any_length_as_transformers_does(engine: Eng
 
 def test_the_tenth_turn_prefills_no_more_than_the_first(engine: Engine, frontend, questions):
     def script() -> Script:
-        floor = Floor()
+        user = User()
         for _ in range(10):
-            yield from floor.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
-            yield from floor.until_quiet()
+            yield from user.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from user.until_quiet()
 
     call = Call(engine, 1, frontend, script(), **MANUAL)
     prefilled: list[int] = []

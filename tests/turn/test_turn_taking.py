@@ -13,10 +13,10 @@ from engine.vad import WINDOW, Vad, VadState
 from export.mel_frontend import MelFrontend
 from tests.turns import (
     MANUAL,
-    NOBODY,
+    NO_CONTROLS,
     TICK,
-    Floor,
     Script,
+    User,
     asking,
     converse,
     event_of,
@@ -27,9 +27,9 @@ from tests.turns import (
 
 def test_the_end_of_speech_is_answered_in_its_tick(engine: Engine, frontend, questions):
     def script() -> Script:
-        floor = Floor()
-        yield from floor.say(questions[0])
-        yield from floor.until_quiet()
+        user = User()
+        yield from user.say(questions[0])
+        yield from user.until_quiet()
 
     call = converse(engine, frontend, script())
     assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]
@@ -65,7 +65,7 @@ def test_shorter_ticks_say_the_same(checkpoint, turn_settings, extractor, engine
         for i, part in enumerate(parts):
             yield part, Controls(commit=i == len(parts) - 1)
         for _ in range(30 * 320 // tick_ms):
-            yield np.zeros(samples, np.int16), NOBODY
+            yield np.zeros(samples, np.int16), NO_CONTROLS
 
     found = converse(short, MelFrontend(extractor, samples), script(), **MANUAL).answers[0]
     assert found.tokens == expected.tokens
