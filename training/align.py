@@ -9,8 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from training.alignment import Aligner
-from training.clips import ALIGNMENT, read_shard
-from training.model import load_tokenizer
+from training.clips import ALIGNMENT, read_shard, shards_of
 
 
 def main() -> None:
@@ -18,8 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder with clips/")
     args = parser.parse_args()
-    aligner = Aligner(load_tokenizer(args.work))
-    shards = sorted(path for path in (args.work / "clips").glob("users-*.npz") if not path.name.endswith(".tmp.npz"))
+    aligner = Aligner()
+    shards = shards_of(args.work / "clips", "users")
     for path in tqdm([path for path in shards if not path.with_suffix(ALIGNMENT).exists()], unit="shard"):
         found = [aligner.words(clip.samples, clip.about["text"]) for clip in read_shard(path)]
         path.with_suffix(ALIGNMENT).write_text("".join(json.dumps(words) + "\n" for words in found))

@@ -6,12 +6,13 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
 
+from training.codec import load_codec
 from training.model import load_tokenizer, make_config
+from training.run import load
 
 TALKER_TEMPERATURE = 0.5  # of codes: at 0.9 a talker of this size stumbles
 LARGEST = 12_000_000  # bytes of all files together
@@ -24,10 +25,9 @@ def assemble(work: Path, folder: Path) -> Path:
     config = make_config(tokenizer)
     config.dtype = torch.float16
     model = Qwen3OmniMoeForConditionalGeneration(config)
-    thinker, codec = _state(work / "thinker.pt"), _state(work / "codec.pt")
-    model.thinker.load_state_dict(thinker["thinker"])
-    model.talker.load_state_dict(_state(work / "talker.pt")["talker"])
-    model.code2wav.load_state_dict(codec["code2wav"])
+    load(work / "thinker.pt", thinker=model.thinker)
+    load(work / "talker.pt", talker=model.talker)
+    model.code2wav = load_codec(work).code2wav
     model = model.to(torch.float16)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -44,10 +44,6 @@ def assemble(work: Path, folder: Path) -> Path:
     if size > LARGEST:
         raise ValueError(f"{folder} has {size} bytes, expected at most {LARGEST}")
     return folder
-
-
-def _state(path: Path) -> dict[str, Any]:
-    return dict(torch.load(path, weights_only=True, map_location="cpu"))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import soxr
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import butter, fftconvolve, sosfilt
 
-RATE = 16000
+from config.settings import INPUT_HZ
 
 
 def noise(draw: random.Random, length: int) -> np.ndarray:
@@ -21,11 +21,11 @@ def noise(draw: random.Random, length: int) -> np.ndarray:
     if kind < 0.75:
         size = next_fast_len(length, real=True)
         spectrum = rfft(generator.standard_normal(size, np.float32))
-        frequency = np.maximum(rfftfreq(size, 1 / RATE), 20.0).astype(np.float32)
+        frequency = np.maximum(rfftfreq(size, 1 / INPUT_HZ), 20.0).astype(np.float32)
         colour = draw.uniform(0.0, 2.2)  # exponent of the power spectrum: 0 white, 1 pink, 2 brown
         sound = irfft(spectrum * frequency ** (-colour / 2), size)[:length]
     else:
-        time = np.arange(length) / RATE
+        time = np.arange(length) / INPUT_HZ
         base = draw.uniform(45, 500)
         partials = draw.sample(range(1, 9), draw.randint(1, 6))
         sound = sum(np.sin(2 * np.pi * base * k * time + draw.uniform(0, 6.3)) / k for k in partials)
@@ -46,17 +46,17 @@ def babble(draw: random.Random, others: Sequence[np.ndarray], length: int) -> np
 
 def throat(samples: np.ndarray, factor: float) -> np.ndarray:
     """Pitch, formants and rate times `factor`, by resampling."""
-    return np.asarray(soxr.resample(samples, RATE * factor, RATE, quality="LQ"), np.float32)
+    return np.asarray(soxr.resample(samples, INPUT_HZ * factor, INPUT_HZ, quality="LQ"), np.float32)
 
 
 def room(draw: random.Random, samples: np.ndarray) -> np.ndarray:
     """Reverberation: exponentially decaying noise behind the direct sound."""
     generator = np.random.default_rng(draw.getrandbits(32))
     decay = draw.uniform(0.08, 0.6)  # seconds until 60 dB below
-    tail = generator.standard_normal(int(RATE * decay), np.float32) * 10 ** (
-        -3 * np.arange(int(RATE * decay)) / (RATE * decay)
+    tail = generator.standard_normal(int(INPUT_HZ * decay), np.float32) * 10 ** (
+        -3 * np.arange(int(INPUT_HZ * decay)) / (INPUT_HZ * decay)
     )
-    tail[: int(RATE * draw.uniform(0.001, 0.02))] = 0.0
+    tail[: int(INPUT_HZ * draw.uniform(0.001, 0.02))] = 0.0
     tail *= draw.uniform(0.1, 0.8) / max(1e-6, float(np.sqrt((tail**2).sum())))
     tail[0] = 1.0
     return fftconvolve(samples, tail)[: len(samples)].astype(np.float32)
@@ -65,9 +65,9 @@ def room(draw: random.Random, samples: np.ndarray) -> np.ndarray:
 def microphone(draw: random.Random, samples: np.ndarray) -> np.ndarray:
     """A band limit, a tilt, or clipping."""
     if draw.random() < 0.5:
-        samples = sosfilt(butter(2, draw.uniform(2800, 7600), fs=RATE, output="sos"), samples)
+        samples = sosfilt(butter(2, draw.uniform(2800, 7600), fs=INPUT_HZ, output="sos"), samples)
     if draw.random() < 0.5:
-        samples = sosfilt(butter(1, draw.uniform(40, 500), "highpass", fs=RATE, output="sos"), samples)
+        samples = sosfilt(butter(1, draw.uniform(40, 500), "highpass", fs=INPUT_HZ, output="sos"), samples)
     if draw.random() < 0.15:
         peak = float(np.abs(samples).max())
         samples = np.clip(samples, -peak * 0.4, peak * 0.4)
@@ -93,7 +93,7 @@ def augmented(
     before, after = draw.uniform(0.1, 0.5), draw.uniform(0.05, 0.6)
     if draw.random() < 0.25:  # a commit may come late, and a turn begin early
         before, after = draw.uniform(0.3, 3), draw.uniform(0.3, 3)
-    sound = np.pad(sound, (int(before * RATE), int(after * RATE)))
+    sound = np.pad(sound, (int(before * INPUT_HZ), int(after * INPUT_HZ)))
     if draw.random() < 0.4 * strength:
         sound = room(draw, sound)
     level = max(1e-4, float(np.sqrt((sound**2).mean())))

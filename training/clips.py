@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+LOOK_S = 120  # seconds between two looks for new shards
 ALIGNMENT = ".align.jsonl"  # beside a shard: the words of its clips
 
 
@@ -20,16 +22,30 @@ class Clip:
     about: dict[str, Any]
 
 
-def read_clips(folder: Path, what: str, skip: set[str] | None = None) -> list[Clip]:
-    """All clips of the shards `what-*.npz` that are complete; names read are added to `skip`."""
-    skip = skip if skip is not None else set()
-    clips = []
-    for path in sorted(folder.glob(f"{what}-*.npz")):
-        if path.name in skip or path.name.endswith(".tmp.npz"):
-            continue
-        skip.add(path.name)
-        clips += read_shard(path)
-    return clips
+class Shards:
+    """The clips of the shards `what-*.npz` of a folder, which may grow while they are used."""
+
+    def __init__(self, folder: Path, what: str):
+        self._folder, self._what = folder, what
+        self._read: set[str] = set()
+        self._looked_at = -float("inf")
+        self.clips: list[Clip] = []
+
+    def refresh(self) -> list[Clip]:
+        """Reads what was written since, if it looked a while ago; returns the new clips."""
+        if time.monotonic() - self._looked_at < LOOK_S:
+            return []
+        self._looked_at = time.monotonic()
+        unread = [path for path in shards_of(self._folder, self._what) if path.name not in self._read]
+        self._read.update(path.name for path in unread)
+        new = [clip for path in unread for clip in read_shard(path)]
+        self.clips += new
+        return new
+
+
+def shards_of(folder: Path, what: str) -> list[Path]:
+    """The shards that are complete."""
+    return sorted(path for path in folder.glob(f"{what}-*.npz") if not path.name.endswith(".tmp.npz"))
 
 
 def read_shard(path: Path) -> list[Clip]:

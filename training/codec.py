@@ -1,4 +1,4 @@
-"""The half of the codec that exists for training only: an encoder and a residual quantizer.
+"""The codec: an encoder and a residual quantizer, which exist for training only, and the checkpoint's code2wav.
 
 The decoder is transformers' own code2wav. It takes the mean of 16 embeddings, so a codebook's entries times 16 are its
 embeddings and the mean is the quantized latent.
@@ -7,16 +7,23 @@ embeddings and the mean is the quantized latent.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
-RATE = 24000
-FRAME = 1920  # samples of a codec frame, 80 ms
-HOP = 240  # samples of a mel frame; 8 of them are a codec frame
+from config.settings import CODEC_FRAME_MS, OUTPUT_HZ
+from training.model import CODEBOOK, CODEBOOKS, load_tokenizer, make_config
+from training.run import load
+
+RATE = OUTPUT_HZ
+FRAME = RATE * CODEC_FRAME_MS // 1000  # samples of a codec frame
+HOP = FRAME // 8  # samples of a mel frame
+CODEC_STATE, DECODER_STATE = "codec.pt", "decoder.pt"  # of a training run: the three parts; code2wav alone
 
 
 class LogMel(nn.Module):
@@ -173,3 +180,47 @@ class SpectralLoss(nn.Module):
             total = total + 0.3 * torch.linalg.norm(b - a) / torch.linalg.norm(b).clamp(min=1e-3)
             total = total + F.l1_loss(mel.log(a), mel.log(b))
         return total / len(self.mels)
+
+
+class Codec(NamedTuple):
+    """The three parts."""
+
+    encoder: Encoder
+    quantizer: ResidualQuantizer
+    code2wav: Qwen3OmniMoeCode2Wav
+
+    @torch.no_grad()
+    def codes(self, samples: Tensor) -> Tensor:
+        """Codes [T, books] of a sound [samples], filled up with silence to whole frames."""
+        samples = F.pad(samples, (0, -len(samples) % FRAME))
+        return self.quantizer.encode(self.encoder(samples[None]))[0]
+
+    def embed_codebooks(self) -> None:
+        """Gives code2wav the codebooks for its embeddings: it takes the mean of as many as there are books."""
+        entries = self.quantizer.entries * CODEBOOKS
+        self.code2wav.code_embedding.weight.data = entries.flatten(0, 1).clone()
+
+
+def make_codec(work: Path) -> Codec:
+    """A fresh one. code2wav's convolutions are PyTorch's own initial ones, in place of nearly silent ones."""
+    code2wav = Qwen3OmniMoeCode2Wav._from_config(make_config(load_tokenizer(work)).code2wav_config)
+    for module in code2wav.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            module.reset_parameters()
+    for name, parameter in code2wav.named_parameters():
+        if name.endswith(("gamma", "_layer_scale.scale")):
+            parameter.data.fill_(0.1)
+    hidden = code2wav.config.hidden_size
+    return Codec(Encoder(hidden), ResidualQuantizer(CODEBOOKS, CODEBOOK, hidden), code2wav)
+
+
+def load_codec(work: Path) -> Codec:
+    """The trained one, in evaluation mode: its code2wav embeds the codebooks, or was trained on their codes alone."""
+    codec = make_codec(work)
+    load(work / CODEC_STATE, **codec._asdict())
+    codec.embed_codebooks()
+    if (work / DECODER_STATE).exists():
+        load(work / DECODER_STATE, code2wav=codec.code2wav)
+    for part in codec:
+        part.eval()
+    return codec

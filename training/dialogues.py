@@ -90,7 +90,8 @@ class Writer:
 
     def spoken(self, text: str) -> list[int]:
         """The tokens of what is said, as speech is transcribed: small letters, no punctuation."""
-        return self.encode(" " + " ".join(text.lower().replace(",", " ").replace("?", " ").split()))
+        words = text.lower().replace(",", " ").replace("?", " ").split()
+        return self.encode(" " + " ".join(words)) if words else []
 
     def write(self, draw: random.Random, library: Library | None, turns: int, audio: float = 0.6) -> Dialogue:
         """A random dialogue; each turn is spoken with the probability `audio` if the library has such a clip.

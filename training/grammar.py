@@ -88,21 +88,20 @@ class Barista:
 
     order: Order | None = None
     first: Order | None = None  # an order before "another"
-    done: bool = False
 
     def answer(self, said: Utterance) -> str:
         """The answer to one utterance; "" to what is not speech."""
         match said.kind:
             case "order":
-                self.first, self.order, self.done = None, Order(dict(said.slots)), False
+                self.first, self.order = None, Order(dict(said.slots))
                 return f"Okay, {self.order.phrase()}. {self._question()}"
             case "another":
-                self.first, self.order, self.done = self.order, Order(dict(said.slots)), False
+                self.first, self.order = self.order, Order(dict(said.slots))
                 return f"Okay, {'also ' if self.first else ''}{self.order.phrase()}. {self._question()}"
             case "change":
                 if self.order is None and not said.slots:
                     return "You have no order yet. What would you like?"
-                self.order, self.done = (self.order or Order()).changed(said.slots, said.removed), False
+                self.order = (self.order or Order()).changed(said.slots, said.removed)
                 if "coffeeDrink" not in self.order.slots:
                     return f"Okay, {self.order.phrase()}. Which drink would you like?"
                 return f"Sure, {self.order.phrase()}. {self._question()}"
@@ -119,7 +118,6 @@ class Barista:
             case "done":
                 if self.order is None:
                     return "All right. Tell me when you want to order."
-                self.done = True
                 return "Thank you. Your order will be ready soon."
             case "hello":
                 return "Hello. What would you like to drink?"
@@ -157,9 +155,3 @@ def next_kind(draw: random.Random, barista: Barista) -> str:
     kinds = ["change", "query", "cancel", "done", "order", "another", "other", "thanks", "bye", "hear", "menu", asked]
     weights = [25, 16, 5, 8, 8, 6 if barista.first is None else 0, 5, 4, 3, 2, 2, 20]
     return draw.choices(kinds, weights=weights)[0]
-
-
-def kinds() -> tuple[str, ...]:
-    """Every kind of utterance that `utterance` can make."""
-    return ("order", "another", "change", "size", "roast", "query", "cancel", "done", "hello", "who", "menu", "hear",
-            "thanks", "bye", "other")  # fmt: skip

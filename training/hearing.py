@@ -17,16 +17,12 @@ from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
+from config.settings import CODEC_FRAME_MS, INPUT_HZ, MEL_HOP
+from engine.audio_encoder import AudioEncoder
+
 PHONEMES = "_abdefhijklmnoprstuvwzæðŋɐɑɔəɚɛɜɡɪɹɾʃʊʌʒθᵻɒʔxɫɬ"  # the first is CTC's blank
-BLOCK = 100  # mel frames that the encoder convolves at a time, 13 audio tokens of them
-
-
-def audio_tokens(frames: int) -> int:
-    """Audio tokens of so many mel frames: three convolutions of stride 2, block by block."""
-    rest = frames % BLOCK
-    for _ in range(3):
-        rest = (rest + 1) // 2
-    return frames // BLOCK * 13 + rest
+TOKEN_S = CODEC_FRAME_MS / 1000  # of an audio token
+MEL_PER_SECOND = INPUT_HZ // MEL_HOP
 
 
 def masked(draw: random.Random, mel: Tensor, strength: float = 1.0) -> Tensor:
@@ -62,6 +58,7 @@ class Ears(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.05))
         self.bias = nn.Parameter(torch.zeros(len(embeddings)))
         self.phonemes = nn.Linear(encoder.config.d_model, 2 * len(PHONEMES))
+        self._shape = AudioEncoder(encoder)
         self._hidden: list[Tensor] = []
         encoder.ln_post.register_forward_hook(lambda module, inputs, output: self._hidden.append(output))
         self._extractor = WhisperFeatureExtractor(feature_size=128)
@@ -70,15 +67,19 @@ class Ears(nn.Module):
 
     def mel(self, samples: np.ndarray) -> Tensor:
         """Log-mel [128, T] of a clip, float32 at 16 kHz, by the official extractor."""
-        features = self._extractor(samples, sampling_rate=16000, padding="do_not_pad", return_tensors="pt")
+        features = self._extractor(samples, sampling_rate=INPUT_HZ, padding="do_not_pad", return_tensors="pt")
         return features["input_features"][0]
+
+    def count(self, mel: Tensor) -> int:
+        """Audio tokens of a log-mel [128, T]."""
+        return self._shape.tokens(mel.shape[1])
 
     def forward(self, mels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Audio tokens' embeddings [n, hidden] and last hidden states [n, d_model] of each log-mel [128, T]."""
         lengths = torch.tensor([mel.shape[1] for mel in mels])
         self._hidden.clear()
         tokens = self.encoder(torch.cat(mels, dim=1), feature_lens=lengths).last_hidden_state
-        counts = [audio_tokens(mel.shape[1]) for mel in mels]
+        counts = [self.count(mel) for mel in mels]
         return list(tokens.split(counts)), list(self._hidden.pop().split(counts))
 
     def word_scores(self, tokens: Tensor) -> Tensor:
@@ -94,8 +95,8 @@ class Ears(nn.Module):
         for token, last, spans in zip(tokens, hidden, aligned, strict=True):
             if spans is None:
                 continue
-            centres = torch.tensor([index // 13 + (index % 13 + 0.5) * 0.08 for index in range(len(token))])
-            halves = torch.stack([centres - 0.02, centres + 0.02], 1).flatten()
+            centres = self._centres_s(len(token))
+            halves = torch.stack([centres - TOKEN_S / 4, centres + TOKEN_S / 4], 1).flatten()
             words.append(token)
             word_wanted.append(_spoken_at(centres, [(s.begin_s, s.end_s, s.tokens) for s in spans], self.blank))
             phonemes.append(self.phonemes(last).reshape(-1, len(PHONEMES)))
@@ -104,6 +105,11 @@ class Ears(nn.Module):
             return tokens[0].new_zeros(())
         word_loss = F.nll_loss(self.word_scores(torch.cat(words)), torch.cat(word_wanted))
         return word_loss + F.cross_entropy(torch.cat(phonemes), torch.cat(phoneme_wanted))
+
+    def _centres_s(self, count: int) -> Tensor:
+        """When each of a clip's audio tokens is, in seconds: every block of the encoder begins anew."""
+        block, index = torch.arange(count) // self._shape.block_tokens, torch.arange(count) % self._shape.block_tokens
+        return block * self._shape.block / MEL_PER_SECOND + (index + 0.5) * TOKEN_S
 
     def loss(self, tokens: list[Tensor], hidden: list[Tensor], spoken: list[list[int]], texts: list[str]) -> Tensor:
         """CTC of words and of phonemes, a step of each on average."""

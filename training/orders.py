@@ -5,16 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 
+from benchmarks.acceptance import DRINKS, MILKS, ROASTS, SHOTS, SIZES, SUGARS
+
 SLOTS = ("size", "roast", "numberOfShots", "coffeeDrink", "milkAmount", "sugarAmount")
-DRINKS = (
-    "coffee", "drip coffee", "iced coffee", "house coffee", "mocha", "iced mocha", "latte", "espresso", "americano",
-    "cappuccino",
-)  # fmt: skip
-SIZES = ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce", "twenty ounce")
-ROASTS = ("light roast", "medium roast", "dark roast")
-SHOTS = ("single shot", "double shot", "triple shot")
-MILKS = ("milk", "cream", "whole milk", "skim milk", "soy milk", "almond milk")
-SUGARS = ("sugar", "brown sugar", "sweetener")
 AMOUNTS = ("", "", "", "a bit of ", "a lot of ")  # as the answer says them
 SPOKEN_AMOUNTS = {
     "": ("", "", "some "),
@@ -26,15 +19,6 @@ SPOKEN_AMOUNTS = {
 def article(words: str) -> str:
     """`words` behind "a" or "an"."""
     return ("an " if words[0] in "aeiou" else "a ") + words
-
-
-def canonical(slot: str, value: str) -> str:
-    """A label's value in the words of an answer: "lots of" is "a lot of", "some X" is "X"."""
-    for amount, spoken in SPOKEN_AMOUNTS.items():
-        for words in sorted(spoken, key=len, reverse=True):
-            if words and value.startswith(words):
-                return amount + value[len(words) :]
-    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 from scipy.cluster.hierarchy import fcluster, linkage
 from transformers import WhisperFeatureExtractor
 
+from benchmarks.acceptance import plain
+from client.sound import read_sound
+from config.settings import INPUT_HZ
 from training.clips import Clip
-from training.orders import canonical
 
-RATE = 16000
 CLUSTERS, HELD_BACK = 40, 72  # clusters of speakers; recordings that are held back, at least
+
+
+def known_and_strangers(work: Path, folder: Path) -> tuple[list[Clip], list[Clip]]:
+    """The recordings of `folder` whose words were found: to learn from, and those of speakers that are held back."""
+    known, strangers = split_strangers(read_recordings(folder, sorted(work.glob("words.*.jsonl"))))
+    return [clip for clip in known if clip.about["text"]], [clip for clip in strangers if clip.about["text"]]
 
 
 def read_recordings(folder: Path, words: list[Path]) -> list[Clip]:
@@ -28,15 +33,14 @@ def read_recordings(folder: Path, words: list[Path]) -> list[Clip]:
     clips = []
     for line in sorted(line for path in words for line in path.read_text().splitlines()):
         entry: dict[str, Any] = json.loads(line)
-        sound, rate = soundfile.read(folder / entry["file"], dtype="float32", always_2d=True)
-        samples = soxr.resample(sound.mean(axis=1), rate, RATE)
+        samples = read_sound(folder / entry["file"])
         samples = samples / max(1e-4, np.abs(samples).max()) * 0.7
-        extent = (entry["words"][0][1], entry["words"][-1][2]) if entry["words"] else (0.0, len(samples) / RATE)
+        extent = (entry["words"][0][1], entry["words"][-1][2]) if entry["words"] else (0.0, len(samples) / INPUT_HZ)
         about = {
             "file": entry["file"],
             "text": " ".join(word for word, _, _ in entry["words"]),
             "kind": "order",
-            "slots": {slot: canonical(slot, value) for slot, value in entry["label"].items()},
+            "slots": {slot: plain(value) for slot, value in entry["label"].items()},
             "removed": (),
             "extent": extent,
             "words": [tuple(word) for word in entry["words"]],
@@ -50,7 +54,7 @@ def split_strangers(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
     extractor = WhisperFeatureExtractor(feature_size=128)
     described = []
     for clip in clips:
-        mel = extractor(clip.samples / 32768, sampling_rate=RATE, padding="do_not_pad", return_tensors="np")[
+        mel = extractor(clip.samples / 32768, sampling_rate=INPUT_HZ, padding="do_not_pad", return_tensors="np")[
             "input_features"
         ][0]
         speech = mel[:, mel.mean(0) > np.median(mel.mean(0))]

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
-from training.model import CODEBOOK, CODEBOOKS, VOICE
+from training.dialogues import Writer
+from training.model import CODEBOOK, CODEBOOKS, VOICE, make_config
+from training.thinker import make_thinker
 
 GUIDED_LAYER = 2  # whose first two heads are taught to look at the word that is spoken, and at the next
 
@@ -52,32 +55,36 @@ class Teacher:
             codec.codec_pad_id, codec.codec_bos_id,
         ])  # fmt: skip
 
-    def _text(self, ids: list[int]) -> Tensor:
-        return self._talker.text_projection(self._embeddings[torch.tensor(ids, dtype=torch.long)])
-
     def sequence(self, spoken: Spoken, heard: Tensor, user: Tensor) -> tuple[Tensor, int]:
         """Inputs [S, hidden] of a sentence after a user's part, and the position that predicts the first frame.
 
         `heard`: the codes [T, books] that the talker is told it spoke.
         """
         config, talker = self._config, self._talker
-        head = self._text([*self._opening, *[config.tts_pad_token_id] * 4, config.tts_bos_token_id, spoken.text[0]])
+        head = self.text([*self._opening, *[config.tts_pad_token_id] * 4, config.tts_bos_token_id, spoken.text[0]])
         codes = talker.get_input_embeddings()(self._prefix_codes)
         head = torch.cat([head[:3], head[3:] + codes])
-        trailing = [*spoken.text[1:], config.tts_eos_token_id][: len(heard)]
-        trailing += [config.tts_pad_token_id] * (len(heard) - len(trailing))
-        return torch.cat([user, head, self.frame_embeddings(heard) + self._text(trailing)]), len(user) + len(head) - 1
+        trailing = self.trailing(spoken.text)[: len(heard)]
+        trailing = torch.cat([trailing, self.pad.expand(len(heard) - len(trailing), -1)])
+        return torch.cat([user, head, self.frame_embeddings(heard) + trailing]), len(user) + len(head) - 1
+
+    def trailing(self, text: list[int]) -> Tensor:
+        """What goes with the frames, one a frame: the text behind its first token, and its end."""
+        return self.text([*text[1:], self._config.tts_eos_token_id])
+
+    @property
+    def pad(self) -> Tensor:
+        """What goes with a frame when the text is over, [1, hidden]."""
+        return self.text([self._config.tts_pad_token_id])
 
     @property
     def end(self) -> int:
         """The code that ends an answer."""
         return int(self._config.talker_config.codec_eos_token_id)
 
-    def step(self, frame: Tensor, text: list[int], index: int) -> Tensor:
-        """The input [1, 1, hidden] after the frame of this index, codes [books], has been spoken."""
-        trailing = [*text[1:], self._config.tts_eos_token_id]
-        token = trailing[index] if index < len(trailing) else self._config.tts_pad_token_id
-        return (self.frame_embeddings(frame[None]) + self._text([token]))[None]
+    def text(self, ids: list[int]) -> Tensor:
+        """Projected embeddings of text tokens, [n, hidden]."""
+        return self._talker.text_projection(self._embeddings[torch.tensor(ids, dtype=torch.long)])
 
     def frame_embeddings(self, codes: Tensor) -> Tensor:
         """The sum of a frame's 16 embeddings, [T, hidden]."""
@@ -91,7 +98,7 @@ class Teacher:
         parts = [torch.zeros(0, self._talker.config.text_config.hidden_size)]
         for _ in range(draw.choice((0, 0, 1, 1, 2, 3))):
             tokens = [draw.randrange(len(self._embeddings)) for _ in range(draw.randint(4, 14))]
-            parts.append(self._text(tokens))
+            parts.append(self.text(tokens))
             if draw.random() < 0.7:
                 hidden = torch.randn(draw.randint(6, 40), self._embeddings.shape[1]) * draw.uniform(0.3, 6.0)
                 parts.append(self._talker.hidden_projection(hidden))
@@ -161,3 +168,9 @@ class Teacher:
                 weight = attention[i, head][start + frames, start + token]
                 losses.append(-(weight + 1e-4).log().mean())
         return torch.stack(losses).mean() if losses else attention.new_zeros(())
+
+
+def make_teacher(tokenizer: PreTrainedTokenizerFast, talker: Qwen3OmniMoeTalkerForConditionalGeneration) -> Teacher:
+    """For a talker that follows a thinker of `make_thinker`."""
+    embeddings = make_thinker(tokenizer).get_input_embeddings().weight.detach()
+    return Teacher(make_config(tokenizer), talker, embeddings, Writer(tokenizer).encode("<|im_start|>assistant\n"))

@@ -48,6 +48,14 @@ def stand_in(said: list[int], embeddings: Tensor, audio: int, draw: random.Rando
     return heard * draw.uniform(0.6, 1.3) + torch.randn_like(heard) * draw.uniform(0.1, 0.7)
 
 
+def stand_ins(writer: Writer, embeddings: Tensor, dialogues: list[Dialogue], draw: random.Random) -> list[list[Tensor]]:
+    """A stand-in for every sound of dialogues whose sounds are utterances."""
+    return [
+        [stand_in(writer.spoken(said.text), embeddings, writer.audio, draw) for _, said in dialogue.sounds]
+        for dialogue in dialogues
+    ]
+
+
 def answer_loss(
     thinker: Qwen3OmniMoeThinkerForConditionalGeneration,
     writer: Writer,

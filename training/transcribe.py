@@ -13,9 +13,10 @@ import json
 from pathlib import Path
 
 import pocketsphinx
-import soundfile
-import soxr
 from tqdm import tqdm
+
+from client.sound import read_sound
+from training.alignment import timed_words
 
 OPENINGS = (
     "brew", "can i get", "can i have", "could i get", "get me", "give me", "i would like", "i'd like", "i want",
@@ -49,11 +50,7 @@ def transcribe(samples: bytes, label: dict[str, str], beam: float) -> list[tuple
     decoder.end_utt()
     if decoder.hyp() is None:
         return []
-    return [
-        (seg.word.split("(")[0], seg.start_frame / 100, seg.end_frame / 100)
-        for seg in decoder.seg()
-        if not seg.word.startswith(("<", "[", "("))
-    ]
+    return timed_words(decoder)
 
 
 def main() -> None:
@@ -71,8 +68,7 @@ def main() -> None:
         for name in tqdm(sorted(labels)[index::count]):
             if name in done:
                 continue
-            sound, rate = soundfile.read(args.folder / name, dtype="float32", always_2d=True)
-            sound = soxr.resample(sound.mean(axis=1), rate, 16000)
+            sound = read_sound(args.folder / name)
             sound = sound / max(1e-4, abs(sound).max()) * 0.7
             words = transcribe((sound * 32767).astype("int16").tobytes(), labels[name], args.beam)
             out.write(json.dumps({"file": name, "label": labels[name], "words": words}) + "\n")

