@@ -147,7 +147,10 @@ async def _over_websocket(settings: Settings, count: int, seconds: float) -> Row
     found = await asyncio.gather(*(_user(settings, number, seconds) for number in range(count)))
     latencies = [latency for each in found for latency in each]
     if not latencies:
-        raise RuntimeError(f"no turn was answered in {seconds:g} s")
+        raise RuntimeError(
+            f"no turn was answered in {seconds:g} s: the turns are noise, which a trained checkpoint need not answer; "
+            "serve SCA_QWEN_MODEL_ID=random"
+        )
     return Row.of("end of turn, bridge", count, settings.audio.tick_ms, latencies)
 
 
