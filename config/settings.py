@@ -161,6 +161,7 @@ class TurnSettings:
     threshold: float
     prefix_padding_ms: int
     silence_duration_ms: int
+    create_response: bool
     interrupt: bool
     interrupt_after_ms: int
     answer_tokens: int

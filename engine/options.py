@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,6 +30,30 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Item:
+    """A message that becomes part of the history."""
+
+    role: str  # of ROLES
+    text: str
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """An answer of which the user has heard so much."""
+
+    turn: int  # its number, as events give it
+    heard_ms: int
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """One side of a turn that leaves the history."""
+
+    turn: int  # its number, as events give it
+    part: str  # of PARTS
+
+
+@dataclass(frozen=True)
 class Controls:
     """What a client asks for in the middle of a conversation."""
 
@@ -38,9 +63,17 @@ class Controls:
     cancel: bool = False  # turn: the answer ends
     transcript: bool = False  # turn: read out the conversation
     message: str = ""  # turn: the user has typed this
+    items: tuple[Item, ...] = ()  # turn: messages that become part of the history, without an answer
+    respond: bool = False  # turn: the history is to be answered as it is
+    truncate: Truncation | None = None  # turn: how far an answer was heard
+    forget: Forgetting | None = None  # turn: what leaves the history
+    turn: Mapping[str, Any] | None = None  # turn: options of the section [turn] that change from here on
 
 
 CONTROLS = tuple(field.name for field in fields(Controls))
+STRUCTURED = ("items", "truncate", "forget", "turn")  # whose values are JSON
+ROLES, PARTS = ("user", "assistant", "system"), ("user", "answer")
+MOST_ITEMS = 16  # in one tick
 
 
 def expect_message(text: str) -> None:
@@ -57,14 +90,79 @@ def parse_controls(parameters: dict[str, Any], dialect: str) -> Controls:
     """Takes the controls out of request parameters. Raises `OptionError`."""
     found = {name: parameters.pop(name) for name in CONTROLS if name in parameters}
     for name, value in found.items():
-        expected = str if name == "message" else bool
+        expected = str if name == "message" or name in STRUCTURED else bool
         if not isinstance(value, expected):
             raise OptionError(f"{name} is {value!r}, expected {'text' if expected is str else 'true or false'}")
         if name != "reset" and dialect != "turn":
             raise OptionError(f"{name} is a control of the dialect 'turn', but this server's is 'sca' (engine.dialect)")
     if "message" in found:
         expect_message(found["message"])
+    for name in STRUCTURED:
+        if name in found:
+            found[name] = _structured(name, found[name])
     return Controls(**found)
+
+
+def changed_turn(turn: TurnSettings, changes: Mapping[str, Any]) -> TurnSettings:
+    """`turn` with some of its options changed. Raises `OptionError`."""
+    values = {}
+    for name, value in changes.items():
+        if name not in TURN_OPTIONS:
+            raise OptionError(f"unknown option {name!r} of a turn, expected one of {', '.join(TURN_OPTIONS)}")
+        try:
+            values[name] = typed(name, value, type(getattr(turn, name)))
+        except SettingsError as error:
+            raise OptionError(str(error)) from error
+    try:
+        return dataclasses.replace(turn, **values)
+    except SettingsError as error:
+        raise OptionError(str(error).partition(".")[2]) from error
+
+
+def _structured(name: str, value: str) -> Any:
+    """A control whose value is JSON. Raises `OptionError`."""
+    expected = {
+        "items": f'a list of at most {MOST_ITEMS} {{"role": one of {", ".join(ROLES)}, "text": ...}}',
+        "truncate": '{"turn": number, "heard_ms": milliseconds}',
+        "forget": '{"turn": number, "part": "user" or "answer"}',
+        "turn": 'an object of options, such as {"detection": "manual"}',
+    }[name]
+    try:
+        found = json.loads(value)
+        match name:
+            case "items":
+                return _items(found)
+            case "truncate":
+                return Truncation(_natural(found.pop("turn")), _natural(found.pop("heard_ms")), **found)
+            case "forget":
+                forgetting = Forgetting(_natural(found.pop("turn")), **found)
+                if forgetting.part in PARTS:
+                    return forgetting
+            case _:
+                if isinstance(found, dict):
+                    return found
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        raise OptionError(f"{name} is {value[:40]!r}, expected {expected}") from None
+    raise OptionError(f"{name} is {value[:40]!r}, expected {expected}")
+
+
+def _items(found: Any) -> tuple[Item, ...]:
+    items = tuple(Item(**item) for item in found)
+    if len(items) > MOST_ITEMS or any(item.role not in ROLES for item in items):
+        raise ValueError
+    for item in items:
+        most = MOST_TYPED if item.role == "user" else MOST_PROMPT_CHARACTERS
+        if len(item.text) > most:
+            raise OptionError(f"an item's text is {len(item.text)} characters long, expected at most {most}")
+        if not item.text.strip() or not is_unicode(item.text):
+            raise ValueError
+    return items
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
 
 
 def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Sequence[str]) -> Options:

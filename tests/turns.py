@@ -173,7 +173,7 @@ class User:
 
 
 def kinds(call: Call) -> list[str]:
-    return [event["type"] for event in call.events if event["type"] != "text"]
+    return [event["type"] for event in call.events if event["type"] not in ("text", "committed")]
 
 
 def event_of(call: Call, kind: str) -> dict[str, Any]:

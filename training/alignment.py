@@ -1,15 +1,14 @@
-"""When each token of a sentence is spoken, by pocketsphinx's forced alignment."""
+"""When each word of a sentence is spoken, by pocketsphinx's forced alignment, and each token, by its word."""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections.abc import Sequence
 
 import numpy as np
 import pocketsphinx
-import soxr
 from transformers import PreTrainedTokenizerFast
-
-from config.settings import INPUT_HZ, OUTPUT_HZ
 
 
 class Aligner:
@@ -32,22 +31,15 @@ class Aligner:
         found = timed_words(self._decoder)
         return found if [word for word, _, _ in found] == words else None
 
-    def token_starts(self, samples: np.ndarray, text: str, tokenizer: PreTrainedTokenizerFast) -> np.ndarray | None:
-        """When each token of a sentence begins, in seconds; None if the alignment fails. `samples`: int16, 24 kHz.
 
-        A token is spoken from where its word is; punctuation goes with the word before it.
-        """
-        pcm = soxr.resample(samples.astype(np.float32) / 32768, OUTPUT_HZ, INPUT_HZ)
-        found = self.words((pcm * 32767).astype(np.int16), text)
-        if found is None:
-            return None
-        spans = [match.span() for match in re.finditer(r"[A-Za-z']+", text)]
-        times, word = [], 0
-        for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]:
-            while word + 1 < len(spans) and spans[word + 1][0] < end:
-                word += 1
-            times.append(found[word][1])
-        return np.array(times)
+def token_starts(text: str, word_starts: Sequence[float], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """When each token of a sentence begins, in seconds: a token is spoken from where its word is.
+
+    `word_starts`: of the words that spaces part; punctuation goes with the word before it.
+    """
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return np.array([word_starts[min(bisect_left(ends, end), len(ends) - 1)] for _, end in offsets])
 
 
 def timed_words(decoder: pocketsphinx.Decoder) -> list[tuple[str, float, float]]:

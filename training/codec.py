@@ -52,12 +52,20 @@ class LogMel(nn.Module):
         return torch.log(torch.clamp(self.filters @ magnitudes, min=1e-4))
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Normalises each step of [B, channels, T] by itself: a frame's code must not change with the sentence's length."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """See the class."""
+        return super().forward(hidden.transpose(1, 2)).transpose(1, 2)
+
+
 class Residual(nn.Module):
     """A dilated convolution beside an identity, [B, channels, T]."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = ChannelNorm(channels)
         self.conv = nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
         self.out = nn.Conv1d(channels, channels, 1)
 
@@ -83,7 +91,7 @@ class Encoder(nn.Module):
             Residual(channels, 3),
             nn.Conv1d(channels, channels, 4, stride=2, padding=1),
             Residual(channels, 1),
-            nn.GroupNorm(1, channels),
+            ChannelNorm(channels),
             nn.Conv1d(channels, latent, 1),
         )
 

@@ -61,12 +61,12 @@ def say_order(draw: random.Random, slots: dict[str, str]) -> Utterance:
 def say_change(draw: random.Random) -> Utterance:
     """A change of one or two slots, or the removal of milk or sugar."""
     how = draw.random()
-    if how < 0.2:
+    if how < 0.33:
         slot, thing = draw.choice((("milkAmount", "milk"), ("sugarAmount", "sugar"), ("milkAmount", "cream"),
                                    ("sugarAmount", "sweetener")))  # fmt: skip
         form = draw.choice(SENTENCES["remove"])
         return Utterance(form.format(thing), "change", removed=(slot,))
-    if how < 0.4:
+    if how < 0.5:
         value = random_value(draw, "coffeeDrink")
         form = draw.choice(SENTENCES["change_drink"])
         return Utterance(form.format(article(value)), "change", {"coffeeDrink": value})

@@ -40,10 +40,15 @@ def barista_sentences(draw: random.Random) -> Iterator[str]:
 
 
 def barista_clips(styles: Path, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Sound (float32, 24 kHz) and text of the barista's sentences."""
+    """Sound (float32, 24 kHz) and text of the barista's sentences, and when each word begins, in seconds.
+
+    `starts` is missing where the voice speaks two words as one.
+    """
     speaker = voices.Kokoro(styles)
     for text in barista_sentences(random.Random(seed)):
-        yield speaker.speak(text, {voices.BARISTA: 1.0}, voices.BARISTA_SPEED), {"text": text}
+        samples, starts = speaker.speak_on_grid(text, voices.BARISTA, voices.BARISTA_SPEED, voices.BARISTA_STYLE)
+        timed = {"starts": starts} if len(starts) == len(text.split()) else {}
+        yield samples, {"text": text, **timed}
 
 
 def user_clips(styles: Path, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:

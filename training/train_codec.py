@@ -21,7 +21,7 @@ from training.model import CODEBOOK, CODEBOOKS
 from training.run import Run
 
 CONTEXT, DECODED, WARM = 40, 12, 3  # codec frames: in a clip, through the decoder, of those not compared
-ALL_BOOKS = 0.85  # share of steps that keep every codebook; the others keep the first few
+ALL_BOOKS = 0.5  # share of steps that keep every codebook; the others keep the first few, which so learn to carry most
 
 
 def decode(code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, start: int) -> Tensor:
@@ -78,11 +78,11 @@ def main() -> None:
 
 
 def _crop(samples: np.ndarray) -> np.ndarray:
-    """A random stretch of `CONTEXT` frames, float32, silence around it where the sound is shorter."""
+    """A random stretch of `CONTEXT` whole frames, float32, silence around it where the sound is shorter."""
     length = CONTEXT * codec.FRAME
     sound = np.zeros(length + len(samples), np.float32)
     sound[length // 2 : length // 2 + len(samples)] = samples / 32768
-    start = random.randrange(len(sound) - length)
+    start = random.randrange((len(sound) - length) // codec.FRAME + 1) * codec.FRAME
     return sound[start : start + length]
 
 

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedTokenizerFast
 
-from config.settings import CODEC_FRAME_MS, OUTPUT_HZ
-from training.alignment import Aligner
-from training.clips import Shards
+from config.settings import CODEC_FRAME_MS
+from training.alignment import token_starts
+from training.clips import Clip, Shards
 from training.codec import Codec, load_codec
 from training.dialogues import Writer
 from training.model import load_tokenizer, make_config
 from training.run import Run
 from training.talker import Spoken, make_talker, make_teacher
 
-LEAD_S = (0.02, 0.2)  # silence before a sentence: at another phase of the frames it has other codes
 
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """The barista's voice (int16, 24 kHz), its text as tokens, and when each of them begins, in seconds."""
-
-    samples: np.ndarray
-    text: list[int]
-    token_starts: np.ndarray | None
-
-
-def spoken(draw: random.Random, sentence: Sentence, codec: Codec) -> Spoken:
-    """A sentence as codes, at a random phase and loudness."""
-    lead_s = draw.uniform(*LEAD_S)
-    samples = torch.from_numpy(sentence.samples.astype(np.float32) / 32768) * 10 ** (draw.uniform(-1, 1) / 20)
-    codes = codec.codes(nn.functional.pad(samples, (int(lead_s * OUTPUT_HZ), 0)))
-    if sentence.token_starts is None:
-        return Spoken(sentence.text, codes, None)
-    centres = (np.arange(len(codes)) + 0.5) * CODEC_FRAME_MS / 1000 - lead_s
-    tokens = np.searchsorted(sentence.token_starts, centres, side="right").clip(1) - 1
-    return Spoken(sentence.text, codes, tokens)
+def spoken(clip: Clip, codec: Codec, writer: Writer, tokenizer: PreTrainedTokenizerFast) -> Spoken:
+    """A sentence as codes; its clip (24 kHz) is as many whole frames long, and its words begin where frames do."""
+    codes = codec.codes(torch.from_numpy(clip.samples.astype(np.float32) / 32768))
+    text, of_frame = clip.about["text"], None
+    if "starts" in clip.about:
+        starts = token_starts(text, clip.about["starts"], tokenizer)
+        centres = (np.arange(len(codes)) + 0.5) * CODEC_FRAME_MS / 1000
+        of_frame = np.searchsorted(starts, centres, side="right").clip(1) - 1
+    return Spoken([*writer.encode(text), *writer.encode("<|im_end|>")], codes, of_frame)
 
 
 def main() -> None:
@@ -53,18 +40,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     args = parser.parse_args()
     torch.manual_seed(1)
-    tokenizer, codec, aligner = load_tokenizer(args.work), load_codec(args.work), Aligner()
+    tokenizer, codec = load_tokenizer(args.work), load_codec(args.work)
     writer, talker = Writer(tokenizer), make_talker(make_config(tokenizer))
     teacher = make_teacher(tokenizer, talker)
     run = Run(args.work / "talker.pt", talker.parameters(), args.steps, args.rate, talker=talker)
     shards, sentences = Shards(args.work / "clips", "barista"), []
     for step in run:
-        for clip in shards.refresh():
-            text = [*writer.encode(clip.about["text"]), *writer.encode("<|im_end|>")]
-            starts = aligner.token_starts(clip.samples, clip.about["text"], tokenizer)
-            sentences.append(Sentence(clip.samples, text, starts))
+        sentences += [spoken(clip, codec, writer, tokenizer) for clip in shards.refresh()]
         draw = random.Random(f"talker {step}")
-        batch = [spoken(draw, sentence, codec) for sentence in draw.sample(sentences, args.batch)]
+        batch = draw.sample(sentences, args.batch)
         losses = teacher.losses(batch, draw)
         run.learn(losses["first"] + losses["others"] + 0.3 * losses["guide"], **losses, sentences=len(sentences))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.conversation import Evictions
@@ -46,11 +46,12 @@ class PrefillChunk:
     user: list[int]  # of the user's turn: the talker gets them too
     opening: list[int]  # of the answer, in the last chunk of a turn
     clip: Clip | None = None  # a window of the audio encoder at most
+    aside: list[int] = field(default_factory=list)  # of a message that is not the user's: the talker does not get it
 
     @property
     def tokens(self) -> list[int]:
         """All of them, in order."""
-        return [*self.closing, *self.user, *self.opening]
+        return [*self.closing, *self.aside, *self.user, *self.opening]
 
 
 class Prefill(NamedTuple):
@@ -101,3 +102,15 @@ class Answer:
     is_begun: bool = False  # its turn has been prefilled
     text_ended: bool = False
     speech_ended: bool = False
+    input_tokens: int = 0  # positions that it follows
+    input_audio_tokens: int = 0  # among them
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """What the answer took: tokens before it, and its own; an audio token of it is a codec frame."""
+        return {
+            "input_tokens": self.input_tokens,
+            "input_audio_tokens": self.input_audio_tokens,
+            "output_text_tokens": len(self.turn.tokens),
+            "output_audio_tokens": self.frames,
+        }

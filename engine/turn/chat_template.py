@@ -56,6 +56,10 @@ class ChatTemplate:
         header = self._tokenizer.decode(self.user_opening[1:])  # tokens may join its line's end and the text
         return [self.user_opening[0], *self._encode(header + text)]
 
+    def message(self, role: str, text: str) -> list[int]:
+        """A whole message in the assistant's or the system's name, as the template writes it into a history."""
+        return [self.user_opening[0], *self._encode(f"{role}\n{text}"), *self.close]
+
     def spell(self, word: str) -> list[int]:
         """An answer that is one word, its end included."""
         return [*self._encode(word), self.end]

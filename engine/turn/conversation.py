@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from config.settings import CODEC_FRAME_MS
 from engine.conversation import Conversation, Event, Evictions
+from engine.errors import OptionError
 from engine.mel_buffer import Clip
-from engine.options import Controls, Options
+from engine.options import Controls, Forgetting, Item, Options, Truncation, changed_turn
 from engine.talker_prefix import TALKER_PREFIX
 from engine.turn.actions import (
     Answer,
@@ -42,7 +43,6 @@ class TurnConversation(Conversation):
     config: TurnConfig
     history: History
     detector: SpeechDetector
-    recent_frames: int  # that are kept while no turn is open
     events: list[Event] = field(default_factory=list)  # of this tick
     clock: int = 0  # log-mel frames heard
     oldest_frame: int = 0  # no frame before it is needed any more
@@ -59,22 +59,23 @@ class TurnConversation(Conversation):
     _windows: list[PrefillChunk] = field(default_factory=list)  # those of the latest turn that were prefilled
     _earliest: int = 0  # no later turn begins before this frame
     _closing: list[int] = field(default_factory=list)  # what ends the last answer in the history, not yet prefilled
+    _items: list[Item] = field(default_factory=list)  # that wait for the end of an answer
+    _turns: int = 0  # begun so far
+    _evictions: list[Evictions] = field(default_factory=list)  # that the client has asked for in this tick
+    _respond_due: bool = False  # the open turn is answered when it ends, whatever the options say
     _ignores_speech: bool = False  # that has filled the context, until it ends
     _opened_itself: bool = False  # the open turn: nobody may have spoken yet
 
     @classmethod
     def begin(cls, slot: int, options: Options, config: TurnConfig, prompt: list[int]) -> TurnConversation:
         """A new one; `prompt` is the system prompt's turn."""
-        turn = options.turn
-        recent_ms = turn.prefix_padding_ms + turn.interrupt_after_ms + turn.silence_duration_ms + RECENT_MS
         return cls(
             slot,
             options,
             prompt,
             config=config,
             history=History(len(prompt)),
-            detector=SpeechDetector(turn),
-            recent_frames=recent_ms // FRAME_MS,
+            detector=SpeechDetector(options.turn),
         )
 
     @property
@@ -93,6 +94,13 @@ class TurnConversation(Conversation):
         return self.options.turn.detection == "server_vad"
 
     @property
+    def recent_frames(self) -> int:
+        """Log-mel frames that are kept while no turn is open: a turn may begin in them."""
+        turn = self.options.turn
+        recent_ms = turn.prefix_padding_ms + turn.interrupt_after_ms + turn.silence_duration_ms + RECENT_MS
+        return recent_ms // FRAME_MS
+
+    @property
     def answers(self) -> bool:
         """Whether an answer is due or being given."""
         return self._answer is not None
@@ -105,8 +113,17 @@ class TurnConversation(Conversation):
         self.events = []
         self.waited_ticks = self.waited_ticks + 1 if self._chunks else 0
         self.clock += frames
+        self._evictions = []
+        if controls.turn:
+            self._change(controls.turn)
         if controls.cancel:
             self._cancel()
+        if controls.truncate:
+            self._truncate(controls.truncate)
+        if controls.forget:
+            self._forget(controls.forget)
+        self._items += controls.items
+        self._add_items()
         if controls.listen:
             self._listen(begin)
         if controls.message:
@@ -119,6 +136,8 @@ class TurnConversation(Conversation):
             self._opened_itself = True
         if controls.commit:
             self._commit()
+        if controls.respond:
+            self._respond()
         self._queue_windows(self.clock)
         if controls.transcript:
             self._tell("transcript", turns=list(self.history.transcript(self.config.decode)))
@@ -149,8 +168,12 @@ class TurnConversation(Conversation):
             if self._turn:
                 self._end_turn(detector.stopped_ms // FRAME_MS)
 
+    def _new_turn(self, **about: Any) -> Turn:
+        self._turns += 1
+        return Turn(self._turns, **about)
+
     def _begin_turn(self, frame: int) -> None:
-        self._turn, self._opened_itself, self._windows = Turn(), False, []
+        self._turn, self._opened_itself, self._windows = self._new_turn(), False, []
         self._turn_first = self._queued = max(frame, self._earliest, self.oldest_frame)
 
     def _end_turn(self, end: int) -> None:
@@ -165,16 +188,22 @@ class TurnConversation(Conversation):
         clip = Clip(self._turn_first, self._queued, end, end)
         audio = [*self._audio(self.config.audio_tokens(clip.frames)), *chat.after_audio]
         self._earliest, self._turn = end, None
+        self._tell("committed", turn=turn.number, audio_start_ms=turn.sound_ms[0], audio_end_ms=turn.sound_ms[1])
+        answers = self.options.turn.create_response or self._respond_due
+        self._respond_due = False
+        last: tuple[list[int], Clip | None] = audio, clip
         if turn.typed:
             self._queue(turn, audio, clip)
-            self._answer_turn(turn, chat.typed(turn.typed, after_audio=True))
+            last = chat.typed(turn.typed, after_audio=True), None
+        if answers:
+            self._answer_turn(turn, *last)
         else:
-            self._answer_turn(turn, audio, clip)
+            self._queue(turn, [*last[0], *chat.close], last[1])
 
     def _queue_windows(self, end: int) -> None:
         """Queues the windows of the open turn that are complete and not its last."""
         window = self.config.window_frames
-        while self._turn and end - self._queued > window:
+        while self._turn and not self._answer and end - self._queued > window:
             clip = Clip(self._turn_first, self._queued, self._queued + window)
             self._queue(self._turn, self._audio(self.config.audio_tokens(window)), clip)
             self._queued += window
@@ -201,7 +230,105 @@ class TurnConversation(Conversation):
             reason = f"it is {len(tokens)} tokens long, expected at most {self.config.longest_turn} (engine.context_s)"
             self._tell("error", code="turn_too_long", message=f"the user's message is dropped: {reason}")
         else:
-            self._answer_turn(Turn(typed=message), tokens)
+            turn = self._new_turn(typed=message)
+            self._tell("committed", turn=turn.number)
+            self._answer_turn(turn, tokens)
+
+    def _add_items(self) -> None:
+        """Messages that ask for no answer; while one is given they wait, and they come before a turn that is open."""
+        if self._answer or not self._items:
+            return
+        chat, items, self._items = self.config.chat, self._items, []
+        if self._turn:
+            self._take_back_open_turn(self._turn)
+        for item in items:
+            turn = self._new_turn(role=item.role, typed=item.text)
+            tokens = chat.typed(item.text) if item.role == "user" else chat.message(item.role, item.text)
+            if len(tokens) > self.config.longest_turn:
+                reason = f"{len(tokens)} tokens came, expected at most {self.config.longest_turn} (engine.context_s)"
+                self._tell("error", code="turn_too_long", message=f"an item is dropped: {reason}")
+                continue
+            self._tell("committed", turn=turn.number)
+            if item.role == "user":
+                self._queue(turn, [*tokens, *chat.close], None)
+            else:
+                self._queue_aside(turn, tokens)
+
+    def _take_back_open_turn(self, turn: Turn) -> None:
+        """What is queued or prefilled of the open turn will be queued again, after what comes before it."""
+        self._drop_chunks(turn)
+        self.history.remove(turn)
+        turn.user, self._windows, self._queued = 0, [], self._turn_first
+
+    def _respond(self) -> None:
+        """An answer to the history as it is; while the user speaks, when they have stopped."""
+        if self._answer:
+            self._tell("error", code="answer_active", message="respond came while an answer is being given")
+        elif self._turn and not self._opened_itself:
+            self._respond_due = True
+        else:
+            if self._turn:
+                self._abandon_turn()
+                self._earliest = self.clock
+            self._queue_answer(self._new_turn(), [])
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        """Options of turns that hold from here on."""
+        try:
+            turn = changed_turn(self.options.turn, changes)
+        except OptionError as error:
+            self._tell("error", code="bad_control", message=str(error))
+            return
+        if turn.detection != self.options.turn.detection:
+            self._abandon_turn()
+            self._end_speech()
+            self._earliest = self.clock
+        self.options = replace(self.options, turn=turn)
+        self.detector.change(turn)
+
+    def _truncate(self, heard: Truncation) -> None:
+        """An answer's text in the history ends where its user has heard it to."""
+        turn, chat = self.history.find(heard.turn), self.config.chat
+        if turn is None or not turn.answer or turn.role != "user" or (self._answer and self._answer.turn is turn):
+            self._tell("error", code="nothing_to_truncate", message=f"turn {heard.turn} has no answer that has ended")
+            return
+        had = len(turn.tokens)
+        if turn.interrupted or not turn.spoken_ms:
+            kept = math.ceil(heard.heard_ms / 1000 * self.config.heard_tokens_per_s)
+        else:
+            kept = math.ceil(heard.heard_ms / turn.spoken_ms * had)
+        self._cut_tokens(turn, min(kept, had))
+        turn.interrupted = turn.interrupted or len(turn.tokens) < had
+        if self.history.turns[-1] is turn:
+            self.history.cut_answer(turn, len(chat.answer_opening) + len(turn.tokens))
+            if self._chunks:
+                self._chunks[0].closing = chat.close
+            else:
+                self._closing = chat.close
+        elif len(turn.tokens) < had:
+            self._evictions.append(self.history.cut_inside(turn, had - len(turn.tokens), self._closing_of(turn)))
+        self._tell("truncated", turn=turn.number, heard_text=self.config.decode(turn.tokens))
+
+    def _closing_of(self, turn: Turn) -> int:
+        """How many positions of an answer's end are in the thinker's cache."""
+        return turn.answer - len(self.config.chat.answer_opening) - len(turn.tokens)
+
+    def _forget(self, what: Forgetting) -> None:
+        """A turn's part leaves the history. What was read after it has seen it."""
+        turn = self.history.find(what.turn)
+        if turn is None or turn is self._turn or (self._answer and self._answer.turn is turn):
+            reason = "is being spoken or answered" if turn else "is not in the history"
+            self._tell("error", code="nothing_to_forget", message=f"turn {what.turn} {reason}")
+            return
+        if what.part == "answer" and self.history.turns[-1] is turn:
+            self._closing = []
+        self._evictions.append(self.history.forget(turn, what.part, self._spoken_positions()))
+        self._tell("forgotten", turn=turn.number, part=what.part)
+
+    def take_evictions(self) -> list[Evictions]:
+        """What leaves the caches in this tick because the client asked for it, before anything else is computed."""
+        taken, self._evictions = self._evictions, []
+        return taken
 
     def _commit(self) -> None:
         if self._turn is None or self.clock <= self._turn_first:
@@ -250,9 +377,19 @@ class TurnConversation(Conversation):
             self._closing = closing
 
     def _answer_turn(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
-        chat = self.config.chat
-        self._queue(turn, [*user, *chat.close], clip, chat.answer_opening)
+        self._queue_answer(turn, [*user, *self.config.chat.close], clip)
+
+    def _queue_answer(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
+        self._queue(turn, user, clip, self.config.chat.answer_opening)
         self._answer = Answer(turn, self.config.detokenizer())
+
+    def _queue_aside(self, turn: Turn, tokens: list[int]) -> None:
+        """Queues a message that is not the user's."""
+        closing, self._closing = self._closing, []
+        for first in range(0, len(tokens), MOST_TEXT_TOKENS):
+            part = tokens[first : first + MOST_TEXT_TOKENS]
+            self._chunks.append(PrefillChunk(turn, closing, [], [], aside=part))
+            closing = []
 
     def _queue(self, turn: Turn, user: list[int], clip: Clip | None, opening: list[int] | None = None) -> None:
         closing, self._closing = self._closing, []
@@ -278,7 +415,17 @@ class TurnConversation(Conversation):
             self._closing = chat.close
         else:  # its turn stays without an answer
             self._chunks[-1].opening = []
-        self._tell("interrupted", by=by, heard_ms=heard_ms, heard_text=self.config.decode(turn.tokens))
+            if not self._chunks[-1].user:
+                self._drop_chunks(turn)
+        turn.spoken_ms = heard_ms
+        self._tell(
+            "interrupted",
+            turn=turn.number,
+            by=by,
+            heard_ms=heard_ms,
+            heard_text=self.config.decode(turn.tokens),
+            **answer.usage,
+        )
 
     def _cut_tokens(self, turn: Turn, count: int) -> None:
         """Keeps so many text tokens of an answer, whole characters."""
@@ -312,7 +459,9 @@ class TurnConversation(Conversation):
         prefill = Prefill(chunk, self.history.thinker_length, self.history.talker_length, evictions)
         if chunk.closing:
             self.history.add(self.history.turns[-1], 0, len(chunk.closing))
-        self.history.add(chunk.turn, len(chunk.user), len(chunk.opening))
+        self.history.add(chunk.turn, len(chunk.user), len(chunk.aside) + len(chunk.opening))
+        if chunk.clip:
+            chunk.turn.audio_tokens += chunk.user.count(self.config.chat.audio)
         if chunk.clip and not chunk.clip.ends_turn:
             self._windows.append(chunk)
         if chunk.opening:
@@ -386,7 +535,9 @@ class TurnConversation(Conversation):
         answer.is_begun = True
         turn = answer.turn
         span = {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]} if turn.sound_ms else {}
-        self._tell("answer_started", **span)
+        answer.input_tokens = self.history.thinker_length
+        answer.input_audio_tokens = sum(other.audio_tokens for other in self.history.turns)
+        self._tell("answer_started", turn=turn.number, **span)
         asked = (name for name in ("emotion", "language") if self.options.turn.asked(name) and span)
         self._questions = [Question(turn, name) for name in asked]
 
@@ -467,11 +618,16 @@ class TurnConversation(Conversation):
             return
         if not answer.text_ended:
             self._closing = self.config.chat.close
+        answer.turn.spoken_ms = answer.frames * CODEC_FRAME_MS
+        full = len(answer.turn.tokens) >= self.options.turn.answer_tokens
+        full = full or answer.frames + 1 >= self.options.turn.answer_frames
         self._tell(
             "answer_done",
+            turn=answer.turn.number,
             spoken_ms=answer.frames * CODEC_FRAME_MS,
             text=self.config.decode(answer.turn.tokens),
-            reason=reason or "end",
+            reason=reason or ("length" if full else "end"),
+            **answer.usage,
         )
         self._answer = None
         self._earliest = max(self._earliest, self.clock - self.options.turn.prefix_padding_ms // FRAME_MS)

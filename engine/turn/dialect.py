@@ -128,6 +128,7 @@ class TurnDialect:
                 frames = row.input.log_mel.shape[1]
                 windows = probabilities.get(row.conversation.slot, [])
                 row.conversation.advance(frames, row.input.controls, windows)
+                plan.evictions[row.conversation.slot] = row.conversation.take_evictions()
         budget = PrefillBudget(self._prefill_tokens)
         plan.prompts = self._prompts.schedule(plan.conversations, budget)
         plan.prefills = self._schedule_prefills(plan, budget)
@@ -139,7 +140,9 @@ class TurnDialect:
         return plan
 
     def prefill(self, plan: TurnPlan) -> None:
-        """Prompts, then chunks of turns, a round at a time."""
+        """What clients wanted out leaves; prompts, then chunks of turns, a round at a time."""
+        for slot, evictions in plan.evictions.items():
+            self._evict(slot, evictions)
         self._prompts.run(plan.prompts)
         for rows in plan.prefills:
             for row in rows:
@@ -200,8 +203,9 @@ class TurnDialect:
     def _speech_probabilities(self, rows: Sequence[Row]) -> dict[int, list[float]]:
         """By slot, of the conversations whose turns are told by voice activity."""
         detecting = [row for row in rows if row.conversation.detects_turns]
-        if not detecting or self._vad is None:
+        if not detecting:
             return {}
+        self._vad = self._vad or Vad()
         slots = [row.conversation.slot for row in detecting]
         with self._run.timer("vad"):
             found = self._vad(self._slots.vad, slots, [row.input.pcm for row in detecting])

@@ -15,13 +15,21 @@ from engine.conversation import Eviction, Evictions
 
 @dataclass(eq=False)
 class Turn:
-    """A user's turn and its answer, with the positions that both take."""
+    """A user's turn and its answer, with the positions that both take.
 
+    Either may be missing. A message that a client adds in the assistant's or the system's name takes the answer's
+    place.
+    """
+
+    number: int = 0  # by which clients name it
+    role: str = "user"  # or, of a message that was added: assistant, system
     sound_ms: tuple[int, int] | None = None  # the user's speech, on the input clock
     typed: str = ""
+    audio_tokens: int = 0  # among the user's
     user: int = 0  # positions of the user's part, in the thinker's cache and in the talker's
     answer: int = 0  # positions of the answer in the thinker's cache, its opening and its end included
     tokens: list[int] = field(default_factory=list)  # text of the answer, without its end
+    spoken_ms: int = 0  # sound of the answer that was emitted
     interrupted: bool = False
 
 
@@ -62,6 +70,41 @@ class History:
             self.thinker_length -= turn.user + turn.answer
             self.talker_length -= turn.user
 
+    def find(self, number: int) -> Turn | None:
+        """The turn of this number; None if it has left, or is not here yet."""
+        return next((turn for turn in self.turns if turn.number == number), None)
+
+    def cut_inside(self, turn: Turn, positions: int, closing: int) -> Evictions:
+        """So many positions leave an answer that others follow, those before the `closing` ones that end it."""
+        kept = self._begin(turn) + turn.user + turn.answer - closing - positions
+        leaving = Evictions(Eviction(kept, positions, self.thinker_length), Eviction(0, 0, self.talker_length))
+        turn.answer -= positions
+        self.thinker_length -= positions
+        return leaving
+
+    def forget(self, turn: Turn, part: str, spoken: int) -> Evictions:
+        """One part of a turn leaves, `user` or `answer`; see `evict_oldest` for `spoken`."""
+        begin = self._begin(turn)
+        talker_begin = sum(other.user for other in self.turns[: self.turns.index(turn)])
+        if part == "user":
+            thinker = Eviction(begin, turn.user, self.thinker_length)
+            talker = Eviction(talker_begin, turn.user, self.talker_length + spoken)
+            self.talker_length -= turn.user
+            turn.user, turn.audio_tokens, turn.sound_ms, turn.typed = 0, 0, None, ""
+        else:
+            thinker = Eviction(begin + turn.user, turn.answer, self.thinker_length)
+            talker = Eviction(0, 0, self.talker_length + spoken)
+            turn.answer, turn.tokens = 0, []
+        self.thinker_length -= thinker.leaving
+        if not turn.user and not turn.answer:
+            self.turns.remove(turn)
+        return Evictions(thinker, talker)
+
+    def _begin(self, turn: Turn) -> int:
+        """The position in the thinker's cache where a turn begins."""
+        earlier = self.turns[: next(i for i, other in enumerate(self.turns) if other is turn)]
+        return self.prompt + sum(other.user + other.answer for other in earlier)
+
     def evict_oldest(self, spoken: int) -> Evictions:
         """Forgets the oldest turn; what leaves the two caches. In the talker's, `spoken` positions follow the turns."""
         turn = self.turns.pop(0)
@@ -75,17 +118,20 @@ class History:
 
     def user_end(self, turn: Turn) -> int:
         """The position in the thinker's cache after a turn's user part."""
-        index = next(i for i, other in enumerate(self.turns) if other is turn)
-        return self.prompt + sum(other.user + other.answer for other in self.turns[:index]) + turn.user
+        return self._begin(turn) + turn.user
 
     def transcript(self, decode: Callable[[list[int]], str]) -> Iterator[dict[str, Any]]:
         """The turns in words: the model does not write down what it hears, so speech is given by its time."""
         for turn in self.turns:
-            user: dict[str, Any] = {"role": "user"}
-            if turn.sound_ms:
-                user |= {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]}
-            if turn.typed:
-                user["text"] = turn.typed
-            yield user
+            if turn.role != "user":
+                yield {"role": turn.role, "text": turn.typed}
+                continue
+            if turn.user:
+                user: dict[str, Any] = {"role": "user"}
+                if turn.sound_ms:
+                    user |= {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]}
+                if turn.typed:
+                    user["text"] = turn.typed
+                yield user
             if turn.answer:
                 yield {"role": "assistant", "text": decode(turn.tokens), "interrupted": turn.interrupted}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.codec_decoder import CodecBatch, CodecRow
+from engine.conversation import Evictions
 from engine.errors import ConversationError
 from engine.prompt import PromptChunk
 from engine.text_decoder import TextBatch, TextRow
@@ -19,6 +20,7 @@ class TurnPlan:
 
     conversations: list[TurnConversation]  # that tick, sorted by slot
     failures: dict[int, ConversationError] = field(default_factory=dict)
+    evictions: dict[int, list[Evictions]] = field(default_factory=dict)  # by slot: what clients wanted out
     prompts: list[list[PromptChunk]] = field(default_factory=list)
     prefills: list[list[PrefillRow]] = field(default_factory=list)  # rounds, one chunk of a conversation a round
     decodes: dict[int, Decode] = field(default_factory=dict)  # by slot

@@ -24,6 +24,10 @@ class SpeechDetector:
         self.started_ms = 0  # when the latest speech began
         self.stopped_ms = 0  # when the latest that ended was found to have ended
 
+    def change(self, turn: TurnSettings) -> None:
+        """The options that hold from here on."""
+        self._turn = turn
+
     @property
     def spoken_ms(self) -> int:
         """How long the latest speech has lasted, without the silence at its end."""
