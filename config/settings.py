@@ -23,6 +23,7 @@ MOST_TYPED = 4000  # characters of a typed message: some ten pieces, which are r
 CODEC_FRAME_MS = 80  # a codec frame, and also an audio token of the thinker
 INPUT_HZ = 16_000  # the microphone's rate
 OUTPUT_HZ = 24_000  # code2wav's rate
+CODE2WAV_DELAY = 555  # samples by which its stream is behind its codes
 MEL_HOP = 160  # input samples a mel frame
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from config.settings import CODE2WAV_DELAY
 from export.stateful_module import StatefulModule, TensorSpec
 
-DELAY_SAMPLES = 555
+DELAY_SAMPLES = CODE2WAV_DELAY
 PCM_PEAK = 32767.0
 
 

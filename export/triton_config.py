@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import onnxruntime
 import torch
 from google.protobuf import text_format
+from transformers import AutoConfig
 from tritonclient.grpc import model_config_pb2
 
 from config import Settings
@@ -81,7 +83,8 @@ def gpu_of(device_map: str) -> int:
 
 
 def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) -> None:
-    """Writes the tick's dims, the settings and the checkpoint's place into the config."""
+    """Writes the tick's dims, the settings, and the checkpoint's place and voices into the config."""
+    voices = list(AutoConfig.from_pretrained(checkpoint).talker_config.speaker_id)
     complete_batching(config, settings)
     config.sequence_batching.oldest.max_queue_delay_microseconds = settings.triton.queue_delay_us
     set_dims(config.input, "LOG_MEL", [128, settings.audio.mel_frames])
@@ -89,6 +92,7 @@ def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) ->
     set_dims(config.output, "CODES", [16, settings.audio.codec_frames])
     config.parameters["settings"].string_value = settings.to_json()
     config.parameters["checkpoint"].string_value = checkpoint
+    config.parameters["voices"].string_value = json.dumps(voices)
 
 
 def complete_ensemble(config: Any, settings: Settings) -> None:

@@ -15,8 +15,9 @@ from fastapi.staticfiles import StaticFiles
 from config import Settings
 from frontend.conversation import Conversation
 from frontend.protocol import SAMPLE_BYTES, CloseCode, ProtocolError, check_options, error_event
+from frontend.realtime.connection import RealtimeConnection
 from frontend.suggestions import suggestions
-from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
+from frontend.triton import EngineFacts, TickError, TickIn, TritonLink, new_sequence_id
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "static"
@@ -43,6 +44,7 @@ class Bridge:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.admission = AdmissionControl()
+        self.engine = EngineFacts()
         self.not_ready: str | None = "Triton has not answered yet"
 
     async def connect(self) -> None:
@@ -54,7 +56,8 @@ class Bridge:
         while self.not_ready:
             if await self.link.is_ready():
                 try:
-                    self.admission.slots = await self.link.slots()
+                    self.engine = await self.link.engine()
+                    self.admission.slots = self.engine.slots
                     async for answer in self.link.converse(new_sequence_id(), self._silence()):
                         if isinstance(answer, TickError):
                             raise answer
@@ -125,6 +128,14 @@ def create_app(settings: Settings) -> FastAPI:
             await Conversation(socket, bridge.link, settings, options).run()
         finally:
             bridge.admission.conversations -= 1
+
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket) -> None:
+        """A conversation in OpenAI's Realtime protocol."""
+        wanted = socket.scope.get("subprotocols") or []
+        await socket.accept("realtime" if "realtime" in wanted else None)
+        model = socket.query_params.get("model", "")[:100]
+        await RealtimeConnection(socket, bridge.link, settings, list(bridge.engine.voices), model).run()
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app

@@ -64,6 +64,14 @@ class _Progress:
     ended: bool = False
 
 
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the bridge has to know of the engine."""
+
+    slots: int = 0  # conversations that it holds; 0: it measures that itself
+    voices: tuple[str, ...] = ()
+
+
 class TritonLink:
     """The bridge's one connection to Triton."""
 
@@ -81,11 +89,12 @@ class TritonLink:
         except (InferenceServerException, grpc.RpcError):
             return False
 
-    async def slots(self) -> int:
-        """Conversations that the engine behind Triton holds, by its model's config; 0 where it measures that itself."""
+    async def engine(self) -> EngineFacts:
+        """What the engine behind Triton is, by its model's config."""
         answer = await self._client.get_model_config(ENGINE)
-        settings = json.loads(answer.config.parameters["settings"].string_value)
-        return int(settings["engine"]["slots"])
+        parameters = answer.config.parameters
+        settings = json.loads(parameters["settings"].string_value)
+        return EngineFacts(int(settings["engine"]["slots"]), tuple(json.loads(parameters["voices"].string_value)))
 
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
         """Answers of one conversation, one a tick and in order, until `ticks` ends.

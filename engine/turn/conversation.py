@@ -501,7 +501,7 @@ class TurnConversation(Conversation):
                 for chunk in self._chunks:
                     chunk.closing = []
             self._questions = [question for question in self._questions if question.turn is not oldest]
-            self._tell("turns_dropped", count=1, left=len(history.turns))
+            self._tell("turns_dropped", turn=oldest.number, count=1, left=len(history.turns))
         return tuple(evictions)
 
     def _spoken_positions(self) -> int:

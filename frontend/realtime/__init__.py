@@ -1,0 +1,1 @@
+"""OpenAI's Realtime protocol (GA) over the bridge's conversations, at `/v1/realtime`."""

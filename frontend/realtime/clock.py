@@ -1,0 +1,134 @@
+"""When a tick goes to the engine, and what is in it: a conversation's own clock.
+
+- A whole tick of sound goes as soon as it is there. While an answer is given it goes no faster than it is heard,
+  so that an answer can be interrupted where its listener is.
+- Where no sound comes and something is going on (speech, an answer), silence comes in its place, a tick at a time.
+- Where nothing goes on there are no ticks, but for one now and then, that the engine keeps the conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+LATE_S = 0.25  # sound that is so late is waited for, from a client whose sound has been coming
+COMING_S = 1.0  # how long ago that may have been
+MOST_HELD_S = 60.0  # of sound: past it the client's next event waits
+BYTES_A_SECOND = 32_000  # PCM16 at 16 kHz
+
+
+class Planned(NamedTuple):
+    """A tick that will go as it is."""
+
+    pcm: bytes
+    asked: dict[str, Any]
+
+
+class Clock:
+    """Sound and controls go in as they come, ticks come out when they are due."""
+
+    def __init__(self, tick_ms: int, keep_alive_s: float):
+        self._tick_s = tick_ms / 1000
+        self._tick_bytes = tick_ms * BYTES_A_SECOND // 1000
+        self._keep_alive_s = keep_alive_s
+        self._held = bytearray()
+        self._planned: deque[Planned] = deque()
+        self._asked: deque[dict[str, Any]] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._came_s = -COMING_S  # when sound came last
+        self._due_s = 0.0  # when the next tick is due, on the loop's clock
+        self.holds = False  # sound waits for `commit`
+        self.is_active = False  # speech or an answer goes on: time has to pass
+        self.is_answering = False
+
+    @property
+    def held_ms(self) -> int:
+        """Milliseconds of sound that wait."""
+        return len(self._held) * 1000 // BYTES_A_SECOND
+
+    async def append(self, pcm: bytes) -> None:
+        """More sound of the client; waits where a minute of it has not gone yet."""
+        await self._room.wait()
+        self._held += pcm
+        self._came_s = self._now()
+        if len(self._held) > MOST_HELD_S * BYTES_A_SECOND and not self.holds:
+            self._room.clear()
+        self._changed.set()
+
+    def clear(self) -> None:
+        """Forgets the sound that waits."""
+        self._held.clear()
+        self._room.set()
+
+    def ask(self, **asked: Any) -> None:
+        """Controls for a tick of their own, which does not wait for sound."""
+        self._asked.append(asked)
+        self._changed.set()
+
+    def plan(self, pcm: bytes, first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+        """Ticks of a whole sound, filled up with silence, with controls on the first and the last."""
+        size = self._tick_bytes
+        parts = [pcm[start : start + size].ljust(size, b"\0") for start in range(0, max(1, len(pcm)), size)]
+        for number, part in enumerate(parts):
+            asked = {**(first if number == 0 else {}), **(last if number == len(parts) - 1 else {})}
+            self._planned.append(Planned(part, asked))
+        self._changed.set()
+
+    def commit(self, first: Mapping[str, Any]) -> None:
+        """The sound that waits goes now, and the user's turn ends with it."""
+        self.plan(bytes(self._held), first, {"commit": True})
+        self.clear()
+
+    def wake(self) -> None:
+        """Something that decides when a tick is due has changed."""
+        self._changed.set()
+
+    async def next(self) -> Planned:
+        """The next tick, when it is due."""
+        self._due_s = self._due_s or self._now()
+        while True:
+            self._changed.clear()
+            tick, wait_s = self._take()
+            if tick is not None:
+                now = self._now()
+                self._due_s = min(max(self._due_s, now - LATE_S), now) + self._tick_s
+                return tick
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+            except asyncio.TimeoutError:
+                continue
+
+    def _take(self) -> tuple[Planned | None, float | None]:
+        """A tick that is due, or how long until one may be; None: until something changes."""
+        now = self._now()
+        if self._asked and (not self._held or self.holds):
+            return Planned(bytes(self._tick_bytes), self._asked.popleft()), 0
+        if self._planned:
+            return self._planned.popleft(), 0
+        until_due_s = self._due_s - now
+        if len(self._held) >= self._tick_bytes and not self.holds:
+            if self.is_answering and until_due_s > 0:
+                return None, until_due_s
+            return self._sound(), 0
+        silence_s = self._keep_alive_s
+        if self.is_active or self._asked:
+            silence_s = LATE_S if now - self._came_s < COMING_S and not self.holds else 0.0
+        if until_due_s + silence_s > 0:
+            return None, until_due_s + silence_s
+        return self._sound(), 0
+
+    def _sound(self) -> Planned:
+        """A tick of what is held, filled up with silence."""
+        size = 0 if self.holds else self._tick_bytes
+        pcm = bytes(self._held[:size]).ljust(self._tick_bytes, b"\0")
+        del self._held[:size]
+        if len(self._held) <= MOST_HELD_S * BYTES_A_SECOND / 2:
+            self._room.set()
+        return Planned(pcm, self._asked.popleft() if self._asked else {})
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

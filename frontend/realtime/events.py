@@ -1,0 +1,123 @@
+"""Events of the protocol as they come in and go out; what is wrong with one is a `RealtimeError`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from config.loader import is_unicode
+
+Event = dict[str, Any]
+SHOWN = 40  # characters of a bad value that its error repeats
+CLIENT_EVENTS = (
+    "session.update",
+    "input_audio_buffer.append",
+    "input_audio_buffer.commit",
+    "input_audio_buffer.clear",
+    "conversation.item.create",
+    "conversation.item.retrieve",
+    "conversation.item.truncate",
+    "conversation.item.delete",
+    "response.create",
+    "response.cancel",
+    "output_audio_buffer.clear",
+)
+
+
+@dataclass(frozen=True)
+class RealtimeError(Exception):
+    """What a client's event has no place for; the conversation goes on."""
+
+    message: str
+    code: str = "invalid_value"
+    param: str | None = None
+
+
+@dataclass(frozen=True)
+class ClientEvent:
+    """One event of a client."""
+
+    kind: str  # of CLIENT_EVENTS
+    fields: Event
+    event_id: str | None = None
+
+    def text(self, name: str) -> str:
+        """A field that must be a text without NUL. Raises `RealtimeError`."""
+        return expect_text(self.fields.get(name), name)
+
+    def whole(self, name: str) -> int:
+        """A field that must be a whole number from 0. Raises `RealtimeError`."""
+        value = self.fields.get(name)
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise RealtimeError(f"{name} is {shown(value)}, expected a whole number from 0", param=name)
+        return value
+
+    def mapping(self, name: str) -> Event:
+        """A field that must be an object; an empty one where it is missing. Raises `RealtimeError`."""
+        value = self.fields.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise RealtimeError(f"{name} is {shown(value)}, expected an object", param=name)
+        return value
+
+
+def new_id(prefix: str) -> str:
+    """A random id, as `item_...`."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: a line at most."""
+    text = repr(value) if not isinstance(value, str) else repr(value[: SHOWN + 1])
+    return text if len(text) <= SHOWN + 2 else text[:SHOWN] + "..."
+
+
+def expect_text(value: Any, name: str) -> str:
+    """`value`, which must be a text of Unicode without NUL. Raises `RealtimeError`."""
+    if not isinstance(value, str):
+        raise RealtimeError(f"{name} is {shown(value)}, expected text", param=name)
+    if "\0" in value or not is_unicode(value):
+        raise RealtimeError(f"{name} holds a NUL or half a character, expected Unicode text", param=name)
+    return value
+
+
+def parse(text: str) -> ClientEvent:
+    """A text frame as an event. Raises `RealtimeError`."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise RealtimeError(f"the frame {shown(text)} is not JSON", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise RealtimeError(f"the frame {shown(text)} came, expected an object with a type", code="invalid_event")
+    kind, event_id = fields.pop("type", None), fields.pop("event_id", None)
+    if event_id is not None and (not isinstance(event_id, str) or len(event_id) > 512):
+        raise RealtimeError("event_id is no text of at most 512 characters", param="event_id")
+    if kind not in CLIENT_EVENTS:
+        message = f"the event type {shown(kind)} came, expected one of {', '.join(CLIENT_EVENTS)}"
+        raise IdentifiedError(RealtimeError(message, code="unknown_event_type", param="type"), event_id)
+    return ClientEvent(kind, fields, event_id)
+
+
+@dataclass(frozen=True)
+class IdentifiedError(Exception):
+    """An error, and the id of the event that it is about."""
+
+    error: RealtimeError
+    event_id: str | None
+
+
+def error_event(error: RealtimeError, event_id: str | None) -> Event:
+    """An error as the protocol tells it."""
+    return {
+        "type": "error",
+        "error": {
+            "type": "invalid_request_error",
+            "code": error.code,
+            "message": error.message,
+            "param": error.param,
+            "event_id": event_id,
+        },
+    }

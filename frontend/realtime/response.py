@@ -1,0 +1,189 @@
+"""One response: its events in the protocol's order, whatever ends it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from config.settings import CODE2WAV_DELAY, OUTPUT_HZ
+from frontend.realtime.events import Event, new_id
+from frontend.realtime.items import Item
+from frontend.realtime.sound import Loudspeaker
+
+SAMPLE_BYTES = 2
+
+
+class State(Enum):
+    """How far a response has come."""
+
+    CREATED = "created"  # the client knows of it, the engine has not begun
+    SPEAKING = "speaking"
+    FINISHING = "finishing"  # the engine has ended, the last of its sound is on its way
+    DONE = "done"
+
+
+class Response:
+    """Each method gives the events that follow; what comes in a state that has no place for it gives none."""
+
+    def __init__(self, session: Event, metadata: Any = None, modality: str | None = None):
+        """`session`: what it is told to clients as; `metadata` comes back as it came."""
+        self.id = new_id("resp")
+        self.item: Item | None = None
+        self.state = State.CREATED
+        self.modality = modality or session["output_modalities"][0]
+        output = session["audio"]["output"]
+        self._loudspeaker = Loudspeaker(output["format"]["type"])
+        self._skip = CODE2WAV_DELAY * SAMPLE_BYTES  # of the sound: what code2wav is behind by
+        self._left: int | None = None  # bytes of sound to come; None: the engine has not ended
+        self._given = 0  # bytes of sound so far
+        self._previous: str | None = None  # the item before its own
+        self._final: tuple[str, Event] = ("completed", {})
+        self._usage: Event | None = None
+        self._about: Event = {
+            "object": "realtime.response",
+            "id": self.id,
+            "status": "in_progress",
+            "status_details": None,
+            "output": [],
+            "conversation_id": session["conversation_id"],
+            "output_modalities": [self.modality],
+            "max_output_tokens": session["max_output_tokens"],
+            "audio": {"output": {"format": output["format"], "voice": output["voice"]}},
+            "usage": None,
+            "metadata": metadata,
+        }
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the engine has it still to begin or to end."""
+        return self.state in (State.CREATED, State.SPEAKING)
+
+    def created(self) -> list[Event]:
+        """It exists."""
+        return [{"type": "response.created", "response": dict(self._about)}]
+
+    def begin(self, turn: int, previous_item_id: str | None) -> list[Event]:
+        """The engine has begun: its item, empty as yet."""
+        self.state = State.SPEAKING
+        self._previous = previous_item_id
+        self.item = Item(new_id("item"), "assistant", [], "in_progress", turn)
+        added = self.item.about()
+        part = {"type": "audio", "transcript": ""} if self.modality == "audio" else {"type": "text", "text": ""}
+        kind = "transcript" if self.modality == "audio" else "text"
+        self.item.content = [{"type": f"output_{self.modality}", kind: ""}]
+        return [
+            {"type": "response.output_item.added", "response_id": self.id, "output_index": 0, "item": added},
+            {"type": "conversation.item.added", "previous_item_id": previous_item_id, "item": added},
+            {"type": "response.content_part.added", **self._place, "part": part},
+        ]
+
+    def text(self, delta: str) -> list[Event]:
+        """The text grew."""
+        if self.state is not State.SPEAKING or self.item is None:
+            return []
+        part = self.item.content[0]
+        if self.modality == "text":
+            part["text"] += delta
+            return [{"type": "response.output_text.delta", **self._place, "delta": delta}]
+        part["transcript"] += delta
+        return [{"type": "response.output_audio_transcript.delta", **self._place, "delta": delta}]
+
+    def sound(self, pcm: bytes) -> list[Event]:
+        """A tick's sound; when it is the last of a response that has ended, the end follows."""
+        if self.state not in (State.SPEAKING, State.FINISHING):
+            return []
+        skipped = min(self._skip, len(pcm))
+        self._skip -= skipped
+        pcm = pcm[skipped:]
+        if self._left is not None:
+            pcm = pcm[: self._left]
+            self._left -= len(pcm)
+        self._given += len(pcm)
+        is_last = self._left == 0
+        events: list[Event] = []
+        if self.modality == "audio" and (delta := self._loudspeaker.feed(pcm, last=is_last)):
+            events.append({"type": "response.output_audio.delta", **self._place, "delta": delta})
+        return [*events, *self._end()] if is_last else events
+
+    def ended(self, spoken_ms: int, usage: Event, is_cut: bool) -> None:
+        """The engine has ended the answer; its sound is `spoken_ms` long, the last of it comes with the next ticks."""
+        self._left = max(0, spoken_ms * OUTPUT_HZ // 1000 * SAMPLE_BYTES - self._given)
+        self._usage = usage
+        self.state = State.FINISHING
+        if is_cut:
+            self._final = ("incomplete", {"reason": "max_output_tokens"})
+
+    def stop(self, reason: str, usage: Event | None = None, heard_text: str | None = None) -> list[Event]:
+        """It ends here: `turn_detected` or `client_cancelled`. What was heard of it is what its item keeps."""
+        if self.state is State.DONE:
+            return []
+        self._usage = usage or self._usage
+        if self.item and heard_text is not None:
+            self.item.content[0]["transcript" if self.modality == "audio" else "text"] = heard_text
+        self._final = ("cancelled", {"reason": reason})
+        return self._end()
+
+    def fail(self, code: str, message: str) -> list[Event]:
+        """It cannot go on."""
+        self._final = ("failed", {"error": {"type": "server_error", "code": code, "message": message}})
+        return [] if self.state is State.DONE else self._end()
+
+    @property
+    def _place(self) -> Event:
+        assert self.item is not None
+        return {"response_id": self.id, "item_id": self.item.id, "output_index": 0, "content_index": 0}
+
+    def _end(self) -> list[Event]:
+        """The rest of the ladder."""
+        self.state = State.DONE
+        status, details = self._final
+        events: list[Event] = []
+        if self.item is not None:
+            events += self._close_item(self.item, status)
+            self._about["output"] = [self.item.about()]
+        self._about["status"] = status
+        self._about["status_details"] = {"type": status, **details}
+        self._about["usage"] = self._usage
+        return [*events, {"type": "response.done", "response": dict(self._about)}]
+
+    def _close_item(self, item: Item, status: str) -> list[Event]:
+        item.status = "completed" if status == "completed" else "incomplete"
+        part = item.content[0]
+        events: list[Event] = []
+        if self.modality == "audio":
+            said = part["transcript"]
+            events += [
+                {"type": "response.output_audio.done", **self._place},
+                {"type": "response.output_audio_transcript.done", **self._place, "transcript": said},
+            ]
+            shown = {"type": "audio", "transcript": said}
+        else:
+            said = part["text"]
+            events.append({"type": "response.output_text.done", **self._place, "text": said})
+            shown = {"type": "text", "text": said}
+        about = item.about()
+        return [
+            *events,
+            {"type": "response.content_part.done", **self._place, "part": shown},
+            {"type": "response.output_item.done", "response_id": self.id, "output_index": 0, "item": about},
+            {"type": "conversation.item.done", "previous_item_id": self._previous, "item": about},
+        ]
+
+
+def usage_of(event: Event) -> Event:
+    """Usage as the protocol counts it, from an engine's event."""
+    text, audio = event["output_text_tokens"], event["output_audio_tokens"]
+    heard, read = event["input_audio_tokens"], event["input_tokens"]
+    return {
+        "total_tokens": read + text + audio,
+        "input_tokens": read,
+        "output_tokens": text + audio,
+        "input_token_details": {
+            "text_tokens": read - heard,
+            "audio_tokens": heard,
+            "image_tokens": 0,
+            "cached_tokens": 0,
+            "cached_tokens_details": {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0},
+        },
+        "output_token_details": {"text_tokens": text, "audio_tokens": audio},
+    }

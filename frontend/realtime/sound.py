@@ -1,0 +1,78 @@
+"""Sound of the protocol's three formats to the engine's rates and back: PCM16 at 24 kHz, mu-law and A-law at 8 kHz."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from functools import cache
+from typing import Any
+
+import numpy as np
+import soxr
+
+from config.settings import INPUT_HZ, OUTPUT_HZ
+from frontend.realtime.events import RealtimeError, shown
+
+RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
+
+
+class Microphone:
+    """One client's sound to PCM16 at 16 kHz, however it is cut into events; odd bytes wait for their other half."""
+
+    def __init__(self, kind: str):
+        self._kind, self._rest = kind, b""
+        self._resampler = soxr.ResampleStream(RATES[kind], INPUT_HZ, 1, dtype="int16")
+
+    def feed(self, audio: Any) -> bytes:
+        """The PCM16 of an event's base64. Raises `RealtimeError`."""
+        if not isinstance(audio, str):
+            raise RealtimeError(f"audio is {shown(audio)}, expected base64", param="audio")
+        try:
+            data = base64.b64decode(audio, validate=True)
+        except (binascii.Error, ValueError):
+            raise RealtimeError(f"audio is {shown(audio)}, expected base64", param="audio") from None
+        if self._kind != "audio/pcm":
+            samples = _expansion(self._kind)[np.frombuffer(data, np.uint8)]
+        else:
+            data = self._rest + data
+            whole = len(data) // 2 * 2
+            self._rest = data[whole:]
+            samples = np.frombuffer(data[:whole], np.int16)
+        return bytes(self._resampler.resample_chunk(samples).tobytes())
+
+
+class Loudspeaker:
+    """PCM16 at 24 kHz to one client's format, as base64."""
+
+    def __init__(self, kind: str):
+        self._kind = kind
+        self._resampler = None if kind == "audio/pcm" else soxr.ResampleStream(OUTPUT_HZ, RATES[kind], 1, dtype="int16")
+
+    def feed(self, pcm: bytes, last: bool = False) -> str:
+        """The next stretch; `last` gives what the resampler still holds."""
+        if self._resampler is None:
+            return base64.b64encode(pcm).decode()
+        samples = self._resampler.resample_chunk(np.frombuffer(pcm, np.int16), last=last)
+        return base64.b64encode(_compress(samples, self._kind).tobytes()).decode()
+
+
+def _compress(samples: np.ndarray, kind: str) -> np.ndarray:
+    """G.711 codes of samples: the code whose value is nearest."""
+    values = _expansion(kind).astype(np.int32)
+    order = np.argsort(values, kind="stable")
+    borders = (values[order][1:] + values[order][:-1]) / 2
+    return order[np.searchsorted(borders, samples)].astype(np.uint8)
+
+
+@cache
+def _expansion(kind: str) -> np.ndarray:
+    """The sample of each of the 256 codes, as ITU-T G.711 defines them, scaled to 16 bits."""
+    codes = np.arange(256)
+    if kind == "audio/pcmu":
+        codes = ~codes & 0xFF
+        magnitude = (((codes & 0x0F) << 3) + 0x84 << (codes >> 4 & 7)) - 0x84
+        return np.where(codes & 0x80, -magnitude, magnitude).astype(np.int16)
+    codes = codes ^ 0x55
+    exponent, mantissa = codes >> 4 & 7, codes & 0x0F
+    magnitude = np.where(exponent == 0, (mantissa << 4) + 8, (mantissa << 4) + 0x108 << np.maximum(exponent - 1, 0))
+    return np.where(codes & 0x80, magnitude, -magnitude).astype(np.int16)

@@ -1,0 +1,295 @@
+"""Stock clients of the Realtime protocol, unmodified, with the default checkpoint: two turns, an interruption."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import soxr
+from openai import AsyncOpenAI
+
+from tests.conftest import Served, serve, serve_environment
+from tests.test_barista import BUILD, said
+
+os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
+CHUNK = 960  # bytes of 20 ms at 24 kHz
+ORDER = "Can I get a medium dark roast latte with soy milk?"
+CHANGE = "Make it large."
+LADDER = [
+    "response.created",
+    "response.output_item.added",
+    "conversation.item.added",
+    "response.content_part.added",
+    "response.output_audio.done",
+    "response.output_audio_transcript.done",
+    "response.content_part.done",
+    "response.output_item.done",
+    "conversation.item.done",
+    "response.done",
+]
+
+
+@pytest.fixture(scope="module")
+def barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    environment = serve_environment("turn")
+    del environment["SCA_QWEN_MODEL_ID"]
+    yield from serve(environment, tmp_path_factory.mktemp("stock") / "log", BUILD)
+
+
+def pcm24(words: str, silence_s: float = 1.0) -> bytes:
+    """A sentence by a voice that the training never heard, and silence: PCM16 at 24 kHz."""
+    spoken = soxr.resample(said(words, "rms"), 16_000, 24_000).astype(np.int16)
+    return bytes(spoken.tobytes() + bytes(int(silence_s * 24_000) * 2))
+
+
+class Talker:
+    """A client of the `openai` package; events are noted as they come."""
+
+    def __init__(self, connection: Any):
+        self.connection = connection
+        self.events: list[Any] = []
+        self._changed = asyncio.Event()
+
+    async def listen(self) -> None:
+        async for event in self.connection:
+            self.events.append(event)
+            self._changed.set()
+
+    async def say(self, pcm: bytes) -> None:
+        """At the pace of a microphone."""
+        begun_s = asyncio.get_running_loop().time()
+        for start in range(0, len(pcm), CHUNK):
+            audio = base64.b64encode(pcm[start : start + CHUNK]).decode()
+            await self.connection.input_audio_buffer.append(audio=audio)
+            ahead_s = start / 48_000 - (asyncio.get_running_loop().time() - begun_s)
+            await asyncio.sleep(max(0.0, ahead_s))
+
+    async def wait_for(self, kind: str, after: int = 0) -> Any:
+        """The first event of a kind among those after so many."""
+
+        async def found() -> Any:
+            while True:
+                self._changed.clear()
+                for event in self.events[after:]:
+                    if event.type == kind:
+                        return event
+                await self._changed.wait()
+
+        return await asyncio.wait_for(found(), 30)
+
+    def kinds(self, after: int = 0) -> list[str]:
+        return [event.type for event in self.events[after:] if not event.type.endswith(".delta")]
+
+
+@contextlib.asynccontextmanager
+async def talking(barista: Served, **session: Any):
+    client = AsyncOpenAI(api_key="none", base_url=f"{barista.http}/v1")
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        talker = Talker(connection)
+        listening = asyncio.create_task(talker.listen())
+        await talker.wait_for("session.created")
+        if session:
+            await connection.session.update(session={"type": "realtime", **session})
+            await talker.wait_for("session.updated")
+        try:
+            yield talker
+        finally:
+            listening.cancel()
+
+
+def manual(**output: Any) -> dict[str, Any]:
+    return {"audio": {"input": {"turn_detection": None}, "output": output}}
+
+
+def test_openai_speaks_twice_and_interrupts(barista: Served):
+    async def talk() -> None:
+        async with talking(barista) as talker:
+            await talker.say(pcm24(ORDER))
+            await talker.wait_for("response.output_audio.delta")
+            before = len(talker.events)
+            await talker.say(pcm24(CHANGE, 0.3))
+            first = (await talker.wait_for("response.done", before)).response
+            assert (first.status, first.status_details.reason) == ("cancelled", "turn_detected")
+            kinds = talker.kinds(before)
+            assert kinds.index("input_audio_buffer.speech_started") < kinds.index("response.done")
+            item = first.output[0].id
+            await talker.connection.conversation.item.truncate(item_id=item, content_index=0, audio_end_ms=300)
+            truncated = await talker.wait_for("conversation.item.truncated", before)
+            assert (truncated.item_id, truncated.content_index, truncated.audio_end_ms) == (item, 0, 300)
+            await talker.say(bytes(48_000))
+            committed = await talker.wait_for("input_audio_buffer.committed", before)
+            after = len(talker.events)
+            second = (await talker.wait_for("response.done", after)).response
+            assert second.status == "completed"
+            assert "large" in second.output[0].content[0].transcript
+            assert second.usage.input_tokens > second.usage.input_token_details.audio_tokens > 0
+            await talker.connection.conversation.item.retrieve(item_id=committed.item_id)
+            retrieved = await talker.wait_for("conversation.item.retrieved")
+            assert retrieved.item.role == "user"
+            ids = [event.event_id for event in talker.events]
+            assert len(set(ids)) == len(ids)
+            assert "error" not in talker.kinds()
+
+    asyncio.run(talk())
+
+
+def test_a_response_has_the_whole_ladder_in_order(barista: Served):
+    """A typed turn, before any sound: the bridge keeps its own clock."""
+
+    async def talk() -> None:
+        async with talking(barista) as talker:
+            content = [{"type": "input_text", "text": "I would like a large latte please"}]
+            item = {"id": "mine", "type": "message", "role": "user", "content": content}
+            await talker.connection.conversation.item.create(item=item)
+            await talker.connection.response.create(response={"metadata": {"client_event_id": "7"}})
+            done = (await talker.wait_for("response.done")).response
+            kinds = [kind for kind in talker.kinds() if kind not in ("session.created",)]
+            assert kinds == ["conversation.item.added", "conversation.item.done", *LADDER]
+            assert done.metadata == {"client_event_id": "7"}
+            assert "latte" in done.output[0].content[0].transcript
+            sound = b"".join(
+                base64.b64decode(event.delta) for event in talker.events if event.type == "response.output_audio.delta"
+            )
+            assert len(sound) == done.usage.output_token_details.audio_tokens * 1920 * 2
+            deltas = [event.delta for event in talker.events if event.type == "response.output_audio_transcript.delta"]
+            assert "".join(deltas) == done.output[0].content[0].transcript
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("kind", ["audio/pcm", "audio/pcmu", "audio/pcma"])
+def test_a_committed_turn_is_answered_when_asked_for(barista: Served, kind: str):
+    """No detection: sound faster than real time, a commit, `response.create`; in each of the three formats."""
+    from frontend.realtime.sound import Loudspeaker
+
+    async def talk() -> None:
+        formats = {"audio": {"input": {"turn_detection": None, "format": {"type": kind}}}}
+        async with talking(barista, **formats) as talker:
+            audio = Loudspeaker(kind).feed(pcm24(ORDER, 0.2), last=True)
+            await talker.connection.input_audio_buffer.append(audio=audio)
+            await talker.connection.input_audio_buffer.commit()
+            await talker.wait_for("conversation.item.done")
+            await asyncio.sleep(0.5)
+            assert "response.created" not in talker.kinds()
+            await talker.connection.response.create()
+            done = (await talker.wait_for("response.done")).response
+            assert done.status == "completed"
+            assert done.output[0].content[0].transcript.startswith("Okay")
+
+    asyncio.run(talk())
+
+
+def test_text_alone_is_as_fast_as_it_is_computed(barista: Served):
+    async def talk() -> None:
+        async with talking(barista, output_modalities=["text"]) as talker:
+            content = [{"type": "input_text", "text": "I would like a latte please"}]
+            await talker.connection.conversation.item.create(
+                item={"type": "message", "role": "user", "content": content}
+            )
+            await talker.connection.response.create()
+            done = (await talker.wait_for("response.done")).response
+            assert "latte" in done.output[0].content[0].text
+            assert "response.output_audio.delta" not in [event.type for event in talker.events]
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        ({"type": "response.cancel"}, "response_cancel_not_active"),
+        ({"type": "input_audio_buffer.commit"}, "input_audio_buffer_commit_empty"),
+        ({"type": "conversation.item.retrieve", "item_id": "none"}, "item_retrieve_invalid_item_id"),
+        ({"type": "conversation.item.delete", "item_id": "none"}, "item_delete_invalid_item_id"),
+        ({"type": "no.such.event"}, "unknown_event_type"),
+        ({"type": "input_audio_buffer.append", "audio": "no base64!"}, "invalid_value"),
+        ({"type": "output_audio_buffer.clear"}, "invalid_event"),
+        (
+            {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/mp3"}}}}},
+            "invalid_value",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_the_protocols_error_and_the_session_goes_on(barista: Served, event, code):
+    async def talk() -> None:
+        async with talking(barista) as talker:
+            await talker.connection.send_raw(json.dumps({**event, "event_id": "mine"}))
+            error = (await talker.wait_for("error")).error
+            assert (error.code, error.event_id) == (code, "mine")
+            await talker.connection.session.update(session={"type": "realtime", "instructions": "Be brief."})
+            assert (await talker.wait_for("session.updated")).session.instructions == "Be brief."
+
+    asyncio.run(talk())
+
+
+def test_what_is_not_known_is_accepted_and_the_session_says_what_is_done(barista: Served):
+    async def talk() -> None:
+        async with talking(barista) as talker:
+            await talker.connection.session.update(
+                session={
+                    "type": "realtime",
+                    "tracing": "auto",
+                    "audio": {
+                        "input": {"turn_detection": {"type": "semantic_vad", "eagerness": "high"}},
+                        "output": {"voice": "marin", "speed": 1.2},
+                    },
+                }
+            )
+            session = (await talker.wait_for("session.updated")).session
+            assert session.audio.input.turn_detection.type == "server_vad"
+            assert session.audio.input.turn_detection.interrupt_response is True
+            assert session.audio.output.voice == "ethan"
+            assert session.tracing is None
+
+    asyncio.run(talk())
+
+
+def test_openai_agents_greets_hears_and_is_interrupted(barista: Served):
+    from agents.realtime import RealtimeAgent, RealtimeRunner
+
+    async def talk() -> None:
+        runner = RealtimeRunner(RealtimeAgent(name="barista", instructions="You are a barista."))
+        config = {"api_key": "none", "url": f"{barista.http.replace('http', 'ws')}/v1/realtime?model=gpt-realtime"}
+        session = await runner.run(model_config=config)
+        kinds: list[str] = []
+        texts: dict[str, str] = {}
+
+        async def listen() -> None:
+            async for event in session:
+                kinds.append(event.type)
+                if event.type == "history_updated":
+                    for item in event.history:
+                        if getattr(item, "role", "") == "assistant":
+                            texts[item.item_id] = "".join(
+                                getattr(part, "transcript", "") or "" for part in item.content
+                            )
+
+        async def until(kind: str, count: int = 1) -> None:
+            while kinds.count(kind) < count:
+                await asyncio.sleep(0.05)
+
+        async with session:
+            listening = asyncio.create_task(listen())
+            await session.send_message("I would like a latte please")
+            await asyncio.wait_for(until("audio_end"), 20)
+            for words in (ORDER, CHANGE):
+                pcm = pcm24(words)
+                for start in range(0, len(pcm), CHUNK):
+                    await session.send_audio(pcm[start : start + CHUNK])
+                    await asyncio.sleep(0.02)
+            await asyncio.wait_for(until("audio_interrupted"), 20)
+            await session.send_audio(bytes(48_000))
+            await asyncio.wait_for(until("audio_end", 3), 30)
+            listening.cancel()
+        assert "error" not in kinds
+        assert any("latte" in text for text in texts.values())
+        assert "large" in list(texts.values())[-1]
+
+    asyncio.run(talk())
