@@ -14,7 +14,6 @@ from training.codec import load_codec
 from training.model import load_tokenizer, make_config
 from training.run import load
 
-TALKER_TEMPERATURE = 0.5  # of codes: at 0.9 a talker of this size stumbles
 LARGEST = 12_000_000  # bytes of all files together
 SUGGESTIONS = "suggestions.json"  # what a client may propose to say
 
@@ -34,7 +33,7 @@ def assemble(work: Path, folder: Path) -> Path:
             raise ValueError(f"{name} does not fit 16 bits")
     end = int(tokenizer.eos_token_id)
     model.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False, talker_temperature=TALKER_TEMPERATURE
+        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False, talker_do_sample=False
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
