@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("what", choices=("codec", "talker"))
     parser.add_argument("--sentences", type=int, default=20)
-    parser.add_argument("--temperature", type=float, default=0.9)
+    parser.add_argument("--temperature", type=float, default=0.0)
     args = parser.parse_args()
     torch.manual_seed(1)
     tokenizer, codec, recogniser, draw = (
