@@ -10,12 +10,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from config.loader import is_unicode, typed
-from config.settings import MOST_TYPED, OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, SettingsError, TurnSettings
+from config.settings import (
+    MOST_PROMPT_CHARACTERS,
+    MOST_TYPED,
+    OPTIONS,
+    TURN_OPTIONS,
+    SamplingSettings,
+    Settings,
+    SettingsError,
+    TurnSettings,
+)
 from engine.errors import OptionError
 
 MAX_SEED = 2**63 - 1
 DEFAULT_VOICE = "ethan"  # Qwen's own
-MOST_PROMPT_CHARACTERS = 20_000  # of a system prompt: what is longer is not even tokenized
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
         wanted = socket.scope.get("subprotocols") or []
         await socket.accept("realtime" if "realtime" in wanted else None)
         model = socket.query_params.get("model", "")[:100]
-        await RealtimeConnection(socket, bridge.link, settings, list(bridge.engine.voices), model).run()
+        await RealtimeConnection(socket, bridge.link, settings, bridge.engine.voices, model).run()
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app

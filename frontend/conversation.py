@@ -27,8 +27,6 @@ from frontend.protocol import (
 )
 from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
-FULL = "try again later"  # how the engine's refusals of one conversation too many end
-
 
 class Conversation:
     """Runs from the opened event to the close. Whatever becomes of the client, Triton gets an END."""
@@ -63,9 +61,8 @@ class Conversation:
         if self._close_code is not CloseCode.NORMAL:
             return  # drop responses that arrive after the conversation failed
         if isinstance(answer, TickError):
-            is_full = str(answer).endswith(FULL)
-            self._close_code = CloseCode.TRY_AGAIN_LATER if is_full else CloseCode.INTERNAL_ERROR
-            await self._send_event(error_event("full" if is_full else "tick_failed", str(answer)))
+            self._close_code = CloseCode.TRY_AGAIN_LATER if answer.is_full else CloseCode.INTERNAL_ERROR
+            await self._send_event(error_event("full" if answer.is_full else "tick_failed", str(answer)))
             self._stop.set()
             return
         for event in answer.events:

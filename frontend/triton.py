@@ -28,8 +28,16 @@ END_TIMEOUT_S = 5.0
 WATCH_S = 0.5  # how often an overdue answer is looked for
 
 
+FULL = "try again later"  # how the engine's refusals of one conversation too many end
+
+
 class TickError(RuntimeError):
     """Triton refused a tick, is late with one, or is not there; the message says why."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the engine has no room for one more conversation."""
+        return str(self).endswith(FULL)
 
 
 def new_sequence_id() -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from config.settings import MOST_PROMPT_CHARACTERS
 from engine.checkpoint import Checkpoint
 from engine.conversation import TickOutput
 from engine.engine import Engine
 from engine.errors import DeviceLostError, EngineFullError, OptionError
-from engine.options import MOST_PROMPT_CHARACTERS, Controls
+from engine.options import Controls
 from engine.prompt import PrefillBudget
 from engine.stage_timer import StageTimer
 from engine.tick_load import LEAST_TICKS, TickLoad

@@ -13,10 +13,13 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from config.settings import INPUT_HZ
+from frontend.protocol import SAMPLE_BYTES
+
 LATE_S = 0.25  # sound that is so late is waited for, from a client whose sound has been coming
 COMING_S = 1.0  # how long ago that may have been
 MOST_HELD_S = 60.0  # of sound: past it the client's next event waits
-BYTES_A_SECOND = 32_000  # PCM16 at 16 kHz
+BYTES_A_SECOND = INPUT_HZ * SAMPLE_BYTES
 
 
 class Planned(NamedTuple):

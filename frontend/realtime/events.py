@@ -33,6 +33,7 @@ class RealtimeError(Exception):
     message: str
     code: str = "invalid_value"
     param: str | None = None
+    event_id: str | None = None  # of the client's event, where its kind is not known
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,11 @@ def parse(text: str) -> ClientEvent:
         raise RealtimeError("event_id is no text of at most 512 characters", param="event_id")
     if kind not in CLIENT_EVENTS:
         message = f"the event type {shown(kind)} came, expected one of {', '.join(CLIENT_EVENTS)}"
-        raise IdentifiedError(RealtimeError(message, code="unknown_event_type", param="type"), event_id)
+        raise RealtimeError(message, code="unknown_event_type", param="type", event_id=event_id)
     return ClientEvent(kind, fields, event_id)
 
 
-@dataclass(frozen=True)
-class IdentifiedError(Exception):
-    """An error, and the id of the event that it is about."""
-
-    error: RealtimeError
-    event_id: str | None
-
-
-def error_event(error: RealtimeError, event_id: str | None) -> Event:
+def error_event(error: RealtimeError, event_id: str | None = None) -> Event:
     """An error as the protocol tells it."""
     return {
         "type": "error",
@@ -118,6 +111,6 @@ def error_event(error: RealtimeError, event_id: str | None) -> Event:
             "code": error.code,
             "message": error.message,
             "param": error.param,
-            "event_id": event_id,
+            "event_id": event_id or error.event_id,
         },
     }

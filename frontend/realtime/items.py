@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from config.settings import MOST_PROMPT_CHARACTERS, MOST_TYPED
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, expect_text, new_id, shown
 
 MOST_ITEMS = 1000  # of one conversation; the oldest are forgotten by the list, the engine's context is far shorter
 TEXT_PARTS = ("input_text", "output_text", "text")
 ROLES = ("user", "assistant", "system")
-MOST_CHARACTERS = {"user": 4000, "assistant": 20_000, "system": 20_000}
+MOST_CHARACTERS = {"user": MOST_TYPED, "assistant": MOST_PROMPT_CHARACTERS, "system": MOST_PROMPT_CHARACTERS}
 
 
 @dataclass(eq=False)
@@ -27,6 +28,11 @@ class Item:
     def part(self) -> str:
         """Which side of the engine's turn it is."""
         return "user" if self.role == "user" else "answer"
+
+    @classmethod
+    def of_text(cls, role: str, text: str) -> Item:
+        """A new one of text alone."""
+        return cls(new_id("item"), role, [{"type": "input_text", "text": text}])
 
     @property
     def text(self) -> str:

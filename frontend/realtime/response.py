@@ -6,11 +6,10 @@ from enum import Enum
 from typing import Any
 
 from config.settings import CODE2WAV_DELAY, OUTPUT_HZ
+from frontend.protocol import SAMPLE_BYTES
 from frontend.realtime.events import Event, new_id
 from frontend.realtime.items import Item
 from frontend.realtime.sound import Loudspeaker
-
-SAMPLE_BYTES = 2
 
 
 class State(Enum):
@@ -68,9 +67,8 @@ class Response:
         self._previous = previous_item_id
         self.item = Item(new_id("item"), "assistant", [], "in_progress", turn)
         added = self.item.about()
-        part = {"type": "audio", "transcript": ""} if self.modality == "audio" else {"type": "text", "text": ""}
-        kind = "transcript" if self.modality == "audio" else "text"
-        self.item.content = [{"type": f"output_{self.modality}", kind: ""}]
+        part = {"type": self.modality, self._text_key: ""}
+        self.item.content = [{"type": f"output_{self.modality}", self._text_key: ""}]
         return [
             {"type": "response.output_item.added", "response_id": self.id, "output_index": 0, "item": added},
             {"type": "conversation.item.added", "previous_item_id": previous_item_id, "item": added},
@@ -81,12 +79,13 @@ class Response:
         """The text grew."""
         if self.state is not State.SPEAKING or self.item is None:
             return []
-        part = self.item.content[0]
-        if self.modality == "text":
-            part["text"] += delta
-            return [{"type": "response.output_text.delta", **self._place, "delta": delta}]
-        part["transcript"] += delta
-        return [{"type": "response.output_audio_transcript.delta", **self._place, "delta": delta}]
+        self.item.content[0][self._text_key] += delta
+        return [{"type": f"response.{self._text_event}.delta", **self._place, "delta": delta}]
+
+    def heard(self, text: str) -> None:
+        """What of it was heard: its item keeps no more."""
+        if self.item:
+            self.item.content[0][self._text_key] = text
 
     def sound(self, pcm: bytes) -> list[Event]:
         """A tick's sound; when it is the last of a response that has ended, the end follows."""
@@ -118,8 +117,8 @@ class Response:
         if self.state is State.DONE:
             return []
         self._usage = usage or self._usage
-        if self.item and heard_text is not None:
-            self.item.content[0]["transcript" if self.modality == "audio" else "text"] = heard_text
+        if heard_text is not None:
+            self.heard(heard_text)
         self._final = ("cancelled", {"reason": reason})
         return self._end()
 
@@ -127,6 +126,15 @@ class Response:
         """It cannot go on."""
         self._final = ("failed", {"error": {"type": "server_error", "code": code, "message": message}})
         return [] if self.state is State.DONE else self._end()
+
+    @property
+    def _text_key(self) -> str:
+        """Where a part of the content has its text."""
+        return "transcript" if self.modality == "audio" else "text"
+
+    @property
+    def _text_event(self) -> str:
+        return "output_audio_transcript" if self.modality == "audio" else "output_text"
 
     @property
     def _place(self) -> Event:
@@ -148,23 +156,15 @@ class Response:
 
     def _close_item(self, item: Item, status: str) -> list[Event]:
         item.status = "completed" if status == "completed" else "incomplete"
-        part = item.content[0]
+        said = {self._text_key: item.content[0][self._text_key]}
         events: list[Event] = []
         if self.modality == "audio":
-            said = part["transcript"]
-            events += [
-                {"type": "response.output_audio.done", **self._place},
-                {"type": "response.output_audio_transcript.done", **self._place, "transcript": said},
-            ]
-            shown = {"type": "audio", "transcript": said}
-        else:
-            said = part["text"]
-            events.append({"type": "response.output_text.done", **self._place, "text": said})
-            shown = {"type": "text", "text": said}
+            events.append({"type": "response.output_audio.done", **self._place})
+        events.append({"type": f"response.{self._text_event}.done", **self._place, **said})
         about = item.about()
         return [
             *events,
-            {"type": "response.content_part.done", **self._place, "part": shown},
+            {"type": "response.content_part.done", **self._place, "part": {"type": self.modality, **said}},
             {"type": "response.output_item.done", "response_id": self.id, "output_index": 0, "item": about},
             {"type": "conversation.item.done", "previous_item_id": self._previous, "item": about},
         ]

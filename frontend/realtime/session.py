@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from config import Settings
+from config.settings import MOST_PROMPT_CHARACTERS
 from frontend.realtime.events import Event, RealtimeError, expect_text, shown
 from frontend.realtime.sound import RATES
 
-MOST_INSTRUCTIONS = 20_000  # characters, as of a system prompt
 BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 VAD_NUMBERS = {"threshold": (0.0, 1.0), "prefix_padding_ms": (0, 5000), "silence_duration_ms": (0, 10_000)}
 MODEL = "qwen3-omni"
@@ -91,13 +91,7 @@ class Session:
             raise RealtimeError(f"session.type is {shown(kind)}, expected 'realtime'", param="session.type")
         wanted = _from_beta(wanted)
         if "instructions" in wanted:
-            text = expect_text(wanted["instructions"] or "", "session.instructions")
-            if len(text) > MOST_INSTRUCTIONS:
-                raise RealtimeError(
-                    f"session.instructions are {len(text)} characters long, expected at most {MOST_INSTRUCTIONS}",
-                    param="session.instructions",
-                )
-            changed["instructions"] = text
+            changed["instructions"] = instructions(wanted["instructions"], "session.instructions")
         if "output_modalities" in wanted:
             changed["output_modalities"] = modalities(wanted["output_modalities"])
         if "max_output_tokens" in wanted:
@@ -173,6 +167,15 @@ class Session:
     def options(self) -> Event:
         """The engine's options at the start of a conversation."""
         return {"voice": self.voice, "system_prompt": self.instructions, **self.turn_options()}
+
+
+def instructions(value: Any, name: str) -> str:
+    """A system prompt; "" for null. Raises `RealtimeError`."""
+    text = expect_text(value or "", name)
+    if len(text) > MOST_PROMPT_CHARACTERS:
+        message = f"{name} are {len(text)} characters long, expected at most {MOST_PROMPT_CHARACTERS}"
+        raise RealtimeError(message, code="string_above_max_length", param=name)
+    return text
 
 
 def modalities(value: Any) -> list[str]:

@@ -58,10 +58,16 @@ class Loudspeaker:
 
 def _compress(samples: np.ndarray, kind: str) -> np.ndarray:
     """G.711 codes of samples: the code whose value is nearest."""
+    order, borders = _steps(kind)
+    return order[np.searchsorted(borders, samples)]
+
+
+@cache
+def _steps(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The codes by their samples, and the borders half way between these."""
     values = _expansion(kind).astype(np.int32)
     order = np.argsort(values, kind="stable")
-    borders = (values[order][1:] + values[order][:-1]) / 2
-    return order[np.searchsorted(borders, samples)].astype(np.uint8)
+    return order.astype(np.uint8), (values[order][1:] + values[order][:-1]) / 2
 
 
 @cache

@@ -1,0 +1,314 @@
+"""One conversation of the protocol, without a socket: the client's events become controls of the engine's ticks, the
+engine's events and sound the protocol's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from config import Settings
+from frontend.realtime import session as sessions
+from frontend.realtime.clock import Clock
+from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, shown
+from frontend.realtime.items import Item, Items
+from frontend.realtime.response import Response, State, usage_of
+from frontend.realtime.session import Session
+from frontend.realtime.sound import Microphone
+from frontend.triton import TickError, TickOut
+
+LEAST_COMMIT_MS = 100
+
+
+class RealtimeConversation:
+    """What is said to the client goes to `send`; `start` is called when the engine is needed for the first time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        voices: Sequence[str],
+        model: str,
+        expires_at: int,
+        send: Callable[..., None],
+        start: Callable[[], None],
+    ):
+        self.session = Session(new_id("sess"), settings, voices, model, expires_at)
+        self.clock = Clock(settings.audio.tick_ms, settings.engine.idle_timeout_s / 3)
+        self._send = send
+        self._start_engine = start
+        self._is_started = False
+        self._id = new_id("conv")
+        self._microphone = Microphone(self.session.format("input"))
+        self._items = Items()
+        self._awaited: deque[Item] = deque()  # added, and not confirmed by the engine
+        self._response: Response | None = None
+        self._speech_item = ""  # the id that the user's turn will have
+        self._is_speech = False
+        self._committed_by_client = 0  # commits that the engine has not confirmed
+        send({"type": "session.created", "session": self.session.about})
+
+    # From the client
+
+    async def take(self, event: ClientEvent) -> None:
+        """Does what a client's event asks. Raises `RealtimeError`."""
+        match event.kind:
+            case "session.update":
+                self._update_session(event)
+            case "input_audio_buffer.append":
+                self._start()
+                await self.clock.append(self._microphone.feed(event.fields.get("audio")))
+            case "input_audio_buffer.commit":
+                self._commit()
+            case "input_audio_buffer.clear":
+                self.clock.clear()
+                self._send({"type": "input_audio_buffer.cleared"})
+            case "conversation.item.create":
+                self._create_item(event)
+            case "conversation.item.retrieve":
+                item = self._items.get(event.text("item_id"), "item_retrieve_invalid_item_id")
+                self._send({"type": "conversation.item.retrieved", "item": item.about()})
+            case "conversation.item.truncate":
+                self._truncate_item(event)
+            case "conversation.item.delete":
+                self._delete_item(event)
+            case "response.create":
+                self._create_response(event)
+            case "response.cancel":
+                self._cancel_response(event)
+            case _:
+                raise RealtimeError(f"{event.kind} belongs to WebRTC, here the client plays", code="invalid_event")
+
+    def _update_session(self, event: ClientEvent) -> None:
+        session, before = self.session, self.session.turn_options()
+        instructions, sound = session.instructions, session.format("input")
+        session.update(event.mapping("session"), voice_is_fixed=self._is_started)
+        if session.format("input") != sound:
+            self._microphone = Microphone(session.format("input"))
+        if self._is_started:
+            if session.turn_options() != before:
+                self.clock.ask(turn=json.dumps(session.turn_options()))
+            if session.instructions and session.instructions != instructions:
+                self._add_to_history(Item.of_text("system", session.instructions))
+        self.clock.holds = session.detection is None
+        self._send({"type": "session.updated", "session": session.about})
+
+    def _commit(self) -> None:
+        held_ms, heard = self.clock.held_ms, self._is_speech
+        if held_ms < LEAST_COMMIT_MS and not heard:
+            raise RealtimeError(
+                f"the buffer holds {held_ms} ms of sound, expected at least {LEAST_COMMIT_MS}",
+                code="input_audio_buffer_commit_empty",
+            )
+        self._start()
+        self._committed_by_client += 1
+        self.clock.commit({"listen": True} if self.clock.holds else {})
+
+    def _create_item(self, event: ClientEvent) -> None:
+        item, sounds = self._items.parse(event)
+        microphone = Microphone(self.session.format("input"))
+        pcm = b"".join(microphone.feed(sound) for sound in sounds)
+        previous = self._items.add(item)
+        self._start()
+        if sounds:
+            self._add_sound(item, pcm)
+        else:
+            self._add_to_history(item)
+        about = item.about()
+        for kind in ("added", "done"):
+            self._send({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": about})
+
+    def _add_to_history(self, item: Item) -> None:
+        self._awaited.append(item)
+        self.clock.ask(items=json.dumps([{"role": item.role, "text": item.text}]))
+
+    def _add_sound(self, item: Item, pcm: bytes) -> None:
+        """A turn whose sound the client gives whole: it is heard by itself, and asks for no answer."""
+        self._awaited.append(item)
+        manual = {"detection": "manual", "create_response": False}
+        text = {"message": item.text} if item.text else {}
+        self.clock.plan(pcm, {"turn": json.dumps(manual), "listen": True, **text}, {"commit": True})
+        self.clock.ask(turn=json.dumps(self.session.turn_options()))
+
+    def _truncate_item(self, event: ClientEvent) -> None:
+        item = self._items.get(event.text("item_id"), "item_truncate_invalid_item_id")
+        content_index, heard_ms = event.whole("content_index"), event.whole("audio_end_ms")
+        if item.role != "assistant":
+            raise RealtimeError("only an assistant's item can be truncated", param="item_id")
+        if content_index >= max(1, len(item.content)):
+            raise RealtimeError(f"content_index is {content_index}, the item has one part", param="content_index")
+        if self._response and self._response.item is item and self._response.is_due:
+            self.clock.ask(cancel=True)
+        if item.turn is not None:
+            self.clock.ask(truncate=json.dumps({"turn": item.turn, "heard_ms": heard_ms}))
+        self._send(
+            {
+                "type": "conversation.item.truncated",
+                "item_id": item.id,
+                "content_index": content_index,
+                "audio_end_ms": heard_ms,
+            }
+        )
+
+    def _delete_item(self, event: ClientEvent) -> None:
+        item = self._items.get(event.text("item_id"), "item_delete_invalid_item_id")
+        if self._response and self._response.item is item and self._response.is_due:
+            self.clock.ask(cancel=True)
+        if item.turn is not None:
+            self.clock.ask(forget=json.dumps({"turn": item.turn, "part": item.part}))
+        self._items.remove(item)
+        self._send({"type": "conversation.item.deleted", "item_id": item.id})
+
+    def _create_response(self, event: ClientEvent) -> None:
+        wanted = event.mapping("response")
+        if self._response and self._response.state is not State.DONE:
+            raise RealtimeError(
+                f"the conversation has an active response, {self._response.id}: wait until it is done, or cancel it",
+                code="conversation_already_has_active_response",
+            )
+        if wanted.get("conversation", "auto") != "auto" or wanted.get("input"):
+            raise RealtimeError("responses outside the conversation are not served", param="response.conversation")
+        modality = None
+        if wanted.get("output_modalities", wanted.get("modalities")) is not None:
+            modality = sessions.modalities(wanted.get("output_modalities", wanted.get("modalities")))[0]
+        metadata = wanted.get("metadata")
+        if metadata is not None and not isinstance(metadata, dict):
+            raise RealtimeError(f"metadata is {shown(metadata)}, expected an object", param="response.metadata")
+        instructions = sessions.instructions(wanted.get("instructions"), "response.instructions")
+        self._start()
+        if instructions and instructions != self.session.instructions:
+            self._add_to_history(Item.of_text("system", instructions))
+        self.clock.ask(respond=True)
+        self._begin_response(metadata, modality)
+
+    def _cancel_response(self, event: ClientEvent) -> None:
+        response, wanted = self._response, event.fields.get("response_id")
+        if response is None or not response.is_due or wanted not in (None, response.id):
+            raise RealtimeError(
+                "Cancellation failed: no active response found", code="response_cancel_not_active", param="response_id"
+            )
+        self.clock.ask(cancel=True)
+
+    def _begin_response(self, metadata: Any = None, modality: str | None = None) -> None:
+        about = {**self.session.about, "conversation_id": self._id}
+        self._response = Response(about, metadata, modality)
+        self._send(*self._response.created())
+        self._follow()
+
+    def _start(self) -> None:
+        """The conversation takes a place in the engine, if it has none yet."""
+        if not self._is_started:
+            self._is_started = True
+            self._start_engine()
+
+    # From the engine
+
+    def deliver(self, answer: TickOut) -> None:
+        """A tick's events and sound, in the protocol's words."""
+        for event in answer.events:
+            self._tell(event)
+        if self._response:
+            self._send(*self._response.sound(answer.pcm))
+        self._follow()
+
+    def fail(self, error: TickError) -> None:
+        """The engine cannot go on with it."""
+        code = "capacity_exceeded" if error.is_full else "server_error"
+        if self._response:
+            self._send(*self._response.fail(code, str(error)))
+        problem = error_event(RealtimeError(str(error), code=code))
+        problem["error"]["type"] = "server_error"
+        self._send(problem)
+
+    def _tell(self, event: Event) -> None:
+        response = self._response
+        match event["type"]:
+            case "speech_started":
+                self._speech_item, self._is_speech = new_id("item"), True
+                self._send(
+                    {
+                        "type": "input_audio_buffer.speech_started",
+                        "audio_start_ms": int(event["at_ms"]),
+                        "item_id": self._speech_item,
+                    }
+                )
+            case "speech_stopped":
+                self._is_speech = False
+                self._send(
+                    {
+                        "type": "input_audio_buffer.speech_stopped",
+                        "audio_end_ms": int(event["at_ms"]),
+                        "item_id": self._speech_item,
+                    }
+                )
+            case "committed":
+                self._confirm(event)
+            case "answer_started":
+                if response is None or response.state is not State.CREATED:
+                    self._begin_response()
+                    response = self._response
+                assert response is not None
+                self._send(*response.begin(event["turn"], self._items.last))
+                assert response.item is not None
+                self._items.add(response.item)
+            case "text" if response:
+                self._send(*response.text(event["text"]))
+            case "answer_done" if response:
+                response.ended(event["spoken_ms"], usage_of(event), event["reason"] != "end")
+            case "interrupted" if response:
+                reason = "turn_detected" if event["by"] == "speech" else "client_cancelled"
+                self._send(*response.stop(reason, usage_of(event), event["heard_text"]))
+            case "truncated":
+                self._note_truncation(event)
+            case "turns_dropped":
+                self._items.drop_turn(event["turn"])
+            case "error":
+                self._tell_error(event)
+
+    def _confirm(self, event: Event) -> None:
+        """A turn is part of the engine's history: one that was added, or what the user has said."""
+        is_spoken = "audio_start_ms" in event
+        awaits_sound = bool(self._awaited) and self._awaited[0].content[0]["type"] == "input_audio"
+        if self._awaited and (not is_spoken or (awaits_sound and not self._committed_by_client)):
+            self._awaited.popleft().turn = event["turn"]
+            return
+        self._committed_by_client = max(0, self._committed_by_client - 1)
+        item = Item(self._speech_item or new_id("item"), "user", [{"type": "input_audio", "transcript": None}])
+        item.turn, self._speech_item = event["turn"], ""
+        previous = self._items.add(item)
+        about = item.about()
+        self._send(
+            {"type": "input_audio_buffer.committed", "item_id": item.id, "previous_item_id": previous},
+            {"type": "conversation.item.added", "previous_item_id": previous, "item": about},
+            {"type": "conversation.item.done", "previous_item_id": previous, "item": about},
+        )
+        answers = self.session.turn_options()["create_response"]
+        if answers and (self._response is None or self._response.state is State.DONE):
+            self._begin_response()
+
+    def _note_truncation(self, event: Event) -> None:
+        response = self._response
+        if response and response.item and response.item.turn == event["turn"]:
+            response.heard(event["heard_text"])
+
+    def _tell_error(self, event: Event) -> None:
+        """Errors of the engine that the client can do something about."""
+        code = event["code"]
+        if code in ("nothing_to_cancel", "nothing_to_truncate", "nothing_to_forget"):
+            return  # it had ended by itself meanwhile, or has left the context: what was asked for is so
+        if code == "turn_too_long":
+            if self._awaited:
+                self._awaited.popleft()
+            if self._response:
+                self._send(*self._response.fail(code, event["message"]))
+        code = "input_audio_buffer_commit_empty" if code == "nothing_to_commit" else code
+        self._send(error_event(RealtimeError(event["message"], code=code)))
+
+    def _follow(self) -> None:
+        """Tells the clock what is going on."""
+        response, clock = self._response, self.clock
+        is_open = response is not None and response.state is not State.DONE
+        clock.is_active = is_open or self._is_speech
+        clock.is_answering = is_open and response is not None and response.modality == "audio"
+        clock.wake()
