@@ -30,6 +30,7 @@ from tests.sound import SENTENCE, said_by_espeak, speech, stream_inputs, with_kn
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "test"
 TURNS_BUILD = ROOT / "build" / "turns_test"
+BARISTA_BUILD = ROOT / "build" / "barista_test"
 ANOTHER_BUILD = ROOT / "build" / "another_test"
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
@@ -218,6 +219,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def served_turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The one command in its default dialect, `turn`."""
     yield from serve(serve_environment("turn"), tmp_path_factory.mktemp("turns") / "log", TURNS_BUILD)
+
+
+@pytest.fixture(scope="session")
+def served_barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """What `./sca serve` serves with nothing named: the default checkpoint."""
+    environment = serve_environment("turn")
+    del environment["SCA_QWEN_MODEL_ID"]
+    yield from serve(environment, tmp_path_factory.mktemp("barista") / "log", BARISTA_BUILD)
 
 
 def serve(environment: dict[str, str], log: Path, build: Path) -> Iterator[Served]:

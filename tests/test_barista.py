@@ -5,60 +5,41 @@ The voices are flite's rms and slt, which the training never heard.
 
 from __future__ import annotations
 
-import io
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
-import soxr
 import torch
 from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
 
 from benchmarks.acceptance import is_accepted, named_slots
 from benchmarks.recogniser import Recogniser, words_of
 from config.settings import BARISTA, INPUT_HZ, OUTPUT_HZ
-from tests.conftest import ROOT, Served, serve, serve_environment
+from tests.conftest import Served
 from tests.guest import Guest, guest
+from tests.sound import said_by_flite
 from tests.turns import TICK
 
-BUILD = ROOT / "build" / "barista_test"
 LONGEST_ANSWER_MS = 8000
 MOST_BYTES = 12_000_000
 FEWEST_WORDS = 0.25  # share of the words that pocketsphinx hears; no sound of another kind reaches it
 LATTE = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
 
 
-@pytest.fixture(scope="module")
-def barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """What `./sca serve` serves with nothing named."""
-    environment = serve_environment("turn")
-    del environment["SCA_QWEN_MODEL_ID"]
-    yield from serve(environment, tmp_path_factory.mktemp("barista") / "log", BUILD)
-
-
 @pytest.fixture
-def call(barista: Served) -> Iterator[Callable[..., Guest]]:
+def call(served_barista: Served) -> Iterator[Callable[..., Guest]]:
     """Opens conversations with some options, and closes them after the test."""
     clients: list[Guest] = []
 
     def opened(options: str = "detection=manual&seed=1") -> Guest:
-        clients.append(guest(barista, options))
+        clients.append(guest(served_barista, options))
         return clients[-1]
 
     yield opened
     for client in clients:
         client.socket.close()
-
-
-def said(words: str, voice: str) -> np.ndarray:
-    """A sentence by one of flite's voices, int16 at 16 kHz."""
-    wav = subprocess.run(["flite", "-voice", voice, "-t", words, "-o", "/dev/stdout"], capture_output=True, check=True)
-    samples, rate = soundfile.read(io.BytesIO(wav.stdout), dtype="float32")
-    return (soxr.resample(samples, rate, INPUT_HZ) * 32767).astype(np.int16)
 
 
 def speak(client: Guest, sound: np.ndarray) -> None:
@@ -167,7 +148,7 @@ def test_orders_by_a_voice_that_it_never_heard(call: Callable[..., Guest], voice
     answers = {}
     for words in orders:
         client = call()
-        speak(client, said(words, voice))
+        speak(client, said_by_flite(words, voice))
         answers[words] = client.wait_for("answer_done")
         client.socket.close()
     assert all(0 < done["spoken_ms"] <= LONGEST_ANSWER_MS for done in answers.values())

@@ -7,7 +7,6 @@ and `decoded` (what the model gave). It knows positions and frame numbers, and t
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,10 +27,10 @@ from engine.turn.actions import (
     TurnConfig,
 )
 from engine.turn.history import History, Turn
+from engine.turn.prefill_queue import PrefillQueue
 from engine.turn.speech_detector import SpeechDetector
 
 FRAME_MS = 10  # of a log-mel frame
-MOST_TEXT_TOKENS = 100  # of a chunk that is text alone
 RECENT_MS = 1000  # of sound that is kept beside what the options need
 TEXT_RNG_OFFSET = 2**40  # where a conversation's random numbers for text begin: far past those for codes
 
@@ -49,7 +48,7 @@ class TurnConversation(Conversation):
     waited_ticks: int = 0  # since a chunk has been queued and none was prefilled
 
     _answer: Answer | None = None
-    _chunks: deque[PrefillChunk] = field(default_factory=deque)
+    _queue: PrefillQueue = field(default_factory=PrefillQueue)
     _questions: list[Question] = field(default_factory=list)
     _text_tokens: int = 0  # sampled since the conversation began
     _codec_frames: int = 0
@@ -58,7 +57,6 @@ class TurnConversation(Conversation):
     _queued: int = 0  # ... whose windows are queued up to this one
     _windows: list[PrefillChunk] = field(default_factory=list)  # those of the latest turn that were prefilled
     _earliest: int = 0  # no later turn begins before this frame
-    _closing: list[int] = field(default_factory=list)  # what ends the last answer in the history, not yet prefilled
     _items: list[Item] = field(default_factory=list)  # that wait for the end of an answer
     _turns: int = 0  # begun so far
     _evictions: list[Evictions] = field(default_factory=list)  # that the client has asked for in this tick
@@ -111,7 +109,7 @@ class TurnConversation(Conversation):
         """A tick of so many log-mel frames, what the client asks, and the probabilities of speech in its windows."""
         begin = self.clock
         self.events = []
-        self.waited_ticks = self.waited_ticks + 1 if self._chunks else 0
+        self.waited_ticks = self.waited_ticks + 1 if self._queue else 0
         self.clock += frames
         self._evictions = []
         if controls.turn:
@@ -144,7 +142,7 @@ class TurnConversation(Conversation):
         self.oldest_frame = max(self.oldest_frame, self._oldest_needed())
 
     def _oldest_needed(self) -> int:
-        clips = [chunk.clip.turn_first for chunk in self._chunks if chunk.clip]
+        clips = [chunk.clip.turn_first for chunk in self._queue if chunk.clip]
         return min(self._turn_first if self._turn else self.clock - self.recent_frames, *clips, self.clock)
 
     def _detect(self, probability: float) -> None:
@@ -181,31 +179,33 @@ class TurnConversation(Conversation):
         turn, chat = self._turn, self.config.chat
         assert turn is not None
         self._queue_windows(end)
-        for chunk in self._chunks:  # still queued: their floor is the whole turn's
+        for chunk in self._queue:  # still queued: their floor is the whole turn's
             if chunk.turn is turn and chunk.clip:
                 chunk.clip = chunk.clip._replace(turn_end=end)
         turn.sound_ms = (self._turn_first * FRAME_MS, end * FRAME_MS)
         clip = Clip(self._turn_first, self._queued, end, end)
-        audio = [*self._audio(self.config.audio_tokens(clip.frames)), *chat.after_audio]
+        window, tokens = self.config.window_frames, self.config.audio_tokens
+        turn.audio_tokens = (clip.first - clip.turn_first) // window * tokens(window) + tokens(clip.frames)
+        audio = [*self._audio(tokens(clip.frames)), *chat.after_audio]
         self._earliest, self._turn = end, None
         self._tell("committed", turn=turn.number, audio_start_ms=turn.sound_ms[0], audio_end_ms=turn.sound_ms[1])
         answers = self.options.turn.create_response or self._respond_due
         self._respond_due = False
         last: tuple[list[int], Clip | None] = audio, clip
         if turn.typed:
-            self._queue(turn, audio, clip)
+            self._queue.add(turn, audio, clip)
             last = chat.typed(turn.typed, after_audio=True), None
         if answers:
             self._answer_turn(turn, *last)
         else:
-            self._queue(turn, [*last[0], *chat.close], last[1])
+            self._queue.add(turn, [*last[0], *chat.close], last[1])
 
     def _queue_windows(self, end: int) -> None:
         """Queues the windows of the open turn that are complete and not its last."""
         window = self.config.window_frames
         while self._turn and not self._answer and end - self._queued > window:
             clip = Clip(self._turn_first, self._queued, self._queued + window)
-            self._queue(self._turn, self._audio(self.config.audio_tokens(window)), clip)
+            self._queue.add(self._turn, self._audio(self.config.audio_tokens(window)), clip)
             self._queued += window
 
     def _audio(self, count: int) -> list[int]:
@@ -250,13 +250,13 @@ class TurnConversation(Conversation):
                 continue
             self._tell("committed", turn=turn.number)
             if item.role == "user":
-                self._queue(turn, [*tokens, *chat.close], None)
+                self._queue.add(turn, [*tokens, *chat.close], None)
             else:
-                self._queue_aside(turn, tokens)
+                self._queue.add_aside(turn, tokens)
 
     def _take_back_open_turn(self, turn: Turn) -> None:
         """What is queued or prefilled of the open turn will be queued again, after what comes before it."""
-        self._drop_chunks(turn)
+        self._queue.drop(turn)
         self.history.remove(turn)
         turn.user, self._windows, self._queued = 0, [], self._turn_first
 
@@ -301,10 +301,7 @@ class TurnConversation(Conversation):
         turn.interrupted = turn.interrupted or len(turn.tokens) < had
         if self.history.turns[-1] is turn:
             self.history.cut_answer(turn, len(chat.answer_opening) + len(turn.tokens))
-            if self._chunks:
-                self._chunks[0].closing = chat.close
-            else:
-                self._closing = chat.close
+            self._queue.close(chat.close)
         elif len(turn.tokens) < had:
             self._evictions.append(self.history.cut_inside(turn, had - len(turn.tokens), self._closing_of(turn)))
         self._tell("truncated", turn=turn.number, heard_text=self.config.decode(turn.tokens))
@@ -321,7 +318,7 @@ class TurnConversation(Conversation):
             self._tell("error", code="nothing_to_forget", message=f"turn {what.turn} {reason}")
             return
         if what.part == "answer" and self.history.turns[-1] is turn:
-            self._closing = []
+            self._queue.close([])
         self._evictions.append(self.history.forget(turn, what.part, self._spoken_positions()))
         self._tell("forgotten", turn=turn.number, part=what.part)
 
@@ -364,42 +361,15 @@ class TurnConversation(Conversation):
         """Forgets the open turn."""
         turn, self._turn = self._turn, None
         if turn:
-            self._drop_chunks(turn)
+            self._queue.drop(turn)
             self.history.remove(turn)
-
-    def _drop_chunks(self, turn: Turn) -> None:
-        """Drops what is queued of a turn; the end of the answer before it goes with what is next."""
-        closing = [token for chunk in self._chunks if chunk.turn is turn for token in chunk.closing]
-        self._chunks = deque(chunk for chunk in self._chunks if chunk.turn is not turn)
-        if closing and self._chunks:
-            self._chunks[0].closing = closing
-        elif closing:
-            self._closing = closing
 
     def _answer_turn(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
         self._queue_answer(turn, [*user, *self.config.chat.close], clip)
 
     def _queue_answer(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
-        self._queue(turn, user, clip, self.config.chat.answer_opening)
+        self._queue.add(turn, user, clip, self.config.chat.answer_opening)
         self._answer = Answer(turn, self.config.detokenizer())
-
-    def _queue_aside(self, turn: Turn, tokens: list[int]) -> None:
-        """Queues a message that is not the user's."""
-        closing, self._closing = self._closing, []
-        for first in range(0, len(tokens), MOST_TEXT_TOKENS):
-            part = tokens[first : first + MOST_TEXT_TOKENS]
-            self._chunks.append(PrefillChunk(turn, closing, [], [], aside=part))
-            closing = []
-
-    def _queue(self, turn: Turn, user: list[int], clip: Clip | None, opening: list[int] | None = None) -> None:
-        closing, self._closing = self._closing, []
-        if clip is None:
-            last = (len(user) - 1) // MOST_TEXT_TOKENS * MOST_TEXT_TOKENS
-            for first in range(0, last, MOST_TEXT_TOKENS):
-                self._chunks.append(PrefillChunk(turn, closing, user[first : first + MOST_TEXT_TOKENS], []))
-                closing = []
-            user = user[last:]
-        self._chunks.append(PrefillChunk(turn, closing, user, opening or [], clip))
 
     def _interrupt(self, by: str) -> None:
         """Ends the answer where it was heard to, and cuts the history to that."""
@@ -412,11 +382,11 @@ class TurnConversation(Conversation):
                 self._cut_tokens(turn, math.ceil(heard_ms / 1000 * self.config.heard_tokens_per_s))
             self.history.cut_answer(turn, len(chat.answer_opening) + len(turn.tokens))
             turn.interrupted = True
-            self._closing = chat.close
+            self._queue.close(chat.close)
         else:  # its turn stays without an answer
-            self._chunks[-1].opening = []
-            if not self._chunks[-1].user:
-                self._drop_chunks(turn)
+            self._queue.last.opening = []
+            if not self._queue.last.user:
+                self._queue.drop(turn)
         turn.spoken_ms = heard_ms
         self._tell(
             "interrupted",
@@ -438,7 +408,7 @@ class TurnConversation(Conversation):
     @property
     def next_chunk(self) -> PrefillChunk | None:
         """The next chunk of the queue."""
-        return self._chunks[0] if self._chunks else None
+        return self._queue.first
 
     def next_prefill(self) -> Prefill | None:
         """Takes the next chunk off the queue and counts it as prefilled; the oldest turns make room for it.
@@ -454,14 +424,12 @@ class TurnConversation(Conversation):
         if evictions is None:
             self._fail_turn(chunk.turn)
             return None
-        self._chunks.popleft()
+        self._queue.take()
         self.waited_ticks = 0
         prefill = Prefill(chunk, self.history.thinker_length, self.history.talker_length, evictions)
         if chunk.closing:
             self.history.add(self.history.turns[-1], 0, len(chunk.closing))
         self.history.add(chunk.turn, len(chunk.user), len(chunk.aside) + len(chunk.opening))
-        if chunk.clip:
-            chunk.turn.audio_tokens += chunk.user.count(self.config.chat.audio)
         if chunk.clip and not chunk.clip.ends_turn:
             self._windows.append(chunk)
         if chunk.opening:
@@ -472,7 +440,8 @@ class TurnConversation(Conversation):
         """The latest turn's windows from a frame on are taken back and queued before its last chunk: its end has moved
         the floor of its log-mel.
         """
-        last = self._chunks[0]
+        last = self._queue.first
+        assert last is not None
         assert last.clip is not None
         again = [window for window in self._windows if window.clip and window.clip.first >= frame]
         self._windows = [window for window in self._windows if window not in again]
@@ -480,7 +449,7 @@ class TurnConversation(Conversation):
         for window in reversed(again):
             assert window.clip is not None
             clip = window.clip._replace(turn_end=last.clip.turn_end)
-            self._chunks.appendleft(replace(window, closing=[], clip=clip))
+            self._queue.put_back(replace(window, closing=[], clip=clip))
 
     def _make_room(
         self, present: Turn, thinker: int, talker: int, may_evict: bool = True
@@ -497,9 +466,7 @@ class TurnConversation(Conversation):
                 return None
             evictions.append(history.evict_oldest(spoken))
             if not history.turns:  # the end of an answer would follow nothing
-                self._closing = []
-                for chunk in self._chunks:
-                    chunk.closing = []
+                self._queue.close([])
             self._questions = [question for question in self._questions if question.turn is not oldest]
             self._tell("turns_dropped", turn=oldest.number, count=1, left=len(history.turns))
         return tuple(evictions)
@@ -512,7 +479,7 @@ class TurnConversation(Conversation):
 
     def _fail_turn(self, turn: Turn) -> None:
         """The turn that is being prefilled does not fit into the context: it is dropped."""
-        self._drop_chunks(turn)
+        self._queue.drop(turn)
         has_older = any(other is not turn for other in self.history.turns)
         self.history.remove(turn)
         if self._answer and self._answer.turn is turn:
@@ -582,11 +549,13 @@ class TurnConversation(Conversation):
         for token in tokens:
             taken.append(token)
             if token == chat.end:
-                answer.text_ended, self._closing = True, chat.close[1:]
+                answer.text_ended = True
+                self._queue.close(chat.close[1:])
             else:
                 answer.turn.tokens.append(token)
                 if len(answer.turn.tokens) == self.options.turn.answer_tokens:
-                    answer.text_ended, self._closing = True, chat.close
+                    answer.text_ended = True
+                    self._queue.close(chat.close)
             if answer.text_ended:
                 break
         self.history.add(answer.turn, 0, len(taken))
@@ -617,7 +586,7 @@ class TurnConversation(Conversation):
         if answer is None or not (reason or (answer.text_ended and answer.speech_ended)):
             return
         if not answer.text_ended:
-            self._closing = self.config.chat.close
+            self._queue.close(self.config.chat.close)
         answer.turn.spoken_ms = answer.frames * CODEC_FRAME_MS
         full = len(answer.turn.tokens) >= self.options.turn.answer_tokens
         full = full or answer.frames + 1 >= self.options.turn.answer_frames

@@ -16,12 +16,24 @@ from frontend.realtime.events import RealtimeError, shown
 RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 
 
+class Resampler:
+    """A band-limited resampler of a stream of int16, the same however the stream is cut: it adds no dither."""
+
+    def __init__(self, rate: int, to: int):
+        self._stream = soxr.ResampleStream(rate, to, 1, dtype="float32")
+
+    def feed(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        """The samples, int16, that the next stretch completes; `last` gives what is held."""
+        found = self._stream.resample_chunk(samples.astype(np.float32), last=last)
+        return np.clip(np.rint(found), -32768, 32767).astype(np.int16)
+
+
 class Microphone:
     """One client's sound to PCM16 at 16 kHz, however it is cut into events; odd bytes wait for their other half."""
 
     def __init__(self, kind: str):
         self._kind, self._rest = kind, b""
-        self._resampler = soxr.ResampleStream(RATES[kind], INPUT_HZ, 1, dtype="int16")
+        self._resampler = Resampler(RATES[kind], INPUT_HZ)
 
     def feed(self, audio: Any) -> bytes:
         """The PCM16 of an event's base64. Raises `RealtimeError`."""
@@ -38,7 +50,7 @@ class Microphone:
             whole = len(data) // 2 * 2
             self._rest = data[whole:]
             samples = np.frombuffer(data[:whole], np.int16)
-        return bytes(self._resampler.resample_chunk(samples).tobytes())
+        return self._resampler.feed(samples).tobytes()
 
 
 class Loudspeaker:
@@ -46,13 +58,13 @@ class Loudspeaker:
 
     def __init__(self, kind: str):
         self._kind = kind
-        self._resampler = None if kind == "audio/pcm" else soxr.ResampleStream(OUTPUT_HZ, RATES[kind], 1, dtype="int16")
+        self._resampler = None if kind == "audio/pcm" else Resampler(OUTPUT_HZ, RATES[kind])
 
     def feed(self, pcm: bytes, last: bool = False) -> str:
         """The next stretch; `last` gives what the resampler still holds."""
         if self._resampler is None:
             return base64.b64encode(pcm).decode()
-        samples = self._resampler.resample_chunk(np.frombuffer(pcm, np.int16), last=last)
+        samples = self._resampler.feed(np.frombuffer(pcm, np.int16), last)
         return base64.b64encode(_compress(samples, self._kind).tobytes()).decode()
 
 

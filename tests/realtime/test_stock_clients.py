@@ -7,7 +7,6 @@ import base64
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,11 @@ import pytest
 import soxr
 from openai import AsyncOpenAI
 
-from tests.conftest import Served, serve, serve_environment
-from tests.test_barista import BUILD, said
+from config.settings import CODE2WAV_DELAY
+from tests.conftest import Served
+from tests.guest import guest
+from tests.sound import said_by_flite
+from tests.turns import TICK
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 CHUNK = 960  # bytes of 20 ms at 24 kHz
@@ -36,16 +38,9 @@ LADDER = [
 ]
 
 
-@pytest.fixture(scope="module")
-def barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    environment = serve_environment("turn")
-    del environment["SCA_QWEN_MODEL_ID"]
-    yield from serve(environment, tmp_path_factory.mktemp("stock") / "log", BUILD)
-
-
 def pcm24(words: str, silence_s: float = 1.0) -> bytes:
     """A sentence by a voice that the training never heard, and silence: PCM16 at 24 kHz."""
-    spoken = soxr.resample(said(words, "rms"), 16_000, 24_000).astype(np.int16)
+    spoken = soxr.resample(said_by_flite(words, "rms"), 16_000, 24_000).astype(np.int16)
     return bytes(spoken.tobytes() + bytes(int(silence_s * 24_000) * 2))
 
 
@@ -89,8 +84,8 @@ class Talker:
 
 
 @contextlib.asynccontextmanager
-async def talking(barista: Served, **session: Any):
-    client = AsyncOpenAI(api_key="none", base_url=f"{barista.http}/v1")
+async def talking(served_barista: Served, **session: Any):
+    client = AsyncOpenAI(api_key="none", base_url=f"{served_barista.http}/v1")
     async with client.realtime.connect(model="gpt-realtime") as connection:
         talker = Talker(connection)
         listening = asyncio.create_task(talker.listen())
@@ -104,13 +99,9 @@ async def talking(barista: Served, **session: Any):
             listening.cancel()
 
 
-def manual(**output: Any) -> dict[str, Any]:
-    return {"audio": {"input": {"turn_detection": None}, "output": output}}
-
-
-def test_openai_speaks_twice_and_interrupts(barista: Served):
+def test_openai_speaks_twice_and_interrupts(served_barista: Served):
     async def talk() -> None:
-        async with talking(barista) as talker:
+        async with talking(served_barista) as talker:
             await talker.say(pcm24(ORDER))
             await talker.wait_for("response.output_audio.delta")
             before = len(talker.events)
@@ -140,11 +131,11 @@ def test_openai_speaks_twice_and_interrupts(barista: Served):
     asyncio.run(talk())
 
 
-def test_a_response_has_the_whole_ladder_in_order(barista: Served):
+def test_a_response_has_the_whole_ladder_in_order(served_barista: Served):
     """A typed turn, before any sound: the bridge keeps its own clock."""
 
     async def talk() -> None:
-        async with talking(barista) as talker:
+        async with talking(served_barista) as talker:
             content = [{"type": "input_text", "text": "I would like a large latte please"}]
             item = {"id": "mine", "type": "message", "role": "user", "content": content}
             await talker.connection.conversation.item.create(item=item)
@@ -164,14 +155,40 @@ def test_a_response_has_the_whole_ladder_in_order(barista: Served):
     asyncio.run(talk())
 
 
+def test_the_sound_is_that_of_ws_pcm16_to_the_sample(served_barista: Served):
+    """Without what code2wav is behind by, and without the silence after it."""
+    words = "I would like a large latte please"
+    client = guest(served_barista, "detection=manual")
+    client.ask("message", text=words)
+    done = client.wait_for("answer_done")
+    client.say(np.zeros(TICK, np.int16))
+    client.socket.close()
+    expected = np.concatenate(client.sounds)[CODE2WAV_DELAY:][: done["spoken_ms"] * 24]
+
+    async def talk() -> None:
+        async with talking(served_barista) as talker:
+            content = [{"type": "input_text", "text": words}]
+            await talker.connection.conversation.item.create(
+                item={"type": "message", "role": "user", "content": content}
+            )
+            await talker.connection.response.create()
+            await talker.wait_for("response.done")
+            deltas = [event.delta for event in talker.events if event.type == "response.output_audio.delta"]
+            found = np.frombuffer(b"".join(base64.b64decode(delta) for delta in deltas), np.int16)
+            assert len(found) == len(expected) > 24_000
+            assert np.array_equal(found, expected)
+
+    asyncio.run(talk())
+
+
 @pytest.mark.parametrize("kind", ["audio/pcm", "audio/pcmu", "audio/pcma"])
-def test_a_committed_turn_is_answered_when_asked_for(barista: Served, kind: str):
+def test_a_committed_turn_is_answered_when_asked_for(served_barista: Served, kind: str):
     """No detection: sound faster than real time, a commit, `response.create`; in each of the three formats."""
     from frontend.realtime.sound import Loudspeaker
 
     async def talk() -> None:
         formats = {"audio": {"input": {"turn_detection": None, "format": {"type": kind}}}}
-        async with talking(barista, **formats) as talker:
+        async with talking(served_barista, **formats) as talker:
             audio = Loudspeaker(kind).feed(pcm24(ORDER, 0.2), last=True)
             await talker.connection.input_audio_buffer.append(audio=audio)
             await talker.connection.input_audio_buffer.commit()
@@ -186,9 +203,9 @@ def test_a_committed_turn_is_answered_when_asked_for(barista: Served, kind: str)
     asyncio.run(talk())
 
 
-def test_text_alone_is_as_fast_as_it_is_computed(barista: Served):
+def test_text_alone_comes_without_sound(served_barista: Served):
     async def talk() -> None:
-        async with talking(barista, output_modalities=["text"]) as talker:
+        async with talking(served_barista, output_modalities=["text"]) as talker:
             content = [{"type": "input_text", "text": "I would like a latte please"}]
             await talker.connection.conversation.item.create(
                 item={"type": "message", "role": "user", "content": content}
@@ -217,9 +234,9 @@ def test_text_alone_is_as_fast_as_it_is_computed(barista: Served):
         ),
     ],
 )
-def test_what_cannot_be_done_is_the_protocols_error_and_the_session_goes_on(barista: Served, event, code):
+def test_what_cannot_be_done_is_the_protocols_error_and_the_session_goes_on(served_barista: Served, event, code):
     async def talk() -> None:
-        async with talking(barista) as talker:
+        async with talking(served_barista) as talker:
             await talker.connection.send_raw(json.dumps({**event, "event_id": "mine"}))
             error = (await talker.wait_for("error")).error
             assert (error.code, error.event_id) == (code, "mine")
@@ -229,9 +246,9 @@ def test_what_cannot_be_done_is_the_protocols_error_and_the_session_goes_on(bari
     asyncio.run(talk())
 
 
-def test_what_is_not_known_is_accepted_and_the_session_says_what_is_done(barista: Served):
+def test_what_is_not_known_is_accepted_and_the_session_says_what_is_done(served_barista: Served):
     async def talk() -> None:
-        async with talking(barista) as talker:
+        async with talking(served_barista) as talker:
             await talker.connection.session.update(
                 session={
                     "type": "realtime",
@@ -251,12 +268,15 @@ def test_what_is_not_known_is_accepted_and_the_session_says_what_is_done(barista
     asyncio.run(talk())
 
 
-def test_openai_agents_greets_hears_and_is_interrupted(barista: Served):
+def test_openai_agents_greets_hears_and_is_interrupted(served_barista: Served):
     from agents.realtime import RealtimeAgent, RealtimeRunner
 
     async def talk() -> None:
         runner = RealtimeRunner(RealtimeAgent(name="barista", instructions="You are a barista."))
-        config = {"api_key": "none", "url": f"{barista.http.replace('http', 'ws')}/v1/realtime?model=gpt-realtime"}
+        config = {
+            "api_key": "none",
+            "url": f"{served_barista.http.replace('http', 'ws')}/v1/realtime?model=gpt-realtime",
+        }
         session = await runner.run(model_config=config)
         kinds: list[str] = []
         texts: dict[str, str] = {}

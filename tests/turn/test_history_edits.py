@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -209,3 +210,21 @@ def test_an_item_that_comes_during_an_answer_follows_it_in_the_history(engine, f
     oracle.messages.append({"role": "system", "content": "Be brief."})
     oracle.hear(None, NEXT)
     assert answered(call) == oracle.answer(40, 80).tokens
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["a few seconds", "windows that are read again"])
+def test_an_answer_says_how_many_tokens_it_has_read(engine, frontend, checkpoint, questions, late):
+    """As many as the oracle's prompt has, those of sound among them."""
+    sound = questions[0]
+    if late:
+        sound = np.concatenate([*[sound // 8] * 3])[: 20 * 16_000]
+        sound[-16_000:] *= 8
+    call = Call(engine, 1, frontend, asking(sound), **MANUAL)
+    play(call)
+    engine.close(1)
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(call.sound(call.answers[0]))
+    prompt = oracle.prompt()
+    done = event_of(call, "answer_done")
+    assert done["input_tokens"] == len(prompt)
+    assert done["input_audio_tokens"] == prompt.count(checkpoint.model.config.thinker_config.audio_token_id)

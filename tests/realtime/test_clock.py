@@ -1,0 +1,95 @@
+"""When a tick goes, on a loop whose time is the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from frontend.realtime.clock import Clock, Planned
+
+TICK = bytes(10_240)
+SPEECH = b"\1" * 10_240
+
+
+def clock() -> Clock:
+    return Clock(tick_ms=320, keep_alive_s=10)
+
+
+async def takes(one: Clock) -> tuple[Planned, float]:
+    """The next tick, and how many seconds it took."""
+    begun_s = asyncio.get_running_loop().time()
+    tick = await asyncio.wait_for(one.next(), 2)
+    return tick, asyncio.get_running_loop().time() - begun_s
+
+
+def test_whole_ticks_go_as_fast_as_they_come():
+    async def play() -> None:
+        one = clock()
+        await one.append(SPEECH * 5)
+        for _ in range(5):
+            tick, took_s = await takes(one)
+            assert tick.pcm == SPEECH
+            assert took_s < 0.1
+
+    asyncio.run(play())
+
+
+def test_while_an_answer_is_given_they_go_as_it_is_heard():
+    async def play() -> None:
+        one = clock()
+        one.is_active = one.is_answering = True
+        await one.append(SPEECH * 4)
+        begun_s = asyncio.get_running_loop().time()
+        for _ in range(4):
+            await takes(one)
+        assert asyncio.get_running_loop().time() - begun_s > 0.9
+
+    asyncio.run(play())
+
+
+def test_where_nothing_goes_on_there_are_no_ticks():
+    async def play() -> None:
+        one = clock()
+        await one.append(SPEECH)
+        await takes(one)
+        with pytest.raises(asyncio.TimeoutError):
+            await takes(one)
+
+    asyncio.run(play())
+
+
+def test_silence_comes_where_something_goes_on_and_no_sound_does():
+    async def play() -> None:
+        one = clock()
+        one.is_active = True
+        tick, _ = await takes(one)
+        assert tick.pcm == TICK
+
+    asyncio.run(play())
+
+
+def test_sound_without_detection_waits_for_its_commit():
+    async def play() -> None:
+        one = clock()
+        one.holds = one.is_active = True
+        await one.append(SPEECH + SPEECH[:100])
+        tick, _ = await takes(one)
+        assert tick.pcm == TICK
+        one.commit({"listen": True})
+        first, last = (await takes(one))[0], (await takes(one))[0]
+        assert first == (SPEECH, {"listen": True})
+        assert last == (SPEECH[:100].ljust(len(TICK), b"\0"), {"commit": True})
+
+    asyncio.run(play())
+
+
+def test_controls_do_not_wait_for_sound():
+    async def play() -> None:
+        one = clock()
+        one.ask(respond=True)
+        tick, took_s = await takes(one)
+        assert tick == (TICK, {"respond": True})
+        assert took_s < 0.1
+
+    asyncio.run(play())
