@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A conversation with Triton over plain HTTP, with curl alone: client/http_curl.sh IN.wav OUT.pcm [HOST:PORT]
+# Triton listens there where the setting triton.http_port says so: SCA_TRITON_HTTP_PORT=8010 ./sca serve
 #
 # IN.wav is 16-bit mono 16 kHz; OUT.pcm becomes raw 16-bit mono 24 kHz (play it: aplay -f S16_LE -r 24000 OUT.pcm).
 # Each tick is one POST: a JSON header, then the tick's samples as they are; the answer likewise.

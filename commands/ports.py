@@ -38,9 +38,10 @@ class WantedPort:
 
 
 def wanted_ports(settings: Settings) -> Iterator[WantedPort]:
-    """The bridge's port and Triton's three."""
+    """The bridge's port and Triton's, HTTP's only where it is asked for."""
     triton, bridge = settings.triton, settings.bridge
     yield WantedPort("bridge.port", bridge.host, bridge.port)
-    yield WantedPort("triton.http_port", triton.host, triton.http_port)
+    if triton.http_port:
+        yield WantedPort("triton.http_port", triton.host, triton.http_port)
     yield WantedPort("triton.grpc_port", triton.host, triton.grpc_port)
     yield WantedPort("triton.metrics_port", triton.host, triton.metrics_port)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from commands.bridge import address, bridge_server, run_until_stopped
+from commands.bridge import BridgeServer, address, bridge_server, run_until_stopped
 from commands.console import UserError, add_build_argument, console, load_settings, steps
 from commands.ports import wanted_ports
 from config import Settings
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until Ctrl-C or SIGTERM; a Triton that ends is started anew, a few times."""
     settings = load_settings()
     check_ports(settings)
+    bridge = bridge_server(settings)
     lock = lock_build(arguments.build)
     try:
         repository = export(arguments.build)
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
                 shown.begin("Triton")
                 triton.wait_until_ready(lambda progress: shown.update(f"Triton: weights {progress}"))
             console.print(f"  [dim]{triton.log_message('the engine takes')}[/dim]", highlight=False)
-            return _serve_bridge(settings, triton)
+            return _serve_bridge(bridge, settings, triton)
     except (TritonError, TritonMissingError) as error:
         raise UserError(str(error)) from error
     finally:
@@ -83,9 +84,8 @@ def check_ports(settings: Settings) -> None:
             )
 
 
-def _serve_bridge(settings: Settings, triton: TritonServer) -> int:
+def _serve_bridge(bridge: BridgeServer, settings: Settings, triton: TritonServer) -> int:
     """Runs the bridge in this thread, and keeps Triton running; returns the exit status. Raises `UserError`."""
-    bridge = bridge_server(settings)
     over = threading.Event()
     supervisor = Supervisor(triton, over)
 

@@ -1,5 +1,6 @@
 """The settings of every part, read once from TOML and the environment."""
 
-from config.settings import Settings, SettingsError
+from config.loader import SettingsError
+from config.settings import Settings
 
 __all__ = ["Settings", "SettingsError"]

@@ -13,11 +13,31 @@ else:
     import tomli as tomllib
 
 NOT_SETTINGS = {"SCA_VENV", "SCA_PYTHON", "SCA_CONFIG"}  # read by ./sca itself
+SHOWN = 40  # characters of a bad value that its error repeats
 TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class SettingsError(ValueError):
     """A setting is unknown or impossible; the message names it, what came and what was expected."""
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: a line at most."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= SHOWN else value[:SHOWN] + "...")
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+
+
+def expect(holds: bool, name: str, value: object, expected: str) -> None:
+    """Raises `SettingsError` unless it `holds`."""
+    if not holds:
+        raise SettingsError(f"{name} is {shown(value)}, expected {expected}")
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a text between commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -68,10 +88,10 @@ def typed(name: str, value: Any, expected: type) -> Any:
         try:
             number = expected(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise SettingsError(f"{name} is {value!r}, expected {words}") from error
+            raise SettingsError(f"{name} is {shown(value)}, expected {words}") from error
         value = number if isinstance(value, str) or number == value or number != number else value
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise SettingsError(f"{name} is {value!r}, expected {words}")
+        raise SettingsError(f"{name} is {shown(value)}, expected {words}")
     return value
 
 

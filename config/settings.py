@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from config.bridge import BridgeSettings
 from config.generation import sampling_of
-from config.loader import SettingsError, from_environment, merge, read_toml, typed
+from config.loader import expect, from_environment, listed, merge, read_toml, typed
 
 DEFAULTS = Path(__file__).parent / "default.toml"
 BARISTA = Path(__file__).parent.parent / "checkpoints" / "barista"  # the default checkpoint
@@ -28,11 +29,6 @@ CODE2WAV_DELAY = 555  # samples by which its stream is behind its codes
 MEL_HOP = 160  # input samples a mel frame
 
 
-def _expect(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise SettingsError(f"{name} is {value!r}, expected {expected}")
-
-
 @dataclass(frozen=True)
 class QwenSettings:
     """Which checkpoint, and how it is loaded."""
@@ -44,9 +40,9 @@ class QwenSettings:
 
     def __post_init__(self) -> None:
         known = self.device_map in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", self.device_map) is not None
-        _expect(known, "qwen.device_map", self.device_map, "auto, cpu, cuda or cuda:N")
+        expect(known, "qwen.device_map", self.device_map, "auto, cpu, cuda or cuda:N")
         dtypes = ("auto", "float32", "bfloat16", "float16")
-        _expect(self.torch_dtype in dtypes, "qwen.torch_dtype", self.torch_dtype, "one of " + ", ".join(dtypes))
+        expect(self.torch_dtype in dtypes, "qwen.torch_dtype", self.torch_dtype, "one of " + ", ".join(dtypes))
 
     @property
     def folder(self) -> Path | None:
@@ -64,7 +60,7 @@ class AudioSettings:
     tick_ms: int
 
     def __post_init__(self) -> None:
-        _expect(self.tick_ms in (80, 160, 320), "audio.tick_ms", self.tick_ms, "80, 160 or 320")
+        expect(self.tick_ms in (80, 160, 320), "audio.tick_ms", self.tick_ms, "80, 160 or 320")
 
     @property
     def codec_frames(self) -> int:
@@ -108,11 +104,11 @@ class EngineSettings:
     idle_timeout_s: float
 
     def __post_init__(self) -> None:
-        _expect(self.dialect in DIALECTS, "engine.dialect", self.dialect, " or ".join(DIALECTS))
-        _expect(self.context_full in ("slide", "stop"), "engine.context_full", self.context_full, "slide or stop")
-        _expect(0 <= self.slots < 1e6, "engine.slots", self.slots, "a number from 0 (as many as fit) to a million")
+        expect(self.dialect in DIALECTS, "engine.dialect", self.dialect, " or ".join(DIALECTS))
+        expect(self.context_full in ("slide", "stop"), "engine.context_full", self.context_full, "slide or stop")
+        expect(0 <= self.slots < 1e6, "engine.slots", self.slots, "a number from 0 (as many as fit) to a million")
         for name in ("memory_share", "tick_share"):
-            _expect(0 < getattr(self, name) <= 1, f"engine.{name}", getattr(self, name), "a share above 0 and up to 1")
+            expect(0 < getattr(self, name) <= 1, f"engine.{name}", getattr(self, name), "a share above 0 and up to 1")
         for name in (
             "text_tokens_per_tick",
             "context_s",
@@ -123,7 +119,7 @@ class EngineSettings:
             "idle_timeout_s",
         ):
             value = getattr(self, name)
-            _expect(0 < value < 1e6, f"engine.{name}", value, "a number above 0 and below a million")
+            expect(0 < value < 1e6, f"engine.{name}", value, "a number above 0 and below a million")
 
 
 @dataclass(frozen=True)
@@ -140,14 +136,14 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         for name in ("text_temperature", "temperature"):
-            _expect(0 <= getattr(self, name) <= 5, f"sampling.{name}", getattr(self, name), "a number from 0 to 5")
+            expect(0 <= getattr(self, name) <= 5, f"sampling.{name}", getattr(self, name), "a number from 0 to 5")
         for name in ("text_top_k", "top_k"):
-            _expect(getattr(self, name) >= 0, f"sampling.{name}", getattr(self, name), "a whole number from 0")
+            expect(0 <= getattr(self, name) < 2**31, f"sampling.{name}", getattr(self, name), "a whole number from 0")
         for name in ("text_top_p", "top_p"):
-            _expect(
+            expect(
                 0 < getattr(self, name) <= 1, f"sampling.{name}", getattr(self, name), "a number above 0 and up to 1"
             )
-        _expect(
+        expect(
             1 <= self.repetition_penalty <= 5,
             "sampling.repetition_penalty",
             self.repetition_penalty,
@@ -175,36 +171,32 @@ class TurnSettings:
     language_labels: str
 
     def __post_init__(self) -> None:
-        _expect(self.detection in DETECTIONS, "turn.detection", self.detection, " or ".join(DETECTIONS))
-        _expect(0 < self.threshold < 1, "turn.threshold", self.threshold, "a probability between 0 and 1")
+        expect(self.detection in DETECTIONS, "turn.detection", self.detection, " or ".join(DETECTIONS))
+        expect(0 < self.threshold < 1, "turn.threshold", self.threshold, "a probability between 0 and 1")
         for name, most in (("prefix_padding_ms", 5000), ("silence_duration_ms", 10_000), ("interrupt_after_ms", 5000)):
             value = getattr(self, name)
-            _expect(0 <= value <= most, f"turn.{name}", value, f"milliseconds, 0 to {most}")
+            expect(0 <= value <= most, f"turn.{name}", value, f"milliseconds, 0 to {most}")
         for name in ("answer_tokens", "answer_frames"):
-            _expect(2 <= getattr(self, name) < 1e6, f"turn.{name}", getattr(self, name), "a number from 2 to a million")
+            expect(2 <= getattr(self, name) < 1e6, f"turn.{name}", getattr(self, name), "a number from 2 to a million")
         rate = self.heard_tokens_per_s
-        _expect(0 < rate <= 12.5, "turn.heard_tokens_per_s", rate, "a number above 0 and up to 12.5, one a codec frame")
+        expect(0 < rate <= 12.5, "turn.heard_tokens_per_s", rate, "a number above 0 and up to 12.5, one a codec frame")
         for name in ("emotion", "language"):
             known = self.labels(name)
-            _expect(len(known) > 1, f"turn.{name}_labels", getattr(self, f"{name}_labels"), "labels, at least two")
+            expect(len(known) > 1, f"turn.{name}_labels", getattr(self, f"{name}_labels"), "labels, at least two")
             strange = [label for label in self.asked(name) if label not in known]
-            _expect(not strange, f"turn.{name}", getattr(self, name), f"off, all, or some of {', '.join(known)}")
-            _expect(len(self.asked(name)) != 1, f"turn.{name}", getattr(self, name), "off, all, or at least two labels")
+            expect(not strange, f"turn.{name}", getattr(self, name), f"off, all, or some of {', '.join(known)}")
+            expect(len(self.asked(name)) != 1, f"turn.{name}", getattr(self, name), "off, all, or at least two labels")
 
     def labels(self, name: str) -> tuple[str, ...]:
         """All labels that are configured for `emotion` or `language`."""
-        return _list(getattr(self, f"{name}_labels"))
+        return listed(getattr(self, f"{name}_labels"))
 
     def asked(self, name: str) -> tuple[str, ...]:
         """The labels among which the model is asked to choose; none when it is not asked."""
         wanted: str = getattr(self, name)
         if wanted in ("", "off"):
             return ()
-        return self.labels(name) if wanted == "all" else _list(wanted)
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        return self.labels(name) if wanted == "all" else listed(wanted)
 
 
 DETECTIONS = ("server_vad", "manual")
@@ -234,29 +226,14 @@ class TritonSettings:
     start_timeout_s: float
 
     def __post_init__(self) -> None:
-        for name in ("http_port", "grpc_port", "metrics_port"):
-            _expect(0 < getattr(self, name) < 65536, f"triton.{name}", getattr(self, name), "a port, 1 to 65535")
-        _expect(self.instance in ("auto", "cpu", "gpu"), "triton.instance", self.instance, "auto, cpu or gpu")
+        expect(0 <= self.http_port < 65536, "triton.http_port", self.http_port, "a port, or 0 for none")
+        for name in ("grpc_port", "metrics_port"):
+            expect(0 < getattr(self, name) < 65536, f"triton.{name}", getattr(self, name), "a port, 1 to 65535")
+        expect(self.instance in ("auto", "cpu", "gpu"), "triton.instance", self.instance, "auto, cpu or gpu")
         precisions = ("float32", "float16")
-        _expect(self.onnx_precision in precisions, "triton.onnx_precision", self.onnx_precision, "float32 or float16")
-        _expect(self.queue_delay_us >= 0, "triton.queue_delay_us", self.queue_delay_us, "a number from 0")
-        _expect(self.start_timeout_s > 0, "triton.start_timeout_s", self.start_timeout_s, "a number above 0")
-
-
-@dataclass(frozen=True)
-class BridgeSettings:
-    """The WebSocket bridge and its limits."""
-
-    host: str
-    port: int
-    max_frame_bytes: int
-    ticks_in_flight: int
-    response_timeout_s: float
-
-    def __post_init__(self) -> None:
-        _expect(0 < self.port < 65536, "bridge.port", self.port, "a port, 1 to 65535")
-        for name in ("max_frame_bytes", "ticks_in_flight", "response_timeout_s"):
-            _expect(getattr(self, name) > 0, f"bridge.{name}", getattr(self, name), "a number above 0")
+        expect(self.onnx_precision in precisions, "triton.onnx_precision", self.onnx_precision, "float32 or float16")
+        expect(self.queue_delay_us >= 0, "triton.queue_delay_us", self.queue_delay_us, "a number from 0")
+        expect(self.start_timeout_s > 0, "triton.start_timeout_s", self.start_timeout_s, "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -273,7 +250,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         frames, tokens = self.audio.codec_frames, self.engine.text_tokens_per_tick
-        _expect(
+        expect(
             self.engine.dialect != "sca" or frames % tokens == 0,
             "engine.text_tokens_per_tick",
             tokens,
@@ -313,8 +290,10 @@ class Settings:
         return cls._from_values(json.loads(text))
 
     def to_json(self) -> str:
-        """All settings as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
+        """All settings as one line of JSON, but for the API keys: they are the bridge's alone."""
+        values = dataclasses.asdict(self)
+        values["bridge"]["api_keys"] = ""
+        return json.dumps(values)
 
     def with_values(self, **sections: dict[str, Any]) -> Settings:
         """A copy with some values replaced, validated again: `with_values(audio={"tick_ms": 80})`."""

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 from torch import Tensor
 
+from config.options import Options
 from engine.errors import ConversationError
-from engine.options import Controls, Options
+from engine.options import Controls
 
 Event = dict[str, Any]
 

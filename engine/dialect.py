@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from config.options import Options
 from engine.conversation import Conversation, TickInput, TickResult
-from engine.options import Controls, Options
+from engine.options import Controls
 
 C = TypeVar("C", bound=Conversation)
 C_co = TypeVar("C_co", bound=Conversation, covariant=True)

@@ -11,6 +11,7 @@ from typing import Any, Generic
 
 import torch
 
+from config.options import Options
 from config.settings import Settings
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.code_predictor import CodePredictor, OnnxCodePredictor, TorchCodePredictor
@@ -19,7 +20,7 @@ from engine.dialect import C, Dialect, Row
 from engine.errors import ConversationError, DeviceLostError, EngineFullError
 from engine.graph_runner import GraphRunner
 from engine.memory import CUDA_WORKING, available_bytes, fill_slots, plan_memory, resolve_slots
-from engine.options import Options, parse_options
+from engine.options import parse_options
 from engine.sca.dialect import ScaDialect
 from engine.slots import SlotState
 from engine.stage_timer import StageTimer

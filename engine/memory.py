@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from config.settings import Settings, SettingsError
+from config import Settings, SettingsError
 from engine.attention import cache_positions
 from engine.errors import MemoryRefusedError
 from engine.talker_prefix import TALKER_PREFIX

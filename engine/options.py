@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from config import SettingsError
 from config.loader import is_unicode, typed
+from config.options import Options, options_of
 from config.settings import (
     MOST_PROMPT_CHARACTERS,
     MOST_TYPED,
-    OPTIONS,
     TURN_OPTIONS,
-    SamplingSettings,
     Settings,
-    SettingsError,
     TurnSettings,
 )
 from engine.errors import OptionError
-
-MAX_SEED = 2**63 - 1
-DEFAULT_VOICE = "ethan"  # Qwen's own
-
-
-@dataclass(frozen=True)
-class Options:
-    """The choices of one conversation."""
-
-    voice: str
-    system_prompt: str
-    sampling: SamplingSettings
-    turn: TurnSettings
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -175,36 +159,7 @@ def _natural(value: Any) -> int:
 
 def parse_options(parameters: Mapping[str, Any], settings: Settings, voices: Sequence[str]) -> Options:
     """Request parameters over the settings' defaults. Raises `OptionError` naming what came and what was expected."""
-    engine = settings.engine
-    draws = {field.name: getattr(settings.sampling, field.name) for field in fields(SamplingSettings)}
-    turns = {name: getattr(settings.turn, name) for name in TURN_OPTIONS}
-    others: dict[str, Any] = {
-        "dialect": engine.dialect,
-        "voice": engine.voice or (DEFAULT_VOICE if DEFAULT_VOICE in voices else voices[0]),
-        "system_prompt": engine.system_prompt,
-        "seed": secrets.randbelow(MAX_SEED),
-    }
-    for name, value in parameters.items():
-        known = next((group for group in (draws, turns) if name in group), others)
-        if name not in known:
-            raise OptionError(f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
-        try:
-            known[name] = typed(name, value, type(known[name]))
-        except SettingsError as error:
-            raise OptionError(str(error)) from error
-    if others["dialect"] != engine.dialect:
-        raise OptionError(f"dialect is {others['dialect']!r}, expected {engine.dialect!r}: a checkpoint speaks one")
-    voice = others["voice"].lower()  # transformers asks no more of a speaker's name either
-    if voice not in voices:
-        raise OptionError(f"voice is {others['voice']!r}, expected one of {', '.join(voices)}")
-    if not 0 <= others["seed"] <= MAX_SEED:
-        raise OptionError(f"seed is {others['seed']}, expected a whole number from 0 to {MAX_SEED}")
-    length = len(others["system_prompt"])
-    if length > MOST_PROMPT_CHARACTERS:
-        raise OptionError(f"system_prompt is {length} characters long, expected at most {MOST_PROMPT_CHARACTERS}")
     try:
-        sampling = SamplingSettings(**draws)
-        turn = dataclasses.replace(settings.turn, **turns)
+        return options_of(parameters, settings, voices)
     except SettingsError as error:
-        raise OptionError(str(error).partition(".")[2]) from error
-    return Options(voice, others["system_prompt"], sampling, turn, others["seed"])
+        raise OptionError(str(error)) from error

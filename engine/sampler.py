@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.options import Options
+from config.options import Options
 
 RESIDUAL_TOP_K = 50  # what transformers' talker gives to its code predictor
 RESIDUAL_TOP_P = 0.8

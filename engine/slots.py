@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from config.options import Options
 from config.settings import Settings
 from engine.buckets import BatchBuckets, least_rows
 from engine.conversation import Evictions
@@ -17,7 +18,6 @@ from engine.kv_cache import KVCache
 from engine.log_mel import SILENCE, LogMel
 from engine.mel_buffer import MelBuffer
 from engine.memory import cache_sizes
-from engine.options import Options
 from engine.sampler import SamplingState
 from engine.talker_prefix import TALKER_PREFIX
 from engine.vad import VadState

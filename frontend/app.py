@@ -3,80 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from fastapi import FastAPI, WebSocket
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.cors import CORSMiddleware
 
 from config import Settings
+from frontend import metrics
+from frontend.access import RefusedError
+from frontend.bridge import Bridge, OpenConversation
 from frontend.conversation import Conversation
-from frontend.protocol import SAMPLE_BYTES, CloseCode, ProtocolError, check_options, error_event
+from frontend.headers import SecurityHeaders
+from frontend.log import log_to_stderr, logger
+from frontend.protocol import CloseCode, ProtocolError, check_options, error_event
+from frontend.realtime.client_secrets import make_client_secret
 from frontend.realtime.connection import RealtimeConnection
 from frontend.suggestions import suggestions
-from frontend.triton import EngineFacts, TickError, TickIn, TritonLink, new_sequence_id
 
-logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "static"
-WARM_UP_TICKS = 3
-RETRY_S = 1.0
-
-
-class AdmissionControl:
-    """Counts the conversations, and refuses one too many: Triton would let it wait in silence."""
-
-    def __init__(self) -> None:
-        self.slots = 0  # 0: not known, then the engine alone refuses
-        self.conversations = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every slot holds a conversation."""
-        return 0 < self.slots <= self.conversations
-
-
-class Bridge:
-    """What the routes share."""
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        self.admission = AdmissionControl()
-        self.engine = EngineFacts()
-        self.not_ready: str | None = "Triton has not answered yet"
-
-    async def connect(self) -> None:
-        """Opens the gRPC channel. Must run on the event loop that will use it."""
-        self.link = TritonLink(self.settings)
-
-    async def warm_up(self) -> None:
-        """Waits for Triton, then talks to it once, so that the first tick of the first client is as fast as any."""
-        while self.not_ready:
-            if await self.link.is_ready():
-                try:
-                    self.engine = await self.link.engine()
-                    self.admission.slots = self.engine.slots
-                    async for answer in self.link.converse(new_sequence_id(), self._silence()):
-                        if isinstance(answer, TickError):
-                            raise answer
-                    self.not_ready = None
-                except Exception as error:  # tried again, and /readyz tells
-                    self.not_ready = f"the warm-up failed: {error}"
-                    logger.exception("the warm-up failed")
-            if self.not_ready:
-                await asyncio.sleep(RETRY_S)
-
-    async def _silence(self) -> AsyncIterator[TickIn]:
-        pcm = bytes(self.settings.audio.input_samples * SAMPLE_BYTES)
-        for tick in range(WARM_UP_TICKS):
-            yield TickIn(pcm, start=tick == 0, end=tick == WARM_UP_TICKS - 1)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The bridge's application; it comes up without Triton and is ready once Triton is."""
+    """The bridge's application; it comes up without Triton and is ready once Triton is. Raises `SettingsError`."""
     bridge = Bridge(settings)
+    log_to_stderr(settings.bridge.log_level)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -86,56 +41,113 @@ def create_app(settings: Settings) -> FastAPI:
         warming.cancel()
         await bridge.link.close()
 
-    app = FastAPI(title="sca bridge", lifespan=lifespan)
+    app = FastAPI(title="sca bridge", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.bridge = bridge
+    app.add_middleware(SecurityHeaders)
+    if settings.bridge.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.bridge.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, refusal: RefusedError) -> JSONResponse:
+        return _refused(refusal)
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
         """The bridge itself runs."""
-        return JSONResponse({"status": "ok", "conversations": bridge.admission.conversations})
+        admission = bridge.admission
+        return JSONResponse({"status": "ok", "conversations": admission.conversations, "sockets": admission.sockets})
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         """A conversation could begin now."""
-        reason = bridge.not_ready
-        if reason is None and not await bridge.link.is_ready():
-            reason = f"Triton at {bridge.link.url} is not ready"
-        if reason is not None:
+        if reason := await bridge.not_ready():
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         return JSONResponse({"status": "ready"})
+
+    @app.get("/access")
+    async def access(request: Request) -> JSONResponse:
+        """Whether this client could begin a conversation now: for browsers, which hide why a WebSocket was refused."""
+        if refusal := bridge.admission.refusal(bridge.access.check(request)):
+            raise refusal
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def tell_metrics(request: Request) -> Response:
+        """What Prometheus is told; with a key, where clients need one."""
+        bridge.access.check(request)
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/suggestions")
     def suggested() -> JSONResponse:  # it reads a file: in a thread
         """Sentences that a user may try, from the checkpoint's folder; none where it has none."""
         return JSONResponse(suggestions(settings))
 
+    @app.post("/v1/realtime/client_secrets")
+    async def client_secrets(request: Request) -> JSONResponse:
+        """A short-lived key for a browser."""
+        return JSONResponse(await make_client_secret(request, bridge))
+
     @app.websocket("/ws/pcm16")
     async def pcm16(socket: WebSocket) -> None:
         """A conversation; its options are the query's parameters."""
-        await socket.accept()
-        if bridge.admission.is_full:
-            message = f"all {bridge.admission.slots} slots hold a conversation (engine.slots), try again later"
-            await socket.send_json(error_event("full", message))
-            await socket.close(CloseCode.TRY_AGAIN_LATER)
-            return
         try:
-            options = check_options(socket.query_params)
-        except ProtocolError as error:
-            await socket.send_json(error_event(error.code, error.message))
-            await socket.close(CloseCode.POLICY_VIOLATION)
-            return
-        bridge.admission.conversations += 1
-        try:
-            await Conversation(socket, bridge.link, settings, options).run()
-        finally:
-            bridge.admission.conversations -= 1
+            caller = bridge.access.check(socket)
+            with bridge.admission.socket(caller) as place:
+                await socket.accept(_subprotocol(socket, "pcm16"))
+                try:
+                    options = check_options(socket.query_params)
+                except ProtocolError as error:
+                    await socket.send_json(error_event(error.code, error.message))
+                    await socket.close(CloseCode.POLICY_VIOLATION)
+                    return
+                voices = bridge.engine.voices
+                conversation = Conversation(socket, bridge.link, settings, voices, place, options)
+                with _known(bridge, conversation):
+                    await conversation.run()
+        except RefusedError as refusal:
+            await socket.send_denial_response(_refused(refusal))
 
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
         """A conversation in OpenAI's Realtime protocol."""
-        wanted = socket.scope.get("subprotocols") or []
-        await socket.accept("realtime" if "realtime" in wanted else None)
-        model = socket.query_params.get("model", "")[:100]
-        await RealtimeConnection(socket, bridge.link, settings, bridge.engine.voices, model).run()
+        try:
+            caller = bridge.access.check(socket)
+            with bridge.admission.socket(caller) as place:
+                await socket.accept(_subprotocol(socket, "realtime"))
+                model = socket.query_params.get("model", "")[:100]
+                voices = bridge.engine.voices
+                connection = RealtimeConnection(socket, bridge.link, settings, voices, place, model)
+                with _known(bridge, connection):
+                    await connection.run()
+        except RefusedError as refusal:
+            await socket.send_denial_response(_refused(refusal))
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
+
+
+def _refused(refusal: RefusedError) -> JSONResponse:
+    """A refusal as an HTTP answer; to a WebSocket it comes instead of the upgrade."""
+    metrics.REFUSED.labels(refusal.code).inc()
+    logger.info("refused", extra={"about": {"code": refusal.code}})
+    return JSONResponse(refusal.body, refusal.status, refusal.headers)
+
+
+def _subprotocol(socket: WebSocket, name: str) -> str | None:
+    """The protocol's name, if the client asks for it."""
+    return name if name in (socket.scope.get("subprotocols") or ()) else None
+
+
+@contextmanager
+def _known(bridge: Bridge, conversation: OpenConversation) -> Iterator[None]:
+    """The bridge's end waits for a conversation that is known."""
+    bridge.open.add(conversation)
+    try:
+        yield
+    finally:
+        bridge.open.discard(conversation)

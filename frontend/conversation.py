@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from config import Settings
+from frontend.access import RefusedError
+from frontend.admission import Place
 from frontend.framer import Framer
+from frontend.inbox import Inbox
+from frontend.log import Journal
+from frontend.metrics import LAG
+from frontend.playout import Playout
 from frontend.protocol import (
     SAMPLE_BYTES,
     CloseCode,
@@ -20,78 +26,116 @@ from frontend.protocol import (
     ProtocolError,
     check_options,
     check_sound,
+    check_values,
     error_event,
     opened_event,
     parameters_of,
     parse_control,
 )
 from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
+from frontend.turns import Turns
+
+MOST_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
 
 
 class Conversation:
     """Runs from the opened event to the close. Whatever becomes of the client, Triton gets an END."""
 
-    def __init__(self, socket: WebSocket, link: TritonLink, settings: Settings, options: Mapping[str, Any]):
+    def __init__(
+        self,
+        socket: WebSocket,
+        link: TritonLink,
+        settings: Settings,
+        voices: Sequence[str],
+        place: Place,
+        options: Mapping[str, Any],
+    ):
         self.sequence_id = new_sequence_id()
         self._socket = socket
         self._link = link
         self._settings = settings
+        self._voices = voices
         self._options = dict(options)
+        self._place = place
+        self._inbox = Inbox(socket, settings.bridge.text_per_second)
         self._framer = Framer(settings.audio.input_samples * SAMPLE_BYTES)
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
+        self._turns = Turns(settings.turn.create_response)
+        self._playout = Playout(settings.bridge.most_lag_ms / 1000)
         self._started = False
-        self._output_ahead_bytes = 0  # of output: silence that closed a tick early, not yet left out again
-        self._last_tick_s = time.monotonic()
-        self._stop = asyncio.Event()  # no more sound is taken: the client is gone, or a tick failed
+        self._sent = self._answered = 0  # ticks
+        self._was_answered = asyncio.Event()
+        self._journal = Journal("pcm16", str(self.sequence_id), place.caller.name)
+        self._why = "gone"  # it ends
+        self._began_s = self._last_tick_s = time.monotonic()
         self._close_code = CloseCode.NORMAL
 
     async def run(self) -> None:
         """Returns when the conversation is over and the WebSocket is closed."""
-        await self._send_event(opened_event(self.sequence_id, self._settings))
-        answers = self._link.converse(self.sequence_id, self._ticks())
+        reading = asyncio.create_task(self._inbox.run())
         try:
-            async for answer in answers:
+            await self._send_event(opened_event(self.sequence_id, self._settings))
+            async for answer in self._link.converse(self.sequence_id, self._ticks()):
                 self._room.release()
+                self._answered += 1
                 await self._deliver(answer)
+                self._was_answered.set()
         except TickError as error:
             await self._deliver(error)
+        finally:
+            self._inbox.close()
+            reading.cancel()
         await self._close()
+        self._journal.ended(self._why, ticks=self._sent, answers=self._turns.answers)
+
+    async def end(self, code: str, message: str, close_code: CloseCode) -> None:
+        """Ends it from outside, with the reason."""
+        if self._close_code is CloseCode.NORMAL and not self._inbox.is_over:
+            self._close_code, self._why = close_code, code
+            await self._send_event(error_event(code, message))
+            self._inbox.close()
+
+    async def tell(self, event: Event) -> None:
+        """Says something that is not the engine's."""
+        await self._send_event(event)
 
     async def _deliver(self, answer: TickOut | TickError) -> None:
-        if self._close_code is not CloseCode.NORMAL:
-            return  # drop responses that arrive after the conversation failed
         if isinstance(answer, TickError):
-            self._close_code = CloseCode.TRY_AGAIN_LATER if answer.is_full else CloseCode.INTERNAL_ERROR
-            await self._send_event(error_event("full" if answer.is_full else "tick_failed", str(answer)))
-            self._stop.set()
+            full = answer.is_full
+            close_code = CloseCode.TRY_AGAIN_LATER if full else CloseCode.INTERNAL_ERROR
+            await self.end("full" if full else "tick_failed", str(answer), close_code)
             return
+        if self._inbox.is_over:
+            return  # nobody hears it, or it failed
         for event in answer.events:
+            self._turns.note(event)
             await self._send_event(event)
-        await self._send(self._socket.send_bytes, self._without_debt(answer.pcm))
-
-    def _without_debt(self, pcm: bytes) -> bytes:
-        """A tick's sound without the silence by which the loudspeaker's clock is ahead of the microphone's."""
-        if self._output_ahead_bytes and not any(pcm):
-            cut = min(self._output_ahead_bytes, len(pcm))
-            self._output_ahead_bytes -= cut
-            pcm = pcm[cut:]
-        return pcm
+        pcm, lag = self._playout.put(answer.pcm)
+        if lag:
+            self._journal.note("lag", lag_ms=lag["lag_ms"], is_catching_up=lag["is_catching_up"])
+            if lag["is_catching_up"]:
+                LAG.observe(lag["lag_ms"] / 1000)
+            await self._send_event(lag)
+        await self._send(self._socket.send_bytes, pcm)
 
     async def _ticks(self) -> AsyncIterator[TickIn]:
         """The client's sound in ticks; the last one carries END."""
         asked: dict[str, Any] = {}  # of the next tick
-        async for message in self._messages():
+        while (message := await self._take()) is not None:
             try:
                 if isinstance(message, bytes):
                     for pcm in self._framer.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
-                        if self._stop.is_set():
+                        if self._inbox.is_over:
                             break
                         yield await self._tick(pcm, asked)
                         asked = {}
                     continue
+                await self._inbox.pace(message)
                 control, details = parse_control(message)
                 if control is Control.END:
-                    yield await self._tick(self._framer.flush(), asked, end=True)
+                    self._why = "end"
+                    async for tick in self._rest(asked):
+                        yield tick
                     return
                 if control is Control.OPTIONS:
                     self._choose(details)
@@ -100,81 +144,97 @@ class Conversation:
                     await self._send_event({"type": "reset", "at_ms": 0})
                     continue
                 asked |= parameters_of(control, details, self._settings.engine.dialect)
-                if control in (Control.COMMIT, Control.MESSAGE):
+                if control in (Control.COMMIT, Control.MESSAGE) and not self._inbox.is_over:
                     yield await self._tick(self._close_tick(), asked)
                     asked = {}
             except ProtocolError as error:
                 await self._send_event(error_event(error.code, error.message))
+            except RefusedError as refusal:
+                await self.end(refusal.code, refusal.message, CloseCode.TRY_AGAIN_LATER)
         if self._started:
             yield await self._tick(self._framer.flush(), asked, end=True)
+
+    async def _rest(self, asked: Mapping[str, Any]) -> AsyncIterator[TickIn]:
+        """The open tick; then, where turns are taken, silence until nobody speaks any more; END."""
+        if self._settings.engine.dialect == "turn" and (self._started or self._framer.is_open):
+            yield await self._tick(self._framer.flush(), asked)
+            asked = {}
+            for _ in range(MOST_TICKS_AFTER_END):
+                while self._answered < self._sent and not self._inbox.is_over:
+                    self._was_answered.clear()
+                    await self._was_answered.wait()
+                if self._turns.is_quiet or self._inbox.is_over:
+                    break
+                yield await self._tick(self._framer.flush(), asked)
+        yield await self._tick(self._framer.flush(), asked, end=True)
 
     def _close_tick(self) -> bytes:
         """The open tick, closed with silence: the input clock runs ahead by it, and the loudspeaker's with it."""
         audio = self._settings.audio
         samples = self._framer.missing // SAMPLE_BYTES * audio.output_samples // audio.input_samples
-        self._output_ahead_bytes += samples * SAMPLE_BYTES
+        self._playout.owe(samples * SAMPLE_BYTES)
         return self._framer.flush()
 
     def _choose(self, options: Mapping[str, Any]) -> None:
         if self._started:
             raise ProtocolError("too_late", "options came after the first tick of sound, expected them before")
-        self._options |= check_options(options)
+        chosen = {**self._options, **check_options(options)}
+        check_values(chosen, self._settings, self._voices)
+        self._options = chosen
 
     async def _tick(self, pcm: bytes, asked: Mapping[str, Any], end: bool = False) -> TickIn:
-        """A tick, when there is room for one more on its way."""
+        """A tick, when there is room for one more on its way. `RefusedError`: the first finds no place."""
+        self._place.take()
         await self._room.acquire()
         start, self._started = not self._started, True
+        if start and (answers := self._options.get("create_response")) is not None:
+            self._turns.creates_responses = str(answers).lower() in ("true", "1")
+        self._sent += 1
         self._last_tick_s = time.monotonic()
         parameters = {**self._options, **asked} if start else dict(asked)
         return TickIn(pcm, start=start, end=end, parameters=parameters)
 
-    async def _messages(self) -> AsyncIterator[bytes | str]:
-        """What the client sends, until it goes, gives no whole tick for too long, or a tick fails."""
-        stopped = asyncio.ensure_future(self._stop.wait())
-        idle_s = self._settings.engine.idle_timeout_s
+    async def _take(self) -> bytes | str | None:
+        """What the client sends next; None when it goes, gives no whole tick for too long, or its time is up."""
+        settings = self._settings
+        idle_until_s = self._last_tick_s + settings.engine.idle_timeout_s
+        over_s = self._began_s + settings.bridge.conversation_s
+        left_s = min(idle_until_s, over_s) - time.monotonic()
         try:
-            while True:
-                received = asyncio.ensure_future(self._socket.receive())
-                left_s = max(0.0, self._last_tick_s + idle_s - time.monotonic())
-                try:
-                    done, _ = await asyncio.wait(
-                        {received, stopped}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
-                    )
-                finally:
-                    if not received.done():
-                        received.cancel()
-                if not done:
-                    await self._fail_idle(idle_s)
-                if received not in done:
-                    return
-                message = received.result()
-                if message["type"] == "websocket.disconnect":
-                    self._stop.set()
-                    return
-                yield message["bytes"] if message.get("bytes") is not None else message["text"]
-        finally:
-            stopped.cancel()
-
-    async def _fail_idle(self, idle_s: float) -> None:
-        self._close_code = CloseCode.INTERNAL_ERROR
-        await self._send_event(
-            error_event(
-                "idle", f"no whole tick came for {idle_s:g} s (engine.idle_timeout_s), the conversation is closed"
-            )
-        )
+            return await asyncio.wait_for(self._inbox.take(), max(0.0, left_s))
+        except asyncio.TimeoutError:
+            if over_s <= idle_until_s:
+                await self.end(
+                    "expired",
+                    f"the conversation has lasted {settings.bridge.conversation_s:g} s (bridge.conversation_s)",
+                    CloseCode.POLICY_VIOLATION,
+                )
+            else:
+                await self.end(
+                    "idle",
+                    f"no whole tick came for {settings.engine.idle_timeout_s:g} s (engine.idle_timeout_s), "
+                    "the conversation is closed",
+                    CloseCode.INTERNAL_ERROR,
+                )
+            return None
 
     async def _send_event(self, event: Event) -> None:
         await self._send(self._socket.send_text, json.dumps(event, ensure_ascii=False))
 
     async def _send(self, send: Any, data: bytes | str) -> None:
         """Sends, or learns that the client is gone: then its conversation ends, and nothing else."""
+        if self._inbox.is_over and self._close_code is CloseCode.NORMAL:
+            return
         try:
-            await asyncio.wait_for(send(data), self._settings.bridge.response_timeout_s)
-        except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
-            self._stop.set()  # RuntimeError is starlette's word for a socket already closed; or it reads no more
+            await asyncio.wait_for(send(data), self._settings.bridge.read_timeout_s)
+        except asyncio.TimeoutError:
+            self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
+            self._inbox.close()
+        except (WebSocketDisconnect, RuntimeError):  # RuntimeError is starlette's word for a socket already closed
+            self._inbox.close()
 
     async def _close(self) -> None:
         try:
-            await self._socket.close(self._close_code)
-        except (WebSocketDisconnect, RuntimeError):
-            self._stop.set()
+            await asyncio.wait_for(self._socket.close(self._close_code), self._settings.bridge.read_timeout_s)
+        except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
+            self._inbox.close()

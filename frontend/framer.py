@@ -21,6 +21,11 @@ class Framer:
             yield tick
 
     @property
+    def is_open(self) -> bool:
+        """Whether something is held."""
+        return bool(self._held)
+
+    @property
     def missing(self) -> int:
         """Bytes to a whole tick."""
         return self._tick_bytes - len(self._held)

@@ -10,20 +10,20 @@ Out: binary, one a tick: PCM16 mono 24 kHz, after a commit with less silence by 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from config import Settings
-from config.loader import is_unicode
+from config import Settings, SettingsError
+from config.loader import is_unicode, shown
+from config.options import DEFAULT_VOICE, options_of
 from config.settings import INPUT_HZ, MOST_TYPED, OPTIONS, OUTPUT_HZ
 
 Event = dict[str, Any]
 GREATEST_INTEGER = 2**63 - 1  # of a request parameter: a larger one would cut off the whole gRPC stream
 SAMPLE_BYTES = 2
 MOST_TEXT = 150_000  # characters of a text frame: the longest system prompt, every character escaped
-SHOWN = 40  # characters of a bad message that its error repeats
 
 
 class Control(Enum):
@@ -43,6 +43,7 @@ class CloseCode(int, Enum):
     """Why the bridge closes (RFC 6455, section 7.4.1, and its registry)."""
 
     NORMAL = 1000
+    GOING_AWAY = 1001
     POLICY_VIOLATION = 1008
     INTERNAL_ERROR = 1011
     TRY_AGAIN_LATER = 1013
@@ -79,17 +80,16 @@ def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
             "frame_too_large", f"a text frame of {len(text)} characters came, expected at most {MOST_TEXT}"
         )
     controls = " or ".join(json.dumps({"type": control.value}) for control in Control)
-    shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):  # no JSON; or a number too long, or brackets too deep
         raise ProtocolError(
-            "not_json", f"the text frame {shown!r} came, expected {controls}; sound belongs in binary frames"
+            "not_json", f"the text frame {shown(text)} came, expected {controls}; sound belongs in binary frames"
         ) from None
     try:
         return Control(message.pop("type")), message
     except (AttributeError, TypeError, KeyError, ValueError):
-        raise ProtocolError("unknown_control", f"the text frame {shown!r} came, expected {controls}") from None
+        raise ProtocolError("unknown_control", f"the text frame {shown(text)} came, expected {controls}") from None
 
 
 def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) -> dict[str, Any]:
@@ -102,24 +102,36 @@ def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) ->
         return {control.value: True}
     text = details.get("text")
     if not isinstance(text, str) or not text.strip() or not is_unicode(text) or "\0" in text:
-        raise ProtocolError("bad_message", f"a message came with the text {text!r}, expected what the user has typed")
+        raise ProtocolError(
+            "bad_message", f"a message came with the text {shown(text)}, expected what the user has typed"
+        )
     if len(text) > MOST_TYPED:
         raise ProtocolError("bad_message", f"a message of {len(text)} characters came, expected at most {MOST_TYPED}")
     return {control.value: text}
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by known names, or `ProtocolError`; whether their values are possible, the engine says."""
-    for name in options:
+    """Options by known names, of kinds that can travel, or `ProtocolError`."""
+    for name, value in options.items():
         if name not in OPTIONS:
-            raise ProtocolError("unknown_option", f"unknown option {name!r}, expected one of {', '.join(OPTIONS)}")
-        if not isinstance(options[name], (str, int, float)):
-            raise ProtocolError("bad_option", f"{name} is {options[name]!r}, expected text or a number")
-        if isinstance(options[name], str):
-            _check_text(name, options[name])
-        elif isinstance(options[name], int) and abs(options[name]) > GREATEST_INTEGER:
-            raise ProtocolError("bad_option", f"{name} is {options[name]}, expected a number of 64 bits at most")
+            raise ProtocolError("unknown_option", f"unknown option {shown(name)}, expected one of {', '.join(OPTIONS)}")
+        if not isinstance(value, (str, int, float)):
+            raise ProtocolError("bad_option", f"{name} is {shown(value)}, expected text or a number")
+        if isinstance(value, str):
+            _check_text(name, value)
+        elif isinstance(value, int) and abs(value) > GREATEST_INTEGER:
+            raise ProtocolError("bad_option", f"{name} is {shown(value)}, expected a number of 64 bits at most")
     return dict(options)
+
+
+def check_values(options: Mapping[str, Any], settings: Settings, voices: Sequence[str]) -> None:
+    """Raises `ProtocolError` for what the engine would refuse. No `voices`: the engine alone knows them."""
+    voice = options.get("voice")
+    known = voices or ([voice.lower()] if isinstance(voice, str) else [DEFAULT_VOICE])
+    try:
+        options_of(options, settings, known)
+    except SettingsError as error:
+        raise ProtocolError("bad_option", str(error)) from None
 
 
 def _check_text(name: str, value: str) -> None:

@@ -18,6 +18,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from config import Settings
+from frontend.metrics import TICK
 
 logger = logging.getLogger(__name__)
 MODEL = "duplex"
@@ -120,7 +121,7 @@ class TritonLink:
                     result, error = await self._next(responses, sent, failures)
                 except StopAsyncIteration:
                     return
-                sent.popleft()
+                TICK.observe(time.monotonic() - sent.popleft())
                 yield TickError(error.message().removeprefix(PREFIX)) if error else _tick_out(result)
         except grpc.aio.AioRpcError as error:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error

@@ -9,19 +9,20 @@ import re
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
 from config import Settings
+from config.settings import TritonSettings
 from launch.triton_install import TritonInstall
 
 PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 EXIT_TIMEOUT_S = 3  # how long Triton waits at its end for conversations that nobody closed
 STOP_TIMEOUT_S = 15
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know our 127.0.0.1
 LOG_TAIL = 25  # lines of the log that an error shows
 PROGRESS_TAIL = 4096  # bytes of the log in which progress is looked for
 
@@ -45,10 +46,9 @@ class TritonServer:
             str(self._install.server),
             f"--model-repository={repository}",
             f"--backend-directory={self._runtime / 'backends'}",
-            f"--http-address={settings.triton.host}",
+            *_http(settings.triton),
             f"--grpc-address={settings.triton.host}",
             f"--metrics-address={settings.triton.host}",
-            f"--http-port={settings.triton.http_port}",
             f"--grpc-port={settings.triton.grpc_port}",
             f"--metrics-port={settings.triton.metrics_port}",
             "--model-control-mode=none",
@@ -88,13 +88,26 @@ class TritonServer:
 
         Raises `TritonError`, also as soon as `given_up` says so.
         """
-        url = f"http://{self._settings.host}:{self._settings.http_port}/v2/health/ready"
         started_s = time.monotonic()
+        client = grpc.InferenceServerClient(
+            f"{self._settings.host}:{self._settings.grpc_port}",
+            channel_args=[("grpc.enable_http_proxy", 0)],  # a proxy does not know our 127.0.0.1
+        )
+        with contextlib.closing(client):
+            self._wait(client, started_s, report, given_up)
+
+    def _wait(
+        self,
+        client: grpc.InferenceServerClient,
+        started_s: float,
+        report: Callable[[str], None],
+        given_up: Callable[[], bool],
+    ) -> None:
         told = ""
         while time.monotonic() - started_s < self._settings.start_timeout_s:
             if not self.is_running():
                 raise TritonError(f"Triton ended while loading:\n{self.log_tail()}")
-            if _answers(url):
+            if _is_ready(client):
                 return
             if given_up():
                 raise TritonError("Triton was still loading when it was ended")
@@ -151,12 +164,18 @@ def loading_progress(log: Path) -> str:
     return found[-1].decode() if found else ""
 
 
-def _answers(url: str) -> bool:
+def _is_ready(client: grpc.InferenceServerClient) -> bool:
     try:
-        with DIRECT.open(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        return bool(client.is_server_ready(client_timeout=2))
+    except InferenceServerException:
         return False
+
+
+def _http(settings: TritonSettings) -> list[str]:
+    """Triton's HTTP endpoint, where it is asked for: it answers any web page of a browser on this machine."""
+    if not settings.http_port:
+        return ["--allow-http=false"]
+    return [f"--http-address={settings.host}", f"--http-port={settings.http_port}"]
 
 
 def _die_with_parent() -> None:

@@ -182,6 +182,7 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         "SCA_SAMPLING_TEXT_TEMPERATURE": "0",
         "SCA_SAMPLING_REPETITION_PENALTY": "1" if dialect == "sca" else "1.05",
         "SCA_ENGINE_IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
+        "SCA_BRIDGE_READ_TIMEOUT_S": "3",
     }
 
 

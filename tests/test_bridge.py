@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import urllib.error
 import urllib.request
+from socket import SHUT_RDWR
+from typing import Protocol
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from client.python_grpc import converse
@@ -19,12 +22,19 @@ from tests.conftest import IDLE_TIMEOUT_S, Served
 from tests.test_triton import TICK
 
 
-def health(served: Served) -> dict:
+class Reachable(Protocol):
+    """A bridge."""
+
+    @property
+    def http(self) -> str: ...
+
+
+def health(served: Reachable) -> dict:
     with urllib.request.urlopen(f"{served.http}/healthz") as response:
         return json.load(response)
 
 
-def wait_until_empty(served: Served) -> None:
+def wait_until_empty(served: Reachable) -> None:
     deadline = time.monotonic() + 10
     while health(served)["conversations"]:
         assert time.monotonic() < deadline
@@ -39,20 +49,23 @@ def event(socket: ClientConnection, kind: str) -> dict:
             return json.loads(message)
 
 
-def rest(socket: ClientConnection) -> tuple[bytes, int]:
-    """All sound until the bridge closes, and the close code."""
+def rest(socket: ClientConnection, events: list[dict] | None = None) -> tuple[bytes, int]:
+    """All sound until the bridge closes, and the close code; `events` gets the events."""
     sound = b""
     try:
         while True:
             message = socket.recv(timeout=20)
-            sound += message if isinstance(message, bytes) else b""
+            if isinstance(message, bytes):
+                sound += message
+            elif events is not None:
+                events.append(json.loads(message))
     except ConnectionClosed as closed:
         return sound, closed.rcvd.code if closed.rcvd else 1006
 
 
-def end(socket: ClientConnection) -> tuple[np.ndarray, int]:
+def end(socket: ClientConnection, events: list[dict] | None = None) -> tuple[np.ndarray, int]:
     socket.send(json.dumps({"type": "end"}))
-    sound, code = rest(socket)
+    sound, code = rest(socket, events)
     return np.frombuffer(sound, np.int16), code
 
 
@@ -154,10 +167,10 @@ def test_a_bad_frame_is_named_left_out_and_disturbs_nobody(served: Served, pcm, 
 
 def test_a_message_beyond_all_bounds_is_cut_off(served: Served):
     with connect(served.websocket) as socket:
-        socket.recv()
-        socket.send(bytes(20_000_000))
-        _, code = rest(socket)
-        assert code == 1009, "message too big (RFC 6455)"
+        event(socket, "conversation.opened")
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.send(bytes(20_000_000))  # it is closed while this is being sent
+    assert closed.value.rcvd is None or closed.value.rcvd.code == 1009, "message too big (RFC 6455)"
     wait_until_empty(served)
 
 
@@ -168,33 +181,42 @@ def test_a_client_that_vanishes_in_mid_tick_frees_its_place_and_its_slot(served:
         for socket in gone:
             socket.send(pcm[: TICK + 1234].tobytes())
             event(socket, "text")
-            socket.socket.close()  # no close frame, no goodbye
+            socket.socket.shutdown(SHUT_RDWR)  # no close frame, no goodbye
         wait_until_empty(served)
     answer = asyncio.run(talk(served.websocket, pcm[:TICK].tobytes()))
     assert len(answer.pcm) >= 15360
 
 
-def test_one_conversation_too_many_is_refused_at_the_door(served: Served):
+def test_one_conversation_too_many_is_refused_before_the_upgrade(served: Served, pcm):
     wait_until_empty(served)
     guests = [connect(served.websocket) for _ in range(served.settings.engine.slots)]
+    message = "all 4 slots hold a conversation (engine.slots), try again later"
     try:
+        late = connect(served.websocket)  # before all are taken: a place is taken by the first sound
         for guest in guests:
-            event(guest, "conversation.opened")
-        with connect(served.websocket) as refused:
-            error = event(refused, "error")
-            assert error == {
-                "type": "error",
-                "code": "full",
-                "message": "all 4 slots hold a conversation (engine.slots), try again later",
-            }
-            assert rest(refused)[1] == 1013
+            guest.send(pcm[:TICK].tobytes())
+            event(guest, "text")
+        with pytest.raises(InvalidStatus) as refused:
+            connect(served.websocket)
+        response = refused.value.response
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+        assert json.loads(response.body)["error"] | {"param": 0} == {
+            "type": "server_error", "code": "full", "message": message, "param": 0,
+        }  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError) as not_ready:
+            urllib.request.urlopen(f"{served.http}/readyz")
+        assert json.load(not_ready.value) == {"status": "not ready", "reason": message}
+        late.send(pcm[:TICK].tobytes())
+        error = event(late, "error")
+        assert (error["code"], error["message"]) == ("full", message)
+        assert rest(late)[1] == 1013
     finally:
         for guest in guests:
             guest.close()
     wait_until_empty(served)
 
 
-def test_a_bad_option_closes_with_its_reason(served: Served, pcm):
+def test_a_bad_value_in_the_query_closes_with_its_reason(served: Served, pcm):
     with connect(served.websocket + "?voice=bob") as socket:
         socket.send(pcm[:TICK].tobytes())
         error = event(socket, "error")
@@ -253,12 +275,25 @@ def test_options_may_come_in_a_frame_of_their_own(served: Served, pcm):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"vioce": "x"}, "unknown option 'vioce'"), ({"voice": ["x"]}, "voice is ['x'], expected text or a number")],
+    [
+        ({"vioce": "x"}, "unknown option 'vioce'"),
+        ({"voice": ["x"]}, "voice is ['x'], expected text or a number"),
+        ({"voice": "bob"}, "voice is 'bob', expected one of aiden, chelsie, ethan"),
+        ({"top_k": -1}, "top_k is -1, expected a whole number from 0"),
+        ({"top_k": str(2**64)}, f"top_k is {2**64}, expected"),
+        ({"seed": str(2**63)}, f"seed is {2**63}, expected a whole number from 0 to {2**63 - 1}"),
+        ({"temperature": "hot"}, "temperature is 'hot', expected a number"),
+        ({"dialect": "turn"}, "dialect is 'turn', expected 'sca'"),
+    ],
 )
-def test_a_bad_option_in_a_frame_is_named(served: Served, options, message):
+def test_a_bad_option_in_a_frame_is_named_and_the_conversation_goes_on(served: Served, pcm, options, message):
     with connect(served.websocket) as socket:
         socket.send(json.dumps({"type": "options", **options}))
-        assert message in event(socket, "error")["message"]
+        error = event(socket, "error")
+        assert error["code"] in ("bad_option", "unknown_option")
+        assert message in error["message"]
+        socket.send(pcm[:TICK].tobytes())
+        assert end(socket)[1] == 1000
 
 
 def test_options_after_the_first_sound_are_refused(served: Served, pcm):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.full_size import full_config
-from config.settings import SettingsError
+from config import SettingsError
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import MemoryRefusedError

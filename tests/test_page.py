@@ -128,13 +128,16 @@ def test_the_page_shows_who_speaks(served_turns: Served, browser):
     assert complaints == []
 
 
-def test_a_full_house_is_said_in_words(served: Served, browser):
+def test_a_full_house_is_said_in_words(served: Served, browser, pcm):
     from websockets.sync.client import connect
 
     guests = [connect(served.websocket) for _ in range(served.settings.engine.slots)]
     try:
         for guest in guests:
             assert json.loads(guest.recv())["type"] == "conversation.opened"
+            guest.send(pcm[:5120].tobytes())
+            while not isinstance(guest.recv(), bytes):
+                pass
         browser.get(served.http)
         browser.find_element(By.ID, "talk").click()
         body = browser.find_element(By.TAG_NAME, "body")

@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from config import Settings
+from config.options import Options
 from config.settings import SamplingSettings
-from engine.options import Options
 from engine.sampler import SamplingState, residual_params, sample
 
 VOCABULARY = 40

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from config import Settings
+from config.options import Options
 from config.settings import TurnSettings
-from engine.options import Controls, Options
+from engine.options import Controls
 from engine.turn.actions import TurnConfig
 from engine.turn.conversation import TurnConversation
 

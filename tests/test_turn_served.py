@@ -259,3 +259,17 @@ def test_conversations_beside_each_other_are_as_alone(served_turns: Served, ques
         assert np.abs(a.astype(int) - b).max(initial=0) <= 1, "one step of PCM16"
     for client in (first, second):
         client.socket.close()
+
+
+def test_the_end_gives_the_rest_of_the_answer(served_turns: Served, questions):
+    """A file with no silence behind its last word: the bridge listens on in silence until nobody speaks."""
+    client = guest(served_turns, SHORT)
+    client.socket.send(questions[1][: 12 * TICK].tobytes())
+    sound, code = end(client.socket, heard := [])
+    kinds = [event["type"] for event in heard]
+    assert code == 1000
+    assert kinds.index("committed") < kinds.index("answer_started") < kinds.index("answer_done")
+    done = next(event for event in heard if event["type"] == "answer_done")
+    spoken = np.flatnonzero(sound)
+    assert spoken[-1] - spoken[0] > 0.5 * done["spoken_ms"] * 24, "all of it was heard"
+    assert len(sound) < 24 * (12 * 320 + 1500 + done["spoken_ms"] + 8 * 320), "and the silence after it is short"

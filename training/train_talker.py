@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6800)
     parser.add_argument("--batch", type=int, default=8, help="sentences")
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--mistakes", type=float, default=0.06, help="share of frames heard with wrong codes")
     args = parser.parse_args()
     torch.manual_seed(1)
     tokenizer, codec = load_tokenizer(args.work), load_codec(args.work)
@@ -49,7 +50,7 @@ def main() -> None:
         sentences += [spoken(clip, codec, writer, tokenizer) for clip in shards.refresh()]
         draw = random.Random(f"talker {step}")
         batch = draw.sample(sentences, args.batch)
-        losses = teacher.losses(batch, draw)
+        losses = teacher.losses(batch, draw, args.mistakes)
         run.learn(losses["first"] + losses["others"] + 0.3 * losses["guide"], **losses, sentences=len(sentences))
 
 

@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from config.options import Options
 from config.settings import Settings
 from engine.attention import CachePositions
 from engine.buckets import BatchPool
@@ -30,7 +31,7 @@ from engine.dialect import Row
 from engine.errors import ContextFullError, ConversationError
 from engine.graph_runner import GraphRunner
 from engine.log_mel import normalise
-from engine.options import Controls, Options
+from engine.options import Controls
 from engine.prompt import PrefillBudget, PromptChunk, PromptPrefill
 from engine.sca.conversation import ScaConfig, ScaConversation
 from engine.slots import SlotState

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from config.options import Options
 from config.settings import Settings
 from engine.buckets import BatchPool
 from engine.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from engine.conversation import Evictions, TickOutput, TickResult
 from engine.detokenizer import Detokenizer
 from engine.dialect import Row
 from engine.graph_runner import GraphRunner
-from engine.options import Controls, Options
+from engine.options import Controls
 from engine.prompt import PrefillBudget, PromptPrefill
 from engine.slots import SlotState
 from engine.talker import Talker

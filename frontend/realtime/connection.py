@@ -10,65 +10,114 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import WebSocket, WebSocketDisconnect
 
 from config import Settings
+from frontend.access import RefusedError
+from frontend.admission import Place
+from frontend.inbox import Inbox
+from frontend.log import Journal
 from frontend.protocol import CloseCode
 from frontend.realtime.conversation import RealtimeConversation
-from frontend.realtime.events import Event, RealtimeError, error_event, new_id, parse
+from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
-LONGEST_S = 3600  # of a session, as OpenAI's
+FRAME_CHARACTERS = 4  # times bridge.max_frame_bytes: of an event, whose sound is base64 of a higher rate
 MOST_EVENTS_HELD = 2000  # for a client that does not read
 
 
 class RealtimeConnection:
     """Runs from `session.created` to the close. The engine hears of it at the first sound, item or request."""
 
-    def __init__(self, socket: WebSocket, link: TritonLink, settings: Settings, voices: Sequence[str], model: str = ""):
-        self._socket, self._link, self._settings = socket, link, settings
+    def __init__(
+        self,
+        socket: WebSocket,
+        link: TritonLink,
+        settings: Settings,
+        voices: Sequence[str],
+        place: Place,
+        model: str = "",
+    ):
+        self._socket, self._link, self._settings, self._place = socket, link, settings, place
+        self._inbox = Inbox(socket, settings.bridge.text_per_second)
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_EVENTS_HELD)
         self._engine: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         self._close_code = CloseCode.NORMAL
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
-        expires_at = int(time.time()) + LONGEST_S
+        expires_at = int(time.time() + settings.bridge.conversation_s)
         self._conversation = RealtimeConversation(settings, voices, model, expires_at, self._send, self._start)
+        if place.caller.session:
+            self._conversation.session.update(dict(place.caller.session))
+        self._conversation.open()
+        session_id = self._conversation.session.about["id"]
+        self._journal = Journal("realtime", session_id, place.caller.name)
+        self._why = "gone"  # it ends
 
     async def run(self) -> None:
         """Returns when the conversation is over and the WebSocket is closed."""
-        writer = asyncio.create_task(self._write())
-        reader = asyncio.create_task(self._read())
+        tasks = [asyncio.create_task(work) for work in (self._write(), self._inbox.run(), self._read())]
         over = asyncio.create_task(self._over.wait())
+        longest_s = self._settings.bridge.conversation_s
         try:
-            await asyncio.wait({reader, writer, over}, timeout=LONGEST_S, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*tasks, over}, timeout=longest_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                message = f"the session has lasted {longest_s:g} s (bridge.conversation_s)"
+                await self.end("session_expired", message, CloseCode.POLICY_VIOLATION)
         finally:
             self._over.set()
-            reader.cancel()
             over.cancel()
+            for task in tasks[1:]:
+                task.cancel()
             if self._engine:
                 self._engine.cancel()
                 await asyncio.gather(self._engine, return_exceptions=True)
             self._finish_writing()
-            await asyncio.gather(reader, writer, return_exceptions=True)
-        for task in (reader, writer):
-            if not task.cancelled() and (error := task.exception()):
-                raise error
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
         await self._close()
+        self._journal.ended(self._why)
+
+    async def end(self, code: str, message: str, close_code: CloseCode) -> None:
+        """Ends it from outside, with the reason."""
+        self._fail(code, message, close_code)
+
+    async def tell(self, event: Event) -> None:
+        """Says something that is not the engine's."""
+        self._send(event)
 
     async def _read(self) -> None:
-        while True:
-            message = await self._socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            text, event_id = message.get("text"), None
+        while (text := await self._inbox.take()) is not None:
+            event_id = None
             try:
-                if text is None:
-                    raise RealtimeError("a binary frame came, expected events as JSON text", code="invalid_event")
-                event = parse(text)
+                event = self._parse(text)
                 event_id = event.event_id
+                if event.kind != "input_audio_buffer.append":
+                    await self._inbox.pace(str(text))
                 await self._conversation.take(event)
             except RealtimeError as error:
                 self._send(error_event(error, event_id))
+            except RefusedError as refusal:
+                self._fail(refusal.code, refusal.message, CloseCode.TRY_AGAIN_LATER)
+                return
+
+    def _parse(self, text: bytes | str) -> ClientEvent:
+        most = FRAME_CHARACTERS * self._settings.bridge.max_frame_bytes
+        if isinstance(text, bytes):
+            raise RealtimeError("a binary frame came, expected events as JSON text", code="invalid_event")
+        if len(text) > most:
+            message = f"an event of {len(text)} characters came, expected at most {most} (bridge.max_frame_bytes)"
+            raise RealtimeError(message, code="frame_too_large")
+        return parse(text)
+
+    def _fail(self, code: str, message: str, close_code: CloseCode) -> None:
+        self._close_code, self._why = close_code, code
+        problem = error_event(RealtimeError(message, code=code))
+        problem["error"]["type"] = "server_error"
+        self._send(problem)
+        self._over.set()
 
     def _start(self) -> None:
+        self._place.take()
         self._engine = asyncio.create_task(self._converse())
 
     async def _converse(self) -> None:
@@ -81,6 +130,7 @@ class RealtimeConnection:
         except TickError as error:
             self._conversation.fail(error)
             self._close_code = CloseCode.TRY_AGAIN_LATER if error.is_full else CloseCode.INTERNAL_ERROR
+            self._why = "full" if error.is_full else "tick_failed"
         self._over.set()
 
     async def _ticks(self) -> AsyncIterator[TickIn]:
@@ -96,7 +146,7 @@ class RealtimeConnection:
             try:
                 self._outgoing.put_nowait(json.dumps({"event_id": new_id("event"), **event}, ensure_ascii=False))
             except asyncio.QueueFull:  # it reads no more: its conversation ends
-                self._close_code = CloseCode.POLICY_VIOLATION
+                self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
                 self._over.set()
                 return
 
@@ -104,8 +154,11 @@ class RealtimeConnection:
         """Sends what waits; ends when the client is gone, or reads nothing for too long."""
         while (text := await self._outgoing.get()) is not None:
             try:
-                await asyncio.wait_for(self._socket.send_text(text), self._settings.bridge.response_timeout_s)
-            except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._socket.send_text(text), self._settings.bridge.read_timeout_s)
+            except asyncio.TimeoutError:
+                self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
+                return
+            except (WebSocketDisconnect, RuntimeError):
                 return  # RuntimeError is starlette's word for a socket already closed
 
     def _finish_writing(self) -> None:
@@ -118,6 +171,6 @@ class RealtimeConnection:
 
     async def _close(self) -> None:
         try:
-            await asyncio.wait_for(self._socket.close(self._close_code), self._settings.bridge.response_timeout_s)
+            await asyncio.wait_for(self._socket.close(self._close_code), self._settings.bridge.read_timeout_s)
         except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
             return

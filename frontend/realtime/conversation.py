@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from config import Settings
+from config.loader import shown
 from frontend.realtime import session as sessions
 from frontend.realtime.clock import Clock
-from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, shown
+from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
 from frontend.realtime.items import Item, Items
 from frontend.realtime.response import Response, State, usage_of
 from frontend.realtime.session import Session
 from frontend.realtime.sound import Microphone
 from frontend.triton import TickError, TickOut
+from frontend.turns import Turns
 
 LEAST_COMMIT_MS = 100
 
@@ -46,8 +48,13 @@ class RealtimeConversation:
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._is_speech = False
+        self._turns = Turns(creates_responses=True)
         self._committed_by_client = 0  # commits that the engine has not confirmed
-        send({"type": "session.created", "session": self.session.about})
+
+    def open(self) -> None:
+        """The first event."""
+        self.clock.holds = self.session.detection is None
+        self._send({"type": "session.created", "session": self.session.about})
 
     # From the client
 
@@ -197,16 +204,17 @@ class RealtimeConversation:
         self._follow()
 
     def _start(self) -> None:
-        """The conversation takes a place in the engine, if it has none yet."""
+        """The conversation takes a place in the engine, if it has none yet. Raises `RefusedError`."""
         if not self._is_started:
-            self._is_started = True
             self._start_engine()
+            self._is_started = True
 
     # From the engine
 
     def deliver(self, answer: TickOut) -> None:
         """A tick's events and sound, in the protocol's words."""
         for event in answer.events:
+            self._turns.note(event)
             self._tell(event)
         if self._response:
             self._send(*self._response.sound(answer.pcm))

@@ -7,10 +7,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from config.loader import is_unicode
+from config.loader import is_unicode, shown
 
 Event = dict[str, Any]
-SHOWN = 40  # characters of a bad value that its error repeats
 CLIENT_EVENTS = (
     "session.update",
     "input_audio_buffer.append",
@@ -68,12 +67,6 @@ class ClientEvent:
 def new_id(prefix: str) -> str:
     """A random id, as `item_...`."""
     return f"{prefix}_{secrets.token_hex(12)}"
-
-
-def shown(value: object) -> str:
-    """A value as an error quotes it: a line at most."""
-    text = repr(value) if not isinstance(value, str) else repr(value[: SHOWN + 1])
-    return text if len(text) <= SHOWN + 2 else text[:SHOWN] + "..."
 
 
 def expect_text(value: Any, name: str) -> str:

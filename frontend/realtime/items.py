@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from config.loader import shown
 from config.settings import MOST_PROMPT_CHARACTERS, MOST_TYPED
-from frontend.realtime.events import ClientEvent, Event, RealtimeError, expect_text, new_id, shown
+from frontend.realtime.events import ClientEvent, Event, RealtimeError, expect_text, new_id
 
 MOST_ITEMS = 1000  # of one conversation; the oldest are forgotten by the list, the engine's context is far shorter
 TEXT_PARTS = ("input_text", "output_text", "text")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from config import Settings
+from config.loader import shown
 from config.settings import MOST_PROMPT_CHARACTERS
-from frontend.realtime.events import Event, RealtimeError, expect_text, shown
+from frontend.realtime.events import Event, RealtimeError, expect_text
 from frontend.realtime.sound import RATES
 
 BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}

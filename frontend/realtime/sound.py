@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import soxr
 
+from config.loader import shown
 from config.settings import INPUT_HZ, OUTPUT_HZ
-from frontend.realtime.events import RealtimeError, shown
+from frontend.realtime.events import RealtimeError
 
 RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 

@@ -1,5 +1,6 @@
 // The page: one conversation from the button pressed to the button pressed again.
 
+import { subprotocols, whyRefused } from "./access.js";
 import { Floor } from "./floor.js";
 import { Latency } from "./latency.js";
 import { Level, rootMeanSquare } from "./level.js";
@@ -64,7 +65,7 @@ class Conversation {
 
     show("connecting", "Calling …");
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    this.socket = new WebSocket(`${scheme}://${location.host}/ws/pcm16${location.search}`);
+    this.socket = new WebSocket(`${scheme}://${location.host}/ws/pcm16${location.search}`, subprotocols());
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = ({ data }) => (typeof data === "string" ? this.event(JSON.parse(data)) : this.hear(data));
     this.socket.onclose = ({ code }) => this.closed(code);
@@ -151,8 +152,10 @@ class Conversation {
     transcript.note(message);
   }
 
-  closed(code) {
-    if (conversation === this) this.fail(this.complaint ?? `The bridge closed the conversation (code ${code}).`);
+  async closed(code) {
+    if (conversation !== this) return;
+    const reason = this.complaint ?? (this.latency ? null : await whyRefused());
+    if (conversation === this) this.fail(reason ?? `The bridge closed the conversation (code ${code}).`);
   }
 
   hangUp() {

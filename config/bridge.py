@@ -1,0 +1,98 @@
+"""The settings of the bridge: where it listens, who may come in, and how much of it one client may use."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config.loader import SettingsError, expect, listed
+
+LEAST_KEY = 16  # characters of an API key: a shorter one could be guessed
+
+
+@dataclass(frozen=True)
+class BridgeSettings:
+    """The bridge's address, its clients' keys, and its limits."""
+
+    host: str
+    port: int
+    api_keys: str = field(repr=False)
+    api_keys_file: str
+    require_api_key: str
+    allowed_origins: str
+    tls_certificate: str
+    tls_key: str
+    sockets: int
+    conversations_per_client: int
+    conversation_s: float
+    max_frame_bytes: int
+    text_per_second: int
+    ticks_in_flight: int
+    response_timeout_s: float
+    read_timeout_s: float
+    most_lag_ms: int
+    drain_s: float
+    log_level: str
+
+    def __post_init__(self) -> None:
+        expect(0 < self.port < 65536, "bridge.port", self.port, "a port, 1 to 65535")
+        for name in (
+            "sockets",
+            "conversation_s",
+            "max_frame_bytes",
+            "text_per_second",
+            "ticks_in_flight",
+            "response_timeout_s",
+            "read_timeout_s",
+        ):
+            expect(getattr(self, name) > 0, f"bridge.{name}", getattr(self, name), "a number above 0")
+        for name in ("conversations_per_client", "most_lag_ms", "drain_s"):
+            expect(getattr(self, name) >= 0, f"bridge.{name}", getattr(self, name), "a number from 0")
+        known = ("auto", "always", "never")
+        expect(self.require_api_key in known, "bridge.require_api_key", self.require_api_key, "auto, always or never")
+        levels = ("debug", "info", "warning", "error")
+        expect(self.log_level in levels, "bridge.log_level", self.log_level, "one of " + ", ".join(levels))
+        for origin in self.origins:
+            is_origin = origin == "*" or origin.startswith(("http://", "https://"))
+            expect(is_origin, "bridge.allowed_origins", origin, "origins such as https://shop.example, or *")
+        both = bool(self.tls_certificate) == bool(self.tls_key)
+        expect(both, "bridge.tls_certificate", self.tls_certificate, "a file, with bridge.tls_key, or neither")
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Origins of web pages that may talk to the bridge, besides its own."""
+        return tuple(origin.rstrip("/").lower() for origin in listed(self.allowed_origins))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether every client has to show a key."""
+        if self.require_api_key == "auto":
+            return not self.is_local or bool(self.api_keys or self.api_keys_file)
+        return self.require_api_key == "always"
+
+    def read_keys(self) -> tuple[str, ...]:
+        """The keys of the setting and of the file. Raises `SettingsError`, which shows no key."""
+        keys = listed(self.api_keys)
+        if self.api_keys_file:
+            try:
+                lines = Path(self.api_keys_file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"bridge.api_keys_file {self.api_keys_file} cannot be read: {error}") from None
+            keys += tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+        if any(len(key) < LEAST_KEY or not (key.isascii() and key.isprintable()) or " " in key for key in keys):
+            raise SettingsError(f"an API key is too short or odd, expected at least {LEAST_KEY} letters and digits")
+        if self.needs_key and not keys:
+            raise SettingsError(
+                f"bridge.host is {self.host!r}, which others can reach, and there is no API key; expected keys in "
+                "bridge.api_keys or bridge.api_keys_file, or bridge.require_api_key = 'never' to let anybody in"
+            )
+        return keys

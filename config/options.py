@@ -1,0 +1,62 @@
+"""The options of one conversation: the settings that it may choose for itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from config.loader import SettingsError, shown, typed
+from config.settings import MOST_PROMPT_CHARACTERS, OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, TurnSettings
+
+MAX_SEED = 2**63 - 1
+DEFAULT_VOICE = "ethan"  # Qwen's own
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of one conversation."""
+
+    voice: str
+    system_prompt: str
+    sampling: SamplingSettings
+    turn: TurnSettings
+    seed: int
+
+
+def options_of(parameters: Mapping[str, Any], settings: Settings, voices: Sequence[str]) -> Options:
+    """Request parameters over the settings' defaults. Raises `SettingsError`."""
+    engine = settings.engine
+    draws = {field.name: getattr(settings.sampling, field.name) for field in fields(SamplingSettings)}
+    turns = {name: getattr(settings.turn, name) for name in TURN_OPTIONS}
+    others: dict[str, Any] = {
+        "dialect": engine.dialect,
+        "voice": engine.voice or (DEFAULT_VOICE if DEFAULT_VOICE in voices else voices[0]),
+        "system_prompt": engine.system_prompt,
+        "seed": secrets.randbelow(MAX_SEED),
+    }
+    for name, value in parameters.items():
+        known = next((group for group in (draws, turns) if name in group), others)
+        if name not in known:
+            raise SettingsError(f"unknown option {shown(name)}, expected one of {', '.join(OPTIONS)}")
+        known[name] = typed(name, value, type(known[name]))
+    if others["dialect"] != engine.dialect:
+        raise SettingsError(
+            f"dialect is {shown(others['dialect'])}, expected {engine.dialect!r}: a checkpoint speaks one"
+        )
+    voice = others["voice"].lower()  # transformers asks no more of a speaker's name either
+    if voice not in voices:
+        raise SettingsError(f"voice is {shown(others['voice'])}, expected one of {', '.join(voices)}")
+    if not 0 <= others["seed"] <= MAX_SEED:
+        raise SettingsError(f"seed is {others['seed']}, expected a whole number from 0 to {MAX_SEED}")
+    length = len(others["system_prompt"])
+    if length > MOST_PROMPT_CHARACTERS:
+        raise SettingsError(f"system_prompt is {length} characters long, expected at most {MOST_PROMPT_CHARACTERS}")
+    try:
+        sampling = SamplingSettings(**draws)
+        turn = dataclasses.replace(settings.turn, **turns)
+    except SettingsError as error:
+        raise SettingsError(str(error).partition(".")[2]) from error
+    return Options(voice, others["system_prompt"], sampling, turn, others["seed"])

@@ -1,0 +1,90 @@
+"""What the bridge's routes share, and how it begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from config import Settings
+from frontend.access import Access
+from frontend.admission import Admission
+from frontend.protocol import SAMPLE_BYTES, CloseCode, Event
+from frontend.triton import EngineFacts, TickError, TickIn, TritonLink, new_sequence_id
+
+logger = logging.getLogger(__name__)
+WARM_UP_TICKS = 3
+RETRY_S = 1.0
+WATCH_S = 0.1
+
+
+class OpenConversation(Protocol):
+    """A conversation of either protocol, as the bridge's end sees it."""
+
+    async def tell(self, event: Event) -> None:
+        """Says something that is not the engine's."""
+
+    async def end(self, code: str, message: str, close_code: CloseCode) -> None:
+        """Ends it, with the reason."""
+
+
+class Bridge:
+    """Settings, admission, access, and the link to Triton."""
+
+    def __init__(self, settings: Settings):
+        """Raises `SettingsError` where a key is needed and there is none."""
+        self.settings = settings
+        self.access = Access(settings.bridge)
+        self.admission = Admission(settings.bridge)
+        self.engine = EngineFacts()
+        self.open: set[OpenConversation] = set()
+        self._not_ready: str | None = "Triton has not answered yet"
+
+    async def connect(self) -> None:
+        """Opens the gRPC channel. Must run on the event loop that will use it."""
+        self.link = TritonLink(self.settings)
+
+    async def warm_up(self) -> None:
+        """Waits for Triton, then talks to it once, so that the first tick of the first client is as fast as any."""
+        while self._not_ready:
+            if await self.link.is_ready():
+                try:
+                    self.engine = await self.link.engine()
+                    self.admission.slots = self.engine.slots
+                    async for answer in self.link.converse(new_sequence_id(), self._silence()):
+                        if isinstance(answer, TickError):
+                            raise answer
+                    self._not_ready = None
+                except Exception as error:  # tried again, and /readyz tells
+                    self._not_ready = f"the warm-up failed: {error}"
+                    logger.exception("the warm-up failed")
+            if self._not_ready:
+                await asyncio.sleep(RETRY_S)
+
+    async def not_ready(self) -> str | None:
+        """Why no conversation could begin now; None where one could."""
+        if self._not_ready:
+            return self._not_ready
+        if not await self.link.is_ready():
+            return f"Triton at {self.link.url} is not ready"
+        refusal = self.admission.refusal()
+        return refusal.message if refusal else None
+
+    async def drain(self) -> None:
+        """Nothing new begins; returns when what is open has ended, or had `bridge.drain_s` for it and was ended."""
+        self.admission.is_draining = True
+        drain_s = self.settings.bridge.drain_s
+        event = {"type": "draining", "seconds": drain_s}
+        await asyncio.gather(*(conversation.tell(event) for conversation in self.open))
+        until_s = asyncio.get_running_loop().time() + drain_s
+        while self.open and asyncio.get_running_loop().time() < until_s:
+            await asyncio.sleep(WATCH_S)
+        message = f"the server ends; {drain_s:g} s were given (bridge.drain_s)"
+        ends = [conversation.end("draining", message, CloseCode.GOING_AWAY) for conversation in self.open]
+        await asyncio.gather(*ends)
+
+    async def _silence(self) -> AsyncIterator[TickIn]:
+        pcm = bytes(self.settings.audio.input_samples * SAMPLE_BYTES)
+        for tick in range(WARM_UP_TICKS):
+            yield TickIn(pcm, start=tick == 0, end=tick == WARM_UP_TICKS - 1)

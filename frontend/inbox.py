@@ -1,0 +1,91 @@
+"""What a client sends, in order, as fast as it is dealt with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from fastapi import WebSocket
+
+MOST_BYTES = 2**21  # that wait before no more is read of the client: a minute of sound
+MESSAGE_BYTES = 64  # that a message costs beside its own
+LEAST_CHARACTERS = 10  # of text, that a message counts as
+BURST_S = 5.0  # seconds of text that may come at once
+
+
+class Inbox:
+    """Reads ahead, within bounds, so that a client that is gone is noticed at once, and what it left is dropped."""
+
+    def __init__(self, socket: WebSocket, text_per_second: float):
+        self._socket = socket
+        self._waiting: deque[bytes | str] = deque()
+        self._bytes = 0
+        self.is_over = False
+        self._came = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._rate = text_per_second
+        self._left, self._left_at_s = BURST_S * text_per_second, 0.0  # characters that may come at once
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What has come and was not taken yet."""
+        return self._bytes
+
+    async def run(self) -> None:
+        """Reads until the client is gone."""
+        while not self.is_over:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                self.close()
+                return
+            sound = message.get("bytes")
+            data = sound if sound is not None else message["text"]
+            self._waiting.append(data)
+            self._bytes += len(data) + MESSAGE_BYTES
+            self._came.set()
+            if self._bytes > MOST_BYTES:
+                self._room.clear()
+                await self._room.wait()
+
+    def close(self) -> None:
+        """Drops what waits; `take` gives None from now on."""
+        self.is_over = True
+        self._waiting.clear()
+        self._bytes = 0
+        self._came.set()
+        self._room.set()
+
+    async def take(self) -> bytes | str | None:
+        """The next message; None when the client is gone."""
+        while not self._waiting:
+            if self.is_over:
+                return None
+            self._came.clear()
+            await self._came.wait()
+        message = self._waiting.popleft()
+        self._bytes -= len(message) + MESSAGE_BYTES
+        if self._bytes <= MOST_BYTES // 2:
+            self._room.set()
+        return message
+
+    async def pace(self, text: str) -> None:
+        """Waits until a client that sends at most so much text a second would have sent this; sound needs no pace."""
+        now = asyncio.get_running_loop().time()
+        most = BURST_S * self._rate
+        self._left = min(most, self._left + (now - self._left_at_s) * self._rate)
+        self._left_at_s = now
+        self._left -= min(most, max(LEAST_CHARACTERS, len(text)))
+        if self._left < 0:
+            await self._sleep(-self._left / self._rate)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Not longer than the client is there."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while not self.is_over and (left := until - loop.time()) > 0:
+            self._came.clear()
+            try:
+                await asyncio.wait_for(self._came.wait(), left)
+            except asyncio.TimeoutError:
+                return

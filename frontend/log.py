@@ -1,0 +1,53 @@
+"""Log lines of conversations: JSON, with the conversation's id in each, and nothing that anybody said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from frontend.metrics import ENDED
+
+logger = logging.getLogger("sca.bridge")
+
+
+class JsonLines(logging.Formatter):
+    """A record as a line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`time`, `level`, `event`, and what the record has about it."""
+        time_s = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"
+        line = {"time": time_s, "level": record.levelname.lower(), "event": record.getMessage()}
+        line |= getattr(record, "about", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_to_stderr(level: str) -> None:
+    """Lets the bridge's own records of this level and above be written."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level.upper())
+
+
+class Journal:
+    """One conversation's lines, and its count among those that have ended."""
+
+    def __init__(self, protocol: str, conversation: str, caller: str):
+        self._protocol, self._begun_s = protocol, time.monotonic()
+        self._about = {"conversation": conversation, "protocol": protocol}
+        self.note("opened", caller=caller)
+
+    def note(self, event: str, level: int = logging.INFO, **about: Any) -> None:
+        """A line."""
+        logger.log(level, event, extra={"about": {**self._about, **about}})
+
+    def ended(self, why: str, **about: Any) -> None:
+        """The last line."""
+        ENDED.labels(self._protocol, why).inc()
+        self.note("ended", why=why, seconds=round(time.monotonic() - self._begun_s, 3), **about)

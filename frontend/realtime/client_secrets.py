@@ -1,0 +1,71 @@
+"""`POST /v1/realtime/client_secrets`: short-lived keys, each made for a session."""
+
+from __future__ import annotations
+
+import json
+import time
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+
+from config.loader import shown
+from frontend.access import RefusedError
+from frontend.bridge import Bridge
+from frontend.realtime.events import Event, RealtimeError, new_id
+from frontend.realtime.session import Session
+
+LIFETIME_S = 600
+LEAST_S, MOST_S = 10, 7200
+MOST_BODY = 256 * 1024  # bytes
+
+
+async def make_client_secret(request: Request, bridge: Bridge) -> Event:
+    """The answer: the key, when it expires, and its session. Raises `RefusedError`."""
+    caller = bridge.access.check(request)
+    try:
+        wanted = _parse(await _body(request))
+        lifetime_s = _lifetime_s(wanted.get("expires_after"))
+        asked = wanted.get("session") or {}
+        if not isinstance(asked, dict):
+            raise RealtimeError(f"session is {shown(asked)}, expected an object", param="session")
+        expires_at = int(time.time() + bridge.settings.bridge.conversation_s)
+        model = asked.get("model") if isinstance(asked.get("model"), str) else ""
+        session = Session(new_id("sess"), bridge.settings, bridge.engine.voices, str(model)[:100], expires_at)
+        session.update(asked)
+    except RealtimeError as error:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message) from error
+    secret = bridge.access.make_secret(caller, lifetime_s, asked)
+    return {"value": secret.value, "expires_at": secret.expires_at, "session": session.about}
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BODY:
+            raise RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", f"expected at most {MOST_BODY} bytes of JSON"
+            )
+    return body
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        wanted = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise RealtimeError("the body is not JSON", code="invalid_json") from None
+    if not isinstance(wanted, dict):
+        raise RealtimeError(f"the body is {shown(wanted)}, expected an object")
+    return wanted
+
+
+def _lifetime_s(expires_after: Any) -> int:
+    if expires_after is None:
+        return LIFETIME_S
+    seconds = expires_after.get("seconds", LIFETIME_S) if isinstance(expires_after, dict) else None
+    if type(seconds) is not int or not LEAST_S <= seconds <= MOST_S:
+        raise RealtimeError(
+            f"expires_after is {shown(expires_after)}, expected {LEAST_S} to {MOST_S} seconds", param="expires_after"
+        )
+    return seconds

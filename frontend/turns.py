@@ -1,0 +1,44 @@
+"""Who speaks, as far as the engine's events tell."""
+
+from __future__ import annotations
+
+import time
+
+from frontend.metrics import RESPONSE
+from frontend.protocol import Event
+
+
+class Turns:
+    """Whether the user speaks, and whether an answer is due or being given."""
+
+    def __init__(self, creates_responses: bool):
+        """`creates_responses`: whether a turn that has ended is answered by itself."""
+        self.creates_responses = creates_responses
+        self.user_speaks = False
+        self.answer_is_due = False
+        self.answers = 0  # that have begun
+        self._committed_s: float | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody speaks, and nobody is about to."""
+        return not self.user_speaks and not self.answer_is_due
+
+    def note(self, event: Event) -> None:
+        """Takes an event of the engine."""
+        kind = event["type"]
+        if kind == "speech_started":
+            self.user_speaks = True
+        elif kind == "speech_stopped":
+            self.user_speaks = False
+        elif kind == "committed":
+            self.answer_is_due = self.creates_responses
+            self._committed_s = time.monotonic()
+        elif kind == "answer_started":
+            self.answer_is_due = True
+            self.answers += 1
+            if self._committed_s is not None:
+                RESPONSE.observe(time.monotonic() - self._committed_s)
+                self._committed_s = None
+        elif kind in ("answer_done", "interrupted", "reset") or event.get("code") == "turn_too_long":
+            self.answer_is_due = False

@@ -1,0 +1,278 @@
+"""Keys, short-lived keys, limits of one client, TLS, and the bridge's end: bridges of their own before one Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from config import Settings, SettingsError
+from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
+from tests.test_bridge import event, wait_until_empty
+
+KEYS = ("first-key-0123456789", "second-key-0123456789")
+DRAIN_S = 2
+
+
+@dataclass(frozen=True)
+class RunningBridge:
+    """A `./sca bridge`."""
+
+    port: int
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def websocket(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws/pcm16"
+
+
+@contextlib.contextmanager
+def bridge(served: Served, log: Path, **settings: str) -> Iterator[RunningBridge]:
+    port = free_port()
+    environment = serve_environment() | {
+        "SCA_TRITON_GRPC_PORT": str(served.settings.triton.grpc_port),
+        "SCA_BRIDGE_PORT": str(port),
+        **{f"SCA_BRIDGE_{name.upper()}": value for name, value in settings.items()},
+    }
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [ROOT / "sca", "bridge"], env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        yield RunningBridge(port, process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def locked(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBridge]:
+    """A bridge that others can reach, with two keys."""
+    folder = tmp_path_factory.mktemp("locked")
+    keys = folder / "keys"
+    keys.write_text("# of the shop\n" + "\n".join(KEYS) + "\n")
+    with bridge(
+        served, folder / "log", host="0.0.0.0", api_keys_file=str(keys), conversations_per_client="1", log_level="info"
+    ) as running:
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        yield running
+        shown = running.log.read_text()
+        assert not [key for key in KEYS if key in shown], "no key is in the log"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("wrong-key-0123456789"), bearer(KEYS[0] + "x"), bearer("é" * 20)])
+@pytest.mark.parametrize("path", ["/ws/pcm16", "/v1/realtime"])
+def test_without_a_key_there_is_no_conversation(locked: RunningBridge, path, headers):
+    headers = {name: value.encode().decode("latin-1") for name, value in headers.items()}
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"ws://127.0.0.1:{locked.port}{path}", additional_headers=headers)
+    assert refused.value.response.status_code == 401
+    assert json.loads(refused.value.response.body)["error"]["code"] == "invalid_api_key"
+
+
+def test_either_key_opens_it_as_a_header_or_as_a_subprotocol(locked: RunningBridge, pcm):
+    with (
+        connect(locked.websocket, additional_headers=bearer(KEYS[0])) as first,
+        connect(locked.websocket, subprotocols=["pcm16", f"openai-insecure-api-key.{KEYS[1]}"]) as second,
+    ):
+        assert second.subprotocol == "pcm16", "a browser insists on one that it named; the key is not told back"
+        for client in (first, second):
+            client.send(pcm[:5120].tobytes())
+            event(client, "text")
+
+
+def test_one_client_has_so_many_conversations(locked: RunningBridge, pcm):
+    wait_until_empty(locked)
+    with connect(locked.websocket, additional_headers=bearer(KEYS[0])) as first:
+        first.send(pcm[:5120].tobytes())
+        event(first, "text")
+        with pytest.raises(InvalidStatus) as refused:
+            connect(locked.websocket, additional_headers=bearer(KEYS[0]))
+        assert refused.value.response.status_code == 429
+        assert refused.value.response.headers["Retry-After"] == "5"
+        with connect(locked.websocket, additional_headers=bearer(KEYS[1])) as other:
+            other.send(pcm[:5120].tobytes())
+            event(other, "text")
+
+
+def test_a_short_lived_key_opens_the_session_that_it_was_made_for(locked: RunningBridge):
+    client = openai.OpenAI(base_url=f"{locked.http}/v1", api_key=KEYS[0])
+    secret = client.realtime.client_secrets.create(
+        session={"type": "realtime", "instructions": "Be brief."},
+        expires_after={"anchor": "created_at", "seconds": 60},
+    )
+    assert secret.value.startswith("ek_")
+    assert 50 <= secret.expires_at - time.time() <= 61
+    assert secret.session.instructions == "Be brief."
+    with openai.OpenAI(base_url=f"{locked.http}/v1", api_key=secret.value).realtime.connect(model="any") as connection:
+        created = connection.recv()
+        assert created.session.instructions == "Be brief."
+    with pytest.raises(openai.AuthenticationError, match="only its holder makes others"):
+        openai.OpenAI(base_url=f"{locked.http}/v1", api_key=secret.value).realtime.client_secrets.create()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "expected an object"),
+        (b'{"expires_after": {"seconds": 5}}', "expected 10 to 7200 seconds"),
+        (b'{"session": {"instructions": 7}}', "instructions"),
+        (b'{"session": []}', None),
+        (b" " * 300_000, "expected at most 262144 bytes"),
+    ],
+)
+def test_a_bad_request_for_one_is_told_what_was_expected(locked: RunningBridge, body, message):
+    request = urllib.request.Request(
+        f"{locked.http}/v1/realtime/client_secrets", data=body, headers=bearer(KEYS[0]), method="POST"
+    )
+    if message is None:
+        with urllib.request.urlopen(request) as response:
+            assert response.status == 200
+        return
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code in (400, 413)
+    assert message in json.load(refused.value)["error"]["message"]
+
+
+def test_beyond_this_machine_a_key_is_needed_unless_switched_off_by_name(tmp_path: Path, served: Served):
+    with bridge(served, tmp_path / "log", host="0.0.0.0") as running:
+        assert running.process.wait(30) == 1
+        assert "expected keys in bridge.api_keys or bridge.api_keys_file" in (tmp_path / "log").read_text()
+    with bridge(served, tmp_path / "log", host="0.0.0.0", require_api_key="never") as running:
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+
+
+@pytest.mark.parametrize("keys", ["quick", "with a blank 0123456789", "kéy-0123456789-0123456789"])
+def test_a_key_that_could_be_guessed_is_refused_and_not_shown(keys):
+    settings = Settings.load(environ={"SCA_BRIDGE_API_KEYS": keys})
+    with pytest.raises(SettingsError) as refused:
+        settings.bridge.read_keys()
+    assert keys not in str(refused.value)
+
+
+def test_keys_do_not_travel():
+    settings = Settings.load(environ={"SCA_BRIDGE_API_KEYS": KEYS[0]})
+    assert KEYS[0] not in settings.to_json()
+    assert KEYS[0] not in repr(settings)
+
+
+def test_tls_by_two_settings(tmp_path: Path, served: Served, pcm):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    with bridge(served, tmp_path / "log", tls_certificate=str(certificate), tls_key=str(key)) as running:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                client = connect(f"wss://localhost:{running.port}/ws/pcm16", ssl=trusted)
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        with client:
+            client.send(pcm[:5120].tobytes())
+            event(client, "text")
+
+
+def test_at_its_end_conversations_are_told_and_given_time(tmp_path: Path, served: Served, pcm):
+    with bridge(served, tmp_path / "log", drain_s=str(DRAIN_S)) as running:
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        with connect(running.websocket) as client:
+            client.send(pcm[:5120].tobytes())
+            event(client, "text")
+            running.process.send_signal(signal.SIGTERM)
+            assert event(client, "draining") == {"type": "draining", "seconds": DRAIN_S}
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                urllib.request.urlopen(f"{running.http}/readyz")
+            with pytest.raises(InvalidStatus) as refused:
+                connect(running.websocket)
+            assert refused.value.response.status_code == 503
+            client.send(pcm[:5120].tobytes())
+            event(client, "text")
+            assert event(client, "error")["code"] == "draining"
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(timeout=5)
+            assert closed.value.rcvd.code == 1001
+        assert running.process.wait(10) == 0
+
+
+def test_with_nobody_there_it_ends_at_once(tmp_path: Path, served: Served):
+    with bridge(served, tmp_path / "log") as running:
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        begun = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(10) == 0
+        assert time.monotonic() - begun < 5
+
+
+def test_metrics_and_log_tell_of_a_conversation_but_not_what_was_said(locked: RunningBridge, pcm):
+    wait_until_empty(locked)
+    with connect(locked.websocket, additional_headers=bearer(KEYS[1])) as client:
+        opened = event(client, "conversation.opened")
+        client.send(json.dumps({"type": "options", "system_prompt": "a secret"}))
+        client.send(pcm[:5120].tobytes())
+        event(client, "text")
+        assert metrics(locked)["sca_bridge_conversations"] == 1
+        client.send(json.dumps({"type": "end"}))
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                client.recv(timeout=20)
+    wait_until_empty(locked)
+    found = metrics(locked)
+    assert found["sca_bridge_conversations"] == 0
+    assert found['sca_bridge_ended_total{protocol="pcm16",why="end"}'] >= 1
+    assert found['sca_bridge_refused_total{code="invalid_api_key"}'] >= 1
+    assert found["sca_bridge_tick_seconds_count"] >= 2
+    deadline = time.monotonic() + 5
+    while not (lines := lines_about(locked, opened["id"])) or lines[-1]["event"] != "ended":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [line["event"] for line in lines] == ["opened", "ended"]
+    assert lines[0]["caller"].startswith("key ")
+    assert (lines[-1]["why"], lines[-1]["ticks"]) == ("end", 2)
+    assert "a secret" not in locked.log.read_text()
+
+
+def test_metrics_need_the_key_too(locked: RunningBridge):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{locked.http}/metrics")
+
+
+def metrics(running: RunningBridge) -> dict[str, float]:
+    request = urllib.request.Request(f"{running.http}/metrics", headers=bearer(KEYS[0]))
+    with urllib.request.urlopen(request) as response:
+        lines = [line.rsplit(" ", 1) for line in response.read().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def lines_about(running: RunningBridge, conversation: str) -> list[dict]:
+    lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line.get("conversation") == conversation]

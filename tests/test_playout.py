@@ -1,0 +1,79 @@
+"""How a loudspeaker's lag is told and brought down, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from frontend.playout import BYTES_A_SECOND, Playout
+
+TICK_S = 0.32
+SILENCE = bytes(int(TICK_S * BYTES_A_SECOND))
+SPEECH = b"\1" * len(SILENCE)
+
+
+class Loudspeaker:
+    """A playout and its clock."""
+
+    def __init__(self, most_lag_s: float = 1.0):
+        self.now_s = 0.0
+        self.playout = Playout(most_lag_s, lambda: self.now_s)
+        self.events: list[dict] = []
+
+    def hear(self, pcm: bytes, after_s: float = TICK_S) -> bytes:
+        self.now_s += after_s
+        sent, event = self.playout.put(pcm)
+        if event:
+            self.events.append(event)
+        return sent
+
+
+def test_in_time_nothing_is_left_out():
+    one = Loudspeaker()
+    assert all(one.hear(SILENCE) == SILENCE for _ in range(50))
+    assert one.events == []
+
+
+def test_a_file_that_comes_faster_than_it_is_heard_is_no_lag():
+    one = Loudspeaker()
+    assert all(one.hear(SILENCE, after_s=0.01) == SILENCE for _ in range(50))
+    assert one.events == []
+
+
+def test_after_a_standstill_silence_is_left_out_until_the_lag_is_gone():
+    one = Loudspeaker()
+    for _ in range(10):
+        one.hear(SPEECH)
+    one.now_s += 3.2  # the network stands still, and what came meanwhile comes at once
+    burst = [one.hear(SPEECH, after_s=0.0) for _ in range(10)]
+    assert burst == [SPEECH] * 10, "speech is never left out"
+    assert one.playout.lag_s == pytest.approx(2.88 + TICK_S, abs=TICK_S)
+    assert one.events[0]["type"] == "lag"
+    assert one.events[0]["is_catching_up"]
+    sent = sum(len(one.hear(SILENCE)) for _ in range(20)) / BYTES_A_SECOND
+    assert sent == pytest.approx(20 * TICK_S - 3.2, abs=0.35)
+    assert one.playout.lag_s < 0.1
+    assert one.events[-1] == {"type": "lag", "lag_ms": pytest.approx(0, abs=100), "is_catching_up": False}
+    assert len(one.events) == 2
+    assert one.hear(SILENCE) == SILENCE
+
+
+def test_a_slow_network_that_never_bursts_is_no_lag():
+    one = Loudspeaker()
+    assert all(one.hear(SILENCE, after_s=0.5) == SILENCE for _ in range(50))
+    assert one.events == []
+
+
+def test_zero_is_never():
+    one = Loudspeaker(most_lag_s=0)
+    one.hear(SPEECH)
+    one.now_s += 10
+    assert all(one.hear(SILENCE, after_s=0.0) == SILENCE for _ in range(30))
+    assert one.events == []
+
+
+def test_what_closed_a_tick_early_is_left_out_of_the_next_silence():
+    one = Loudspeaker()
+    one.playout.owe(1000)
+    assert one.hear(SPEECH) == SPEECH
+    assert len(one.hear(SILENCE)) == len(SILENCE) - 1000
+    assert one.hear(SILENCE) == SILENCE
