@@ -104,25 +104,18 @@ class Teacher:
                 parts.append(self._talker.hidden_projection(hidden))
         return torch.cat(parts).detach()
 
-    def losses(self, batch: list[Spoken], draw: random.Random, mistakes: float = 0.06) -> dict[str, Tensor]:
+    def losses(
+        self, batch: list[Spoken], draw: random.Random, mistakes: float = 0.06, own: float = 0.0
+    ) -> dict[str, Tensor]:
         """Cross entropies of the first codebook and of the others, and the guidance of attention.
 
-        A share of `mistakes` of the frames that the talker is told it spoke have wrong codes, as its own would have.
+        A share of `mistakes` of the frames that the talker is told it spoke have wrong codes, and a share of `own` are
+        what it would have spoken there.
         """
-        rows, starts = [], []
-        for spoken in batch:
-            heard = spoken.codes.clone()
-            wrong = torch.rand(len(heard), CODEBOOKS) < mistakes * (torch.rand(len(heard), 1) < 0.5) * 2
-            heard[wrong] = torch.randint(CODEBOOK, (int(wrong.sum()),))
-            row, start = self.sequence(spoken, heard, self.user_part(draw))
-            rows.append(row)
-            starts.append(start)
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        positions = torch.arange(inputs.shape[1]).expand(3, len(rows), -1)
-        output = self._talker.model(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, output_attentions=True
-        )
+        users, heard = [self.user_part(draw) for _ in batch], [_with_mistakes(b.codes, mistakes) for b in batch]
+        if own:
+            heard = self._with_own(batch, heard, users, own)
+        output, starts = self._forward(batch, heard, users)
         end = torch.tensor([self.end])
         hidden = torch.cat(
             [
@@ -146,6 +139,40 @@ class Teacher:
             "guide": self._guidance(output.attentions[GUIDED_LAYER], batch, starts),
         }
 
+    def _forward(self, batch: list[Spoken], heard: list[Tensor], users: list[Tensor]) -> tuple[Any, list[int]]:
+        """The talker's output over a batch, and where each sentence's first frame is predicted."""
+        rows, starts = zip(*(self.sequence(*each) for each in zip(batch, heard, users, strict=True)), strict=True)
+        inputs = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        positions = torch.arange(inputs.shape[1]).expand(3, len(rows), -1)
+        output = self._talker.model(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, output_attentions=True
+        )
+        return output, list(starts)
+
+    @torch.no_grad()
+    def _with_own(self, batch: list[Spoken], heard: list[Tensor], users: list[Tensor], share: float) -> list[Tensor]:
+        """`heard`, where a share of the frames is what the talker would have spoken there, the first code drawn."""
+        output, starts = self._forward(batch, heard, users)
+        mixed = [codes.clone() for codes in heard]
+        for i, (codes, start) in enumerate(zip(mixed, starts, strict=True)):
+            chosen = torch.nonzero(torch.rand(len(codes)) < share)[:, 0]
+            if len(chosen):
+                codes[chosen] = self._speak_frames(output.last_hidden_state[i, start + chosen])
+        return mixed
+
+    def _speak_frames(self, hidden: Tensor) -> Tensor:
+        """Codes [N, books] from the talker's hidden states [N, hidden]: the first drawn, then the likeliest."""
+        predictor = self._talker.code_predictor
+        first = torch.multinomial(self._talker.codec_head(hidden)[:, :CODEBOOK].softmax(-1), 1)[:, 0]
+        codes, inputs = [first], [hidden, self._talker.get_input_embeddings()(first)]
+        for book, head in enumerate(predictor.lm_head):
+            output = predictor.model(inputs_embeds=torch.stack(inputs, 1)).last_hidden_state
+            codes.append(head(output[:, -1]).argmax(-1))
+            if book < len(predictor.lm_head) - 1:
+                inputs.append(predictor.get_input_embeddings()[book](codes[-1]))
+        return torch.stack(codes, 1)
+
     def _predictor_loss(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Cross entropy of codebooks 1 to 15 of frames: hidden [N, hidden], codes [N, books]."""
         predictor = self._talker.code_predictor
@@ -168,6 +195,14 @@ class Teacher:
                 weight = attention[i, head][start + frames, start + token]
                 losses.append(-(weight + 1e-4).log().mean())
         return torch.stack(losses).mean() if losses else attention.new_zeros(())
+
+
+def _with_mistakes(codes: Tensor, share: float) -> Tensor:
+    """Codes [T, books] of which a share is wrong, in half of the frames."""
+    heard = codes.clone()
+    wrong = torch.rand(len(heard), CODEBOOKS) < share * (torch.rand(len(heard), 1) < 0.5) * 2
+    heard[wrong] = torch.randint(CODEBOOK, (int(wrong.sum()),))
+    return heard
 
 
 def make_teacher(tokenizer: PreTrainedTokenizerFast, talker: Qwen3OmniMoeTalkerForConditionalGeneration) -> Teacher:

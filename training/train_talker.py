@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="sentences")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--mistakes", type=float, default=0.06, help="share of frames heard with wrong codes")
+    parser.add_argument("--own", type=float, default=0.0, help="share of frames heard as the talker itself speaks them")
     args = parser.parse_args()
     torch.manual_seed(1)
     tokenizer, codec = load_tokenizer(args.work), load_codec(args.work)
@@ -50,7 +51,7 @@ def main() -> None:
         sentences += [spoken(clip, codec, writer, tokenizer) for clip in shards.refresh()]
         draw = random.Random(f"talker {step}")
         batch = draw.sample(sentences, args.batch)
-        losses = teacher.losses(batch, draw, args.mistakes)
+        losses = teacher.losses(batch, draw, args.mistakes, args.own)
         run.learn(losses["first"] + losses["others"] + 0.3 * losses["guide"], **losses, sentences=len(sentences))
 
 

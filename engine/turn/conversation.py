@@ -283,6 +283,7 @@ class TurnConversation(Conversation):
             self._abandon_turn()
             self._end_speech()
             self._earliest = self.clock
+            self.detector.begin_at(self.clock * FRAME_MS)
         self.options = replace(self.options, turn=turn)
         self.detector.change(turn)
 

@@ -28,6 +28,11 @@ class SpeechDetector:
         """The options that hold from here on."""
         self._turn = turn
 
+    def begin_at(self, clock_ms: int) -> None:
+        """The next window begins here: it did not listen for a while."""
+        self._clock_ms = self.voiced_until_ms = clock_ms
+        self._must_fall = False
+
     @property
     def spoken_ms(self) -> int:
         """How long the latest speech has lasted, without the silence at its end."""

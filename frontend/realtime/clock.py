@@ -68,12 +68,17 @@ class Clock:
         self._room.set()
 
     def ask(self, **asked: Any) -> None:
-        """Controls for a tick of their own, which does not wait for sound."""
-        self._asked.append(asked)
+        """Controls for a tick of their own, which does not wait for sound, and comes after what was planned before."""
+        if self._planned:
+            self._planned.append(Planned(bytes(self._tick_bytes), asked))
+        else:
+            self._asked.append(asked)
         self._changed.set()
 
     def plan(self, pcm: bytes, first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
         """Ticks of a whole sound, filled up with silence, with controls on the first and the last."""
+        self._planned += [Planned(bytes(self._tick_bytes), asked) for asked in self._asked]  # they came before it
+        self._asked.clear()
         size = self._tick_bytes
         parts = [pcm[start : start + size].ljust(size, b"\0") for start in range(0, max(1, len(pcm)), size)]
         for number, part in enumerate(parts):

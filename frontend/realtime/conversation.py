@@ -48,6 +48,8 @@ class RealtimeConversation:
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._is_speech = False
+        self._next_response: ClientEvent | None = None  # asked for, and waits for a commit or a cancellation
+        self._is_cancelling = False
         self._turns = Turns(creates_responses=True)
         self._committed_by_client = 0  # commits that the engine has not confirmed
 
@@ -169,6 +171,10 @@ class RealtimeConversation:
 
     def _create_response(self, event: ClientEvent) -> None:
         wanted = event.mapping("response")
+        waits = bool(self._committed_by_client) or self._is_cancelling
+        if waits and self._next_response is None:
+            self._next_response = event
+            return
         if self._response and self._response.state is not State.DONE:
             raise RealtimeError(
                 f"the conversation has an active response, {self._response.id}: wait until it is done, or cancel it",
@@ -195,6 +201,7 @@ class RealtimeConversation:
             raise RealtimeError(
                 "Cancellation failed: no active response found", code="response_cancel_not_active", param="response_id"
             )
+        self._is_cancelling = True
         self.clock.ask(cancel=True)
 
     def _begin_response(self, metadata: Any = None, modality: str | None = None) -> None:
@@ -218,7 +225,19 @@ class RealtimeConversation:
             self._tell(event)
         if self._response:
             self._send(*self._response.sound(answer.pcm))
+        self._begin_next_response()
         self._follow()
+
+    def _begin_next_response(self) -> None:
+        """The response that waited, if nothing is in its way any more."""
+        if self._response is None or self._response.state is State.DONE:
+            self._is_cancelling = False
+        if (event := self._next_response) and not self._committed_by_client and not self._is_cancelling:
+            self._next_response = None
+            try:
+                self._create_response(event)
+            except RealtimeError as error:
+                self._send(error_event(error, event.event_id))
 
     def fail(self, error: TickError) -> None:
         """The engine cannot go on with it."""
@@ -310,6 +329,8 @@ class RealtimeConversation:
                 self._awaited.popleft()
             if self._response:
                 self._send(*self._response.fail(code, event["message"]))
+        if code == "nothing_to_commit":
+            self._committed_by_client = max(0, self._committed_by_client - 1)
         code = "input_audio_buffer_commit_empty" if code == "nothing_to_commit" else code
         self._send(error_event(RealtimeError(event["message"], code=code)))
 

@@ -203,6 +203,64 @@ def test_a_committed_turn_is_answered_when_asked_for(served_barista: Served, kin
     asyncio.run(talk())
 
 
+def test_push_to_talk_commits_and_asks_in_one_breath(served_barista: Served):
+    """The answer is to the turn that was committed, and comes after it; the second turn interrupts the first answer."""
+
+    async def talk() -> None:
+        async with talking(served_barista, audio={"input": {"turn_detection": None}}) as talker:
+            connection = talker.connection
+            for number, words in enumerate((ORDER, "make it a large mocha")):
+                known = len(talker.events)
+                await connection.input_audio_buffer.append(audio=base64.b64encode(pcm24(words, 0.2)).decode())
+                await connection.input_audio_buffer.commit()
+                await connection.response.create()
+                await talker.wait_for("response.output_audio.delta", known)
+                kinds = talker.kinds(known)
+                assert kinds.index("input_audio_buffer.committed") < kinds.index("response.created")
+                if number == 0:
+                    await connection.response.cancel()
+                    await connection.response.create()  # before the cancellation is through
+                    assert (await talker.wait_for("response.done", known)).response.status == "cancelled"
+                done = (await talker.wait_for("response.done", len(talker.events))).response
+                assert done.status == "completed"
+                assert done.output[0].content[0].transcript
+            assert "error" not in talker.kinds()
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
+
+
+@pytest.mark.parametrize("before", ["commits", "an item with sound"])
+def test_turns_are_detected_after_others_were_not(served_barista: Served, before: str):
+    """The detector's clock went on meanwhile."""
+
+    async def talk() -> None:
+        async with talking(served_barista) as talker:
+            sound = base64.b64encode(pcm24(ORDER, 0.2)).decode()
+            if before == "commits":
+                await talker.connection.session.update(
+                    session={"type": "realtime", "audio": {"input": {"turn_detection": None}}}
+                )
+                await talker.connection.input_audio_buffer.append(audio=sound)
+                await talker.connection.input_audio_buffer.commit()
+                await talker.wait_for("input_audio_buffer.committed")
+                await talker.connection.session.update(
+                    session={"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}}
+                )
+            else:
+                part = {"type": "input_audio", "audio": sound}
+                await talker.connection.conversation.item.create(
+                    item={"type": "message", "role": "user", "content": [part]}
+                )
+            for _ in range(2):
+                known = len(talker.events)
+                await talker.say(pcm24(ORDER, 1.5))
+                assert (await talker.wait_for("input_audio_buffer.speech_started", known)).audio_start_ms > 1000
+                assert (await talker.wait_for("response.done", known)).response.status == "completed"
+            assert "error" not in talker.kinds()
+
+    asyncio.run(asyncio.wait_for(talk(), 90))
+
+
 def test_text_alone_comes_without_sound(served_barista: Served):
     async def talk() -> None:
         async with talking(served_barista, output_modalities=["text"]) as talker:
@@ -307,9 +365,10 @@ def test_openai_agents_greets_hears_and_is_interrupted(served_barista: Served):
             await asyncio.wait_for(until("audio_interrupted"), 20)
             await session.send_audio(bytes(48_000))
             await asyncio.wait_for(until("audio_end", 3), 30)
+            while not any("large" in text for text in texts.values()):
+                await asyncio.sleep(0.05)
             listening.cancel()
         assert "error" not in kinds
         assert any("latte" in text for text in texts.values())
-        assert "large" in list(texts.values())[-1]
 
-    asyncio.run(talk())
+    asyncio.run(asyncio.wait_for(talk(), 90))

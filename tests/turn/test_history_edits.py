@@ -152,10 +152,13 @@ def test_forgetting_the_only_turn_leaves_a_conversation_as_new(engine, frontend,
 
 
 def test_the_detection_of_turns_changes_in_mid_conversation(engine, frontend, checkpoint, questions):
-    """From commits to voice activity; the turn that is heard then is as exact as any."""
+    """From commits to voice activity; the turn that is heard then is as exact as any, and its times are the clock's."""
+    manual_ticks = 12
 
     def script() -> Script:
         user = User()
+        for _ in range(manual_ticks):
+            user.note((yield silence(), Controls()))
         yield from asked(turn={"detection": "server_vad"})
         yield from user.say(questions[0])
         yield from user.until_quiet()
@@ -163,6 +166,7 @@ def test_the_detection_of_turns_changes_in_mid_conversation(engine, frontend, ch
     call = Call(engine, 1, frontend, script(), **MANUAL)
     play(call)
     engine.close(1)
+    assert event_of(call, "speech_started")["at_ms"] >= 320 * (manual_ticks + 1)
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(call.sound(call.answers[0]))
     assert answered(call) == oracle.answer(40, 80).tokens

@@ -1,0 +1,39 @@
+"""LiveKit's plugin and Pipecat's service, unmodified; each is heavy, so they run under `./sca test --long`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import BUILD, ROOT, Served
+
+CLIENTS = Path(__file__).parent / "clients"
+PACKAGES = ("livekit-agents==1.8.9", "livekit-plugins-openai==1.8.9", "pipecat-ai[openai]==1.14.0")
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """A Python with both: they want versions of numpy and soundfile that the Triton wheel does not know."""
+    venv = BUILD.parent / "clients"
+    python = venv / "bin" / "python"
+    marker = venv / "installed"
+    if not marker.exists() or marker.read_text() != repr(PACKAGES):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+        marker.write_text(repr(PACKAGES))
+    return python
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("client", ["livekit", "pipecat"])
+def test_it_speaks_twice_and_interrupts(served_barista: Served, python: Path, client: str):
+    address = f"{served_barista.http}/v1"
+    if client == "pipecat":
+        address = address.replace("http", "ws") + "/realtime"
+    run = subprocess.run(
+        [python, CLIENTS / f"{client}_client.py", address], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
