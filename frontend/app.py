@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
             return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/access")
+    @app.post("/access")  # a browser names the page's origin in a POST alone
     async def access(request: Request) -> JSONResponse:
         """Whether this client could begin a conversation now: for browsers, which hide why a WebSocket was refused."""
         if refusal := bridge.admission.refusal(bridge.access.check(request)):

@@ -128,6 +128,16 @@ def test_the_page_shows_who_speaks(served_turns: Served, browser):
     assert complaints == []
 
 
+def test_the_page_of_another_origin_and_a_wrong_key_are_told(served: Served, browser):
+    """A browser hides why a WebSocket was refused; the page asks, and says it."""
+    evil = served.http.replace("127.0.0.1", "nobody.localhost")  # points here, and is not this machine's name
+    browser.get(evil)
+    browser.find_element(By.ID, "talk").click()
+    body = browser.find_element(By.TAG_NAME, "body")
+    wait_for(lambda: body.get_attribute("data-state") == "error", 15, "error")
+    assert "may not talk to this server (bridge.allowed_origins)" in browser.find_element(By.ID, "status").text
+
+
 def test_a_full_house_is_said_in_words(served: Served, browser, pcm):
     from websockets.sync.client import connect
 

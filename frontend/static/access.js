@@ -11,7 +11,7 @@ export function subprotocols() {
 // The reason in words; null where nothing stands in the way any more.
 export async function whyRefused() {
   try {
-    const response = await fetch("access", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
+    const response = await fetch("access", { method: "POST", headers: key ? { Authorization: `Bearer ${key}` } : {} });
     if (response.ok) return null;
     const { error } = await response.json();
     return error.code === "invalid_api_key" ? `${error.message}: add #key=... to this page's address` : error.message;

@@ -29,6 +29,8 @@ export class Transcript {
       interrupted: () => this.interrupted(event),
       emotion: () => this.note(`The voice sounds ${event.label} (${percent(event.probability)}).`),
       language: () => this.note(`The language is ${event.label} (${percent(event.probability)}).`),
+      lag: () => this.lagged(event),
+      draining: () => this.note(`The server ends in ${event.seconds} s.`),
       turns_dropped: () => this.note("The oldest turn has left the context."),
     };
     handlers[event.type]?.();
@@ -41,6 +43,11 @@ export class Transcript {
 
   note(words) {
     this.entry("note").lastChild.textContent = words;
+  }
+
+  lagged({ lag_ms, is_catching_up }) {
+    const lag = `${(lag_ms / 1000).toFixed(1)} s`;
+    this.note(is_catching_up ? `The sound is ${lag} late: silence is left out.` : "The sound is in time again.");
   }
 
   speechStarted({ at_ms }) {

@@ -1,0 +1,79 @@
+"""Triton killed under open conversations: they are told, new ones are refused, and work again when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from client.python_websocket import talk
+from tests.conftest import Served, serve, serve_environment
+from tests.test_bridge import event
+
+TOLD_S = 2.0
+BACK_S = 120
+
+
+@pytest.fixture(scope="module")
+def served_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that may be broken."""
+    folder = tmp_path_factory.mktemp("outage")
+    yield from serve(serve_environment(), folder / "log", folder / "build")
+
+
+def triton_of(served: Served) -> int:
+    """The process id of its tritonserver."""
+    children = subprocess.run(
+        ["pgrep", "--parent", str(served.process.pid), "tritonserver"], capture_output=True, text=True, check=True
+    )
+    return int(children.stdout)
+
+
+def close_code(client: ClientConnection) -> int | None:
+    try:
+        while True:
+            client.recv(timeout=5)
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else None
+
+
+def test_clients_are_told_at_once_and_new_ones_work_when_it_is_back(served_alone: Served, pcm):
+    sound = pcm[:5120].tobytes()
+    realtime_address = served_alone.websocket.replace("/ws/pcm16", "/v1/realtime")
+    with connect(served_alone.websocket) as plain, connect(realtime_address) as realtime:
+        plain.send(sound)
+        event(plain, "text")
+        audio = base64.b64encode(bytes(48_000)).decode()
+        realtime.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+        time.sleep(1)
+        os.kill(triton_of(served_alone), signal.SIGKILL)
+        killed_s = time.monotonic()
+        told = event(plain, "error")
+        assert told["code"] == "tick_failed"
+        assert "Triton" in told["message"]
+        assert event(realtime, "error")["error"]["type"] == "server_error"
+        assert time.monotonic() - killed_s < TOLD_S
+        assert close_code(plain) == 1011
+        assert close_code(realtime) == 1011
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(f"{served_alone.http}/readyz")
+    deadline = time.monotonic() + BACK_S
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{served_alone.http}/readyz")
+            break
+        except urllib.error.HTTPError:
+            time.sleep(0.5)
+    answer = asyncio.run(talk(served_alone.websocket, sound * 2))
+    assert len(answer.pcm) >= 2 * 15360
