@@ -130,7 +130,7 @@ class Conversation:
                         yield await self._tick(pcm, asked)
                         asked = {}
                     continue
-                await self._inbox.pace(message)
+                self._last_tick_s += await self._inbox.pace(message)  # which is not the client's delay
                 control, details = parse_control(message)
                 if control is Control.END:
                     self._why = "end"

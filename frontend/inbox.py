@@ -69,8 +69,11 @@ class Inbox:
             self._room.set()
         return message
 
-    async def pace(self, text: str) -> None:
-        """Waits until a client that sends at most so much text a second would have sent this; sound needs no pace."""
+    async def pace(self, text: str) -> float:
+        """Waits until a client that sends at most so much text a second would have sent this; sound needs no pace.
+
+        Returns the seconds that it waited.
+        """
         now = asyncio.get_running_loop().time()
         most = BURST_S * self._rate
         self._left = min(most, self._left + (now - self._left_at_s) * self._rate)
@@ -78,6 +81,7 @@ class Inbox:
         self._left -= min(most, max(LEAST_CHARACTERS, len(text)))
         if self._left < 0:
             await self._sleep(-self._left / self._rate)
+        return asyncio.get_running_loop().time() - now
 
     async def _sleep(self, seconds: float) -> None:
         """Not longer than the client is there."""

@@ -145,7 +145,9 @@ def test_a_web_page_of_elsewhere_gets_no_conversation(served: Served, origin):
 def test_a_name_that_points_here_is_not_the_bridges_own(served: Served):
     """DNS rebinding: the page's origin and the Host header agree, and neither is this machine's."""
     evil = f"evil.example:{served.settings.bridge.port}"
-    request = urllib.request.Request(f"{served.http}/access", method="POST", headers={"Origin": f"http://{evil}", "Host": evil})
+    request = urllib.request.Request(
+        f"{served.http}/access", method="POST", headers={"Origin": f"http://{evil}", "Host": evil}
+    )
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request)
     own = urllib.request.Request(f"{served.http}/access", method="POST", headers={"Origin": served.http})

@@ -246,7 +246,7 @@ class TurnConversation(Conversation):
             tokens = chat.typed(item.text) if item.role == "user" else chat.message(item.role, item.text)
             if len(tokens) > self.config.longest_turn:
                 reason = f"{len(tokens)} tokens came, expected at most {self.config.longest_turn} (engine.context_s)"
-                self._tell("error", code="turn_too_long", message=f"an item is dropped: {reason}")
+                self._tell("error", code="turn_too_long", what="item", message=f"an item is dropped: {reason}")
                 continue
             self._tell("committed", turn=turn.number)
             if item.role == "user":

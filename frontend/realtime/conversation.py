@@ -22,6 +22,7 @@ from frontend.triton import TickError, TickOut
 from frontend.turns import Turns
 
 LEAST_COMMIT_MS = 100
+MOST_METADATA, MOST_VALUE = 16, 512
 
 
 class RealtimeConversation:
@@ -45,6 +46,7 @@ class RealtimeConversation:
         self._microphone = Microphone(self.session.format("input"))
         self._items = Items()
         self._awaited: deque[Item] = deque()  # added, and not confirmed by the engine
+        self._deleted: set[str] = set()  # ids of such that the client has deleted already
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._is_speech = False
@@ -165,9 +167,15 @@ class RealtimeConversation:
         if self._response and self._response.item is item and self._response.is_due:
             self.clock.ask(cancel=True)
         if item.turn is not None:
-            self.clock.ask(forget=json.dumps({"turn": item.turn, "part": item.part}))
+            self._forget(item)
+        elif item in self._awaited:
+            self._deleted.add(item.id)
         self._items.remove(item)
         self._send({"type": "conversation.item.deleted", "item_id": item.id})
+
+    def _forget(self, item: Item) -> None:
+        self._deleted.discard(item.id)
+        self.clock.ask(forget=json.dumps({"turn": item.turn, "part": item.part}))
 
     def _create_response(self, event: ClientEvent) -> None:
         wanted = event.mapping("response")
@@ -186,8 +194,8 @@ class RealtimeConversation:
         if wanted.get("output_modalities", wanted.get("modalities")) is not None:
             modality = sessions.modalities(wanted.get("output_modalities", wanted.get("modalities")))[0]
         metadata = wanted.get("metadata")
-        if metadata is not None and not isinstance(metadata, dict):
-            raise RealtimeError(f"metadata is {shown(metadata)}, expected an object", param="response.metadata")
+        if metadata is not None:
+            _expect_metadata(metadata)
         instructions = sessions.instructions(wanted.get("instructions"), "response.instructions")
         self._start()
         if instructions and instructions != self.session.instructions:
@@ -298,7 +306,10 @@ class RealtimeConversation:
         is_spoken = "audio_start_ms" in event
         awaits_sound = bool(self._awaited) and self._awaited[0].content[0]["type"] == "input_audio"
         if self._awaited and (not is_spoken or (awaits_sound and not self._committed_by_client)):
-            self._awaited.popleft().turn = event["turn"]
+            item = self._awaited.popleft()
+            item.turn = event["turn"]
+            if item.id in self._deleted:
+                self._forget(item)
             return
         self._committed_by_client = max(0, self._committed_by_client - 1)
         item = Item(self._speech_item or new_id("item"), "user", [{"type": "input_audio", "transcript": None}])
@@ -325,7 +336,7 @@ class RealtimeConversation:
         if code in ("nothing_to_cancel", "nothing_to_truncate", "nothing_to_forget"):
             return  # it had ended by itself meanwhile, or has left the context: what was asked for is so
         if code == "turn_too_long":
-            if self._awaited:
+            if self._awaited and event.get("what") == "item":
                 self._awaited.popleft()
             if self._response:
                 self._send(*self._response.fail(code, event["message"]))
@@ -341,3 +352,11 @@ class RealtimeConversation:
         clock.is_active = is_open or self._is_speech
         clock.is_answering = is_open and response is not None and response.modality == "audio"
         clock.wake()
+
+
+def _expect_metadata(metadata: Any) -> None:
+    """Raises `RealtimeError` unless these are a few texts by name."""
+    is_texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    if not is_texts or len(metadata) > MOST_METADATA or any(len(v) > MOST_VALUE for v in metadata.values()):
+        expected = f"an object of at most {MOST_METADATA} texts of {MOST_VALUE} characters"
+        raise RealtimeError(f"metadata is {shown(metadata)}, expected {expected}", param="response.metadata")

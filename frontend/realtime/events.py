@@ -81,11 +81,13 @@ def expect_text(value: Any, name: str) -> str:
 def parse(text: str) -> ClientEvent:
     """A text frame as an event. Raises `RealtimeError`."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise RealtimeError(f"the frame {shown(text)} is not JSON", code="invalid_json") from None
     if not isinstance(fields, dict):
         raise RealtimeError(f"the frame {shown(text)} came, expected an object with a type", code="invalid_event")
+    if "\\u" in text and not is_unicode(json.dumps(fields, ensure_ascii=False)):
+        raise RealtimeError("the event holds half a character, expected Unicode", code="invalid_json")
     kind, event_id = fields.pop("type", None), fields.pop("event_id", None)
     if event_id is not None and (not isinstance(event_id, str) or len(event_id) > 512):
         raise RealtimeError("event_id is no text of at most 512 characters", param="event_id")
@@ -93,6 +95,11 @@ def parse(text: str) -> ClientEvent:
         message = f"the event type {shown(kind)} came, expected one of {', '.join(CLIENT_EVENTS)}"
         raise RealtimeError(message, code="unknown_event_type", param="type", event_id=event_id)
     return ClientEvent(kind, fields, event_id)
+
+
+def _no_constant(name: str) -> None:
+    """NaN and Infinity, which Python's JSON knows and nobody else's."""
+    raise ValueError(name)
 
 
 def error_event(error: RealtimeError, event_id: str | None = None) -> Event:
