@@ -115,6 +115,9 @@ async def _ask(url: str, sound: np.ndarray) -> tuple[str, float | None]:
                 listening.cancel()
                 return question.text, None
         await listening
+        await socket.send(json.dumps({"type": "end"}))
+        async for _ in socket:  # until the bridge has closed: its place is free again then
+            pass
         return question.text, question.spoken_s
 
 

@@ -85,6 +85,7 @@ class Conversation:
         finally:
             self._inbox.close()
             reading.cancel()
+        self._place.leave()  # before the client hears of it: it may come again at once
         await self._close()
         self._journal.ended(self._why, ticks=self._sent, answers=self._turns.answers)
 

@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder with clips/ and words.*.jsonl, to save to and to go on from")
     parser.add_argument("recordings", type=Path)
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--real", type=float, default=0.4, help="share of real recordings in a batch")
     parser.add_argument("--rate", type=float, default=1.5e-3)

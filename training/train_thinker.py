@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder with text.pt and hearing.pt, to save to and to go on from")
     parser.add_argument("recordings", type=Path)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--spoken", type=int, default=8, help="dialogues with sound in a batch")
     parser.add_argument("--written", type=int, default=4, help="dialogues without")
     parser.add_argument("--rate", type=float, default=7e-4)

@@ -74,6 +74,7 @@ class RealtimeConnection:
         for result in results:
             if isinstance(result, Exception):
                 raise result
+        self._place.leave()  # before the client hears of it: it may come again at once
         await self._close()
         self._journal.ended(self._why)
 
