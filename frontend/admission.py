@@ -23,6 +23,8 @@ class Admission:
         self.sockets = 0
         self._places: Counter[str] = Counter()  # conversations of each caller
         self.is_draining = False
+        metrics.CONVERSATIONS.set_function(lambda: self.conversations)
+        metrics.SOCKETS.set_function(lambda: self.sockets)
 
     @property
     def conversations(self) -> int:
@@ -52,12 +54,10 @@ class Admission:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_sockets", message, RETRY_AFTER_S)
         place = Place(self, caller)
         self.sockets += 1
-        metrics.SOCKETS.set(self.sockets)
         try:
             yield place
         finally:
             self.sockets -= 1
-            metrics.SOCKETS.set(self.sockets)
             place.leave()
 
     def take(self, caller: Caller) -> None:
@@ -65,13 +65,11 @@ class Admission:
         if refusal := self.refusal(caller):
             raise refusal
         self._places[caller.name] += 1
-        metrics.CONVERSATIONS.set(self.conversations)
 
     def give_back(self, caller: Caller) -> None:
         """The end of a conversation that has a place."""
         self._places[caller.name] -= 1
         self._places += Counter()  # drops callers without one
-        metrics.CONVERSATIONS.set(self.conversations)
 
 
 class Place:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request, WebSocket
@@ -16,11 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from config import Settings
 from frontend import metrics
 from frontend.access import RefusedError
-from frontend.bridge import Bridge, OpenConversation
+from frontend.bridge import Bridge
 from frontend.conversation import Conversation
 from frontend.headers import SecurityHeaders
 from frontend.log import log_to_stderr, logger
-from frontend.protocol import CloseCode, ProtocolError, check_options, error_event
+from frontend.protocol import CloseCode, ProtocolError, error_event
 from frontend.realtime.client_secrets import make_client_secret
 from frontend.realtime.connection import RealtimeConnection
 from frontend.suggestions import suggestions
@@ -95,37 +95,12 @@ def create_app(settings: Settings) -> FastAPI:
     @app.websocket("/ws/pcm16")
     async def pcm16(socket: WebSocket) -> None:
         """A conversation; its options are the query's parameters."""
-        try:
-            caller = bridge.access.check(socket)
-            with bridge.admission.socket(caller) as place:
-                await socket.accept(_subprotocol(socket, "pcm16"))
-                try:
-                    options = check_options(socket.query_params)
-                except ProtocolError as error:
-                    await socket.send_json(error_event(error.code, error.message))
-                    await socket.close(CloseCode.POLICY_VIOLATION)
-                    return
-                voices = bridge.engine.voices
-                conversation = Conversation(socket, bridge.link, settings, voices, place, options)
-                with _known(bridge, conversation):
-                    await conversation.run()
-        except RefusedError as refusal:
-            await socket.send_denial_response(_refused(refusal))
+        await _hold(socket, bridge, "pcm16", Conversation)
 
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
         """A conversation in OpenAI's Realtime protocol."""
-        try:
-            caller = bridge.access.check(socket)
-            with bridge.admission.socket(caller) as place:
-                await socket.accept(_subprotocol(socket, "realtime"))
-                model = socket.query_params.get("model", "")[:100]
-                voices = bridge.engine.voices
-                connection = RealtimeConnection(socket, bridge.link, settings, voices, place, model)
-                with _known(bridge, connection):
-                    await connection.run()
-        except RefusedError as refusal:
-            await socket.send_denial_response(_refused(refusal))
+        await _hold(socket, bridge, "realtime", RealtimeConnection)
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
@@ -138,16 +113,25 @@ def _refused(refusal: RefusedError) -> JSONResponse:
     return JSONResponse(refusal.body, refusal.status, refusal.headers)
 
 
-def _subprotocol(socket: WebSocket, name: str) -> str | None:
-    """The protocol's name, if the client asks for it."""
-    return name if name in (socket.scope.get("subprotocols") or ()) else None
-
-
-@contextmanager
-def _known(bridge: Bridge, conversation: OpenConversation) -> Iterator[None]:
-    """The bridge's end waits for a conversation that is known."""
-    bridge.open.add(conversation)
+async def _hold(
+    socket: WebSocket,
+    bridge: Bridge,
+    subprotocol: str,
+    kind: type[Conversation] | type[RealtimeConnection],
+) -> None:
+    """Lets a client in, or says why not before the upgrade, and holds its conversation."""
     try:
-        yield
-    finally:
-        bridge.open.discard(conversation)
+        with bridge.admission.socket(bridge.access.check(socket)) as place:
+            asked = socket.scope.get("subprotocols") or ()
+            await socket.accept(subprotocol if subprotocol in asked else None)
+            conversation = kind(socket, bridge, place)
+            bridge.open.add(conversation)
+            try:
+                await conversation.run()
+            finally:
+                bridge.open.discard(conversation)
+    except RefusedError as refusal:
+        await socket.send_denial_response(_refused(refusal))
+    except ProtocolError as error:
+        await socket.send_json(error_event(error.code, error.message))
+        await socket.close(CloseCode.POLICY_VIOLATION)

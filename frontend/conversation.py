@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from config import Settings
 from frontend.access import RefusedError
 from frontend.admission import Place
+from frontend.bridge import Bridge
 from frontend.framer import Framer
 from frontend.inbox import Inbox
 from frontend.log import Journal
@@ -32,7 +32,7 @@ from frontend.protocol import (
     parameters_of,
     parse_control,
 )
-from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
+from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
 from frontend.turns import Turns
 
 MOST_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
@@ -41,21 +41,15 @@ MOST_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
 class Conversation:
     """Runs from the opened event to the close. Whatever becomes of the client, Triton gets an END."""
 
-    def __init__(
-        self,
-        socket: WebSocket,
-        link: TritonLink,
-        settings: Settings,
-        voices: Sequence[str],
-        place: Place,
-        options: Mapping[str, Any],
-    ):
+    def __init__(self, socket: WebSocket, bridge: Bridge, place: Place):
+        """Its options are the query's parameters. Raises `ProtocolError` for one that is not known."""
+        settings = bridge.settings
         self.sequence_id = new_sequence_id()
+        self._options = check_options(socket.query_params)
         self._socket = socket
-        self._link = link
+        self._link = bridge.link
         self._settings = settings
-        self._voices = voices
-        self._options = dict(options)
+        self._voices = bridge.engine.voices
         self._place = place
         self._inbox = Inbox(socket, settings.bridge.text_per_second)
         self._framer = Framer(settings.audio.input_samples * SAMPLE_BYTES)

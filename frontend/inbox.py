@@ -27,11 +27,6 @@ class Inbox:
         self._rate = text_per_second
         self._left, self._left_at_s = BURST_S * text_per_second, 0.0  # characters that may come at once
 
-    @property
-    def waiting_bytes(self) -> int:
-        """What has come and was not taken yet."""
-        return self._bytes
-
     async def run(self) -> None:
         """Reads until the client is gone."""
         while not self.is_over:

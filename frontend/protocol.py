@@ -49,7 +49,7 @@ class CloseCode(int, Enum):
     TRY_AGAIN_LATER = 1013
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ProtocolError(Exception):
     """A frame that the protocol has no place for. It is left out; the conversation goes on."""
 

@@ -46,7 +46,7 @@ class TritonServer:
             str(self._install.server),
             f"--model-repository={repository}",
             f"--backend-directory={self._runtime / 'backends'}",
-            *_http(settings.triton),
+            *http_arguments(settings.triton),
             f"--grpc-address={settings.triton.host}",
             f"--metrics-address={settings.triton.host}",
             f"--grpc-port={settings.triton.grpc_port}",
@@ -89,33 +89,23 @@ class TritonServer:
         Raises `TritonError`, also as soon as `given_up` says so.
         """
         started_s = time.monotonic()
-        client = grpc.InferenceServerClient(
+        told = ""
+        with grpc.InferenceServerClient(
             f"{self._settings.host}:{self._settings.grpc_port}",
             channel_args=[("grpc.enable_http_proxy", 0)],  # a proxy does not know our 127.0.0.1
-        )
-        with contextlib.closing(client):
-            self._wait(client, started_s, report, given_up)
-
-    def _wait(
-        self,
-        client: grpc.InferenceServerClient,
-        started_s: float,
-        report: Callable[[str], None],
-        given_up: Callable[[], bool],
-    ) -> None:
-        told = ""
-        while time.monotonic() - started_s < self._settings.start_timeout_s:
-            if not self.is_running():
-                raise TritonError(f"Triton ended while loading:\n{self.log_tail()}")
-            if _is_ready(client):
-                return
-            if given_up():
-                raise TritonError("Triton was still loading when it was ended")
-            progress = loading_progress(self._log)
-            if progress != told:
-                report(progress)
-                told = progress
-            time.sleep(0.2)
+        ) as client:
+            while time.monotonic() - started_s < self._settings.start_timeout_s:
+                if not self.is_running():
+                    raise TritonError(f"Triton ended while loading:\n{self.log_tail()}")
+                if _is_ready(client):
+                    return
+                if given_up():
+                    raise TritonError("Triton was still loading when it was ended")
+                progress = loading_progress(self._log)
+                if progress != told:
+                    report(progress)
+                    told = progress
+                time.sleep(0.2)
         raise TritonError(
             f"Triton was not ready after {self._settings.start_timeout_s:g} s (triton.start_timeout_s):\n"
             f"{self.log_tail()}"
@@ -171,7 +161,7 @@ def _is_ready(client: grpc.InferenceServerClient) -> bool:
         return False
 
 
-def _http(settings: TritonSettings) -> list[str]:
+def http_arguments(settings: TritonSettings) -> list[str]:
     """Triton's HTTP endpoint, where it is asked for: it answers any web page of a browser on this machine."""
     if not settings.http_port:
         return ["--allow-http=false"]

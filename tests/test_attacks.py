@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_websocket import talk
 from config import Settings
-from launch.triton_server import _http
+from launch.triton_server import http_arguments
 from tests.conftest import IDLE_TIMEOUT_S, Served
 from tests.test_bridge import event, health, wait_until_empty
 
@@ -166,7 +166,7 @@ def test_the_page_may_load_nothing_from_elsewhere_and_there_are_no_other_pages(s
 
 def test_tritons_http_listens_only_where_a_setting_asks_for_it():
     settings = Settings.load(environ={}).triton
-    assert _http(settings) == ["--allow-http=false"]
+    assert http_arguments(settings) == ["--allow-http=false"]
 
 
 def test_silent_sockets_take_no_place(served: Served, pcm_bytes):

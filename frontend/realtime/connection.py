@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from config import Settings
 from frontend.access import RefusedError
 from frontend.admission import Place
+from frontend.bridge import Bridge
 from frontend.inbox import Inbox
 from frontend.log import Journal
 from frontend.protocol import CloseCode
 from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse
-from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
+from frontend.triton import TickError, TickIn, new_sequence_id
 
 FRAME_CHARACTERS = 4  # times bridge.max_frame_bytes: of an event, whose sound is base64 of a higher rate
 MOST_EVENTS_HELD = 2000  # for a client that does not read
@@ -26,16 +26,9 @@ MOST_EVENTS_HELD = 2000  # for a client that does not read
 class RealtimeConnection:
     """Runs from `session.created` to the close. The engine hears of it at the first sound, item or request."""
 
-    def __init__(
-        self,
-        socket: WebSocket,
-        link: TritonLink,
-        settings: Settings,
-        voices: Sequence[str],
-        place: Place,
-        model: str = "",
-    ):
-        self._socket, self._link, self._settings, self._place = socket, link, settings, place
+    def __init__(self, socket: WebSocket, bridge: Bridge, place: Place):
+        settings = bridge.settings
+        self._socket, self._link, self._settings, self._place = socket, bridge.link, settings, place
         self._inbox = Inbox(socket, settings.bridge.text_per_second)
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_EVENTS_HELD)
         self._engine: asyncio.Task[None] | None = None
@@ -43,6 +36,7 @@ class RealtimeConnection:
         self._close_code = CloseCode.NORMAL
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         expires_at = int(time.time() + settings.bridge.conversation_s)
+        model, voices = socket.query_params.get("model", "")[:100], bridge.engine.voices
         self._conversation = RealtimeConversation(settings, voices, model, expires_at, self._send, self._start)
         if place.caller.session:
             self._conversation.session.update(dict(place.caller.session))
@@ -112,9 +106,7 @@ class RealtimeConnection:
 
     def _fail(self, code: str, message: str, close_code: CloseCode) -> None:
         self._close_code, self._why = close_code, code
-        problem = error_event(RealtimeError(message, code=code))
-        problem["error"]["type"] = "server_error"
-        self._send(problem)
+        self._send(error_event(RealtimeError(message, code=code), kind="server_error"))
         self._over.set()
 
     def _start(self) -> None:

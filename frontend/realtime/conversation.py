@@ -7,22 +7,18 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from config import Settings
-from config.loader import shown
-from frontend.realtime import session as sessions
 from frontend.realtime.clock import Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
 from frontend.realtime.items import Item, Items
-from frontend.realtime.response import Response, State, usage_of
+from frontend.realtime.response import Request, Response, State, parse_request, usage_of
 from frontend.realtime.session import Session
 from frontend.realtime.sound import Microphone
 from frontend.triton import TickError, TickOut
 from frontend.turns import Turns
 
 LEAST_COMMIT_MS = 100
-MOST_METADATA, MOST_VALUE = 16, 512
 
 
 class RealtimeConversation:
@@ -49,9 +45,7 @@ class RealtimeConversation:
         self._deleted: set[str] = set()  # ids of such that the client has deleted already
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
-        self._is_speech = False
         self._next_response: ClientEvent | None = None  # asked for, and waits for a commit or a cancellation
-        self._is_cancelling = False
         self._turns = Turns(creates_responses=True)
         self._committed_by_client = 0  # commits that the engine has not confirmed
 
@@ -106,7 +100,7 @@ class RealtimeConversation:
         self._send({"type": "session.updated", "session": session.about})
 
     def _commit(self) -> None:
-        held_ms, heard = self.clock.held_ms, self._is_speech
+        held_ms, heard = self.clock.held_ms, self._turns.user_speaks
         if held_ms < LEAST_COMMIT_MS and not heard:
             raise RealtimeError(
                 f"the buffer holds {held_ms} ms of sound, expected at least {LEAST_COMMIT_MS}",
@@ -149,8 +143,7 @@ class RealtimeConversation:
             raise RealtimeError("only an assistant's item can be truncated", param="item_id")
         if content_index >= max(1, len(item.content)):
             raise RealtimeError(f"content_index is {content_index}, the item has one part", param="content_index")
-        if self._response and self._response.item is item and self._response.is_due:
-            self.clock.ask(cancel=True)
+        self._cancel_answer(item)
         if item.turn is not None:
             self.clock.ask(truncate=json.dumps({"turn": item.turn, "heard_ms": heard_ms}))
         self._send(
@@ -164,8 +157,7 @@ class RealtimeConversation:
 
     def _delete_item(self, event: ClientEvent) -> None:
         item = self._items.get(event.text("item_id"), "item_delete_invalid_item_id")
-        if self._response and self._response.item is item and self._response.is_due:
-            self.clock.ask(cancel=True)
+        self._cancel_answer(item)
         if item.turn is not None:
             self._forget(item)
         elif item in self._awaited:
@@ -178,9 +170,7 @@ class RealtimeConversation:
         self.clock.ask(forget=json.dumps({"turn": item.turn, "part": item.part}))
 
     def _create_response(self, event: ClientEvent) -> None:
-        wanted = event.mapping("response")
-        waits = bool(self._committed_by_client) or self._is_cancelling
-        if waits and self._next_response is None:
+        if self._next_response is None and self._must_wait:
             self._next_response = event
             return
         if self._response and self._response.state is not State.DONE:
@@ -188,20 +178,12 @@ class RealtimeConversation:
                 f"the conversation has an active response, {self._response.id}: wait until it is done, or cancel it",
                 code="conversation_already_has_active_response",
             )
-        if wanted.get("conversation", "auto") != "auto" or wanted.get("input"):
-            raise RealtimeError("responses outside the conversation are not served", param="response.conversation")
-        modality = None
-        if wanted.get("output_modalities", wanted.get("modalities")) is not None:
-            modality = sessions.modalities(wanted.get("output_modalities", wanted.get("modalities")))[0]
-        metadata = wanted.get("metadata")
-        if metadata is not None:
-            _expect_metadata(metadata)
-        instructions = sessions.instructions(wanted.get("instructions"), "response.instructions")
+        wanted = parse_request(event.mapping("response"))
         self._start()
-        if instructions and instructions != self.session.instructions:
-            self._add_to_history(Item.of_text("system", instructions))
+        if wanted.instructions and wanted.instructions != self.session.instructions:
+            self._add_to_history(Item.of_text("system", wanted.instructions))
         self.clock.ask(respond=True)
-        self._begin_response(metadata, modality)
+        self._begin_response(wanted)
 
     def _cancel_response(self, event: ClientEvent) -> None:
         response, wanted = self._response, event.fields.get("response_id")
@@ -209,12 +191,27 @@ class RealtimeConversation:
             raise RealtimeError(
                 "Cancellation failed: no active response found", code="response_cancel_not_active", param="response_id"
             )
-        self._is_cancelling = True
+        self._cancel(response)
+
+    def _cancel(self, response: Response) -> None:
+        response.is_cancelled = True
         self.clock.ask(cancel=True)
 
-    def _begin_response(self, metadata: Any = None, modality: str | None = None) -> None:
+    def _cancel_answer(self, item: Item) -> None:
+        """An answer that is being given ends, if it is this item's."""
+        if self._response and self._response.item is item and self._response.is_due:
+            self._cancel(self._response)
+
+    @property
+    def _must_wait(self) -> bool:
+        """Whether a response that is asked for waits: for a commit, or for the end of one that is cancelled."""
+        response = self._response
+        is_ending = response is not None and response.is_cancelled and response.state is not State.DONE
+        return bool(self._committed_by_client) or is_ending
+
+    def _begin_response(self, wanted: Request) -> None:
         about = {**self.session.about, "conversation_id": self._id}
-        self._response = Response(about, metadata, modality)
+        self._response = Response(about, wanted.metadata, wanted.modality)
         self._send(*self._response.created())
         self._follow()
 
@@ -238,9 +235,7 @@ class RealtimeConversation:
 
     def _begin_next_response(self) -> None:
         """The response that waited, if nothing is in its way any more."""
-        if self._response is None or self._response.state is State.DONE:
-            self._is_cancelling = False
-        if (event := self._next_response) and not self._committed_by_client and not self._is_cancelling:
+        if (event := self._next_response) and not self._must_wait:
             self._next_response = None
             try:
                 self._create_response(event)
@@ -252,15 +247,13 @@ class RealtimeConversation:
         code = "capacity_exceeded" if error.is_full else "server_error"
         if self._response:
             self._send(*self._response.fail(code, str(error)))
-        problem = error_event(RealtimeError(str(error), code=code))
-        problem["error"]["type"] = "server_error"
-        self._send(problem)
+        self._send(error_event(RealtimeError(str(error), code=code), kind="server_error"))
 
     def _tell(self, event: Event) -> None:
         response = self._response
         match event["type"]:
             case "speech_started":
-                self._speech_item, self._is_speech = new_id("item"), True
+                self._speech_item = new_id("item")
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
@@ -269,7 +262,6 @@ class RealtimeConversation:
                     }
                 )
             case "speech_stopped":
-                self._is_speech = False
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_stopped",
@@ -281,7 +273,7 @@ class RealtimeConversation:
                 self._confirm(event)
             case "answer_started":
                 if response is None or response.state is not State.CREATED:
-                    self._begin_response()
+                    self._begin_response(Request())
                     response = self._response
                 assert response is not None
                 self._send(*response.begin(event["turn"], self._items.last))
@@ -323,7 +315,7 @@ class RealtimeConversation:
         )
         answers = self.session.turn_options()["create_response"]
         if answers and (self._response is None or self._response.state is State.DONE):
-            self._begin_response()
+            self._begin_response(Request())
 
     def _note_truncation(self, event: Event) -> None:
         response = self._response
@@ -349,14 +341,6 @@ class RealtimeConversation:
         """Tells the clock what is going on."""
         response, clock = self._response, self.clock
         is_open = response is not None and response.state is not State.DONE
-        clock.is_active = is_open or self._is_speech
+        clock.is_active = is_open or self._turns.user_speaks
         clock.is_answering = is_open and response is not None and response.modality == "audio"
         clock.wake()
-
-
-def _expect_metadata(metadata: Any) -> None:
-    """Raises `RealtimeError` unless these are a few texts by name."""
-    is_texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    if not is_texts or len(metadata) > MOST_METADATA or any(len(v) > MOST_VALUE for v in metadata.values()):
-        expected = f"an object of at most {MOST_METADATA} texts of {MOST_VALUE} characters"
-        raise RealtimeError(f"metadata is {shown(metadata)}, expected {expected}", param="response.metadata")

@@ -25,7 +25,7 @@ CLIENT_EVENTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RealtimeError(Exception):
     """What a client's event has no place for; the conversation goes on."""
 
@@ -102,12 +102,12 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def error_event(error: RealtimeError, event_id: str | None = None) -> Event:
-    """An error as the protocol tells it."""
+def error_event(error: RealtimeError, event_id: str | None = None, kind: str = "invalid_request_error") -> Event:
+    """An error as the protocol tells it; `kind` is `server_error` where it is not the client's."""
     return {
         "type": "error",
         "error": {
-            "type": "invalid_request_error",
+            "type": kind,
             "code": error.code,
             "message": error.message,
             "param": error.param,

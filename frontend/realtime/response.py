@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from config.loader import shown
 from config.settings import CODE2WAV_DELAY, OUTPUT_HZ
 from frontend.protocol import SAMPLE_BYTES
-from frontend.realtime.events import Event, new_id
+from frontend.realtime import session as sessions
+from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.items import Item
 from frontend.realtime.sound import Loudspeaker
+
+MOST_METADATA, MOST_VALUE = 16, 512  # texts, and characters of each
 
 
 class State(Enum):
@@ -21,6 +26,15 @@ class State(Enum):
     DONE = "done"
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a client asks of a response."""
+
+    instructions: str = ""
+    metadata: Event | None = None  # comes back as it came
+    modality: str | None = None  # None: the session's
+
+
 class Response:
     """Each method gives the events that follow; what comes in a state that has no place for it gives none."""
 
@@ -29,6 +43,7 @@ class Response:
         self.id = new_id("resp")
         self.item: Item | None = None
         self.state = State.CREATED
+        self.is_cancelled = False  # the client wants its end; the engine may not know yet
         self.modality = modality or session["output_modalities"][0]
         output = session["audio"]["output"]
         self._loudspeaker = Loudspeaker(output["format"]["type"])
@@ -187,3 +202,23 @@ def usage_of(event: Event) -> Event:
         },
         "output_token_details": {"text_tokens": text, "audio_tokens": audio},
     }
+
+
+def parse_request(wanted: Event) -> Request:
+    """The `response` of a `response.create`. Raises `RealtimeError`."""
+    if wanted.get("conversation", "auto") != "auto" or wanted.get("input"):
+        raise RealtimeError("responses outside the conversation are not served", param="response.conversation")
+    modalities = wanted.get("output_modalities", wanted.get("modalities"))
+    modality = None if modalities is None else sessions.modalities(modalities)[0]
+    metadata = wanted.get("metadata")
+    if metadata is not None:
+        _expect_metadata(metadata)
+    return Request(sessions.instructions(wanted.get("instructions"), "response.instructions"), metadata, modality)
+
+
+def _expect_metadata(metadata: Any) -> None:
+    """Raises `RealtimeError` unless these are a few texts by name."""
+    is_texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    if not is_texts or len(metadata) > MOST_METADATA or any(len(v) > MOST_VALUE for v in metadata.values()):
+        expected = f"an object of at most {MOST_METADATA} texts of {MOST_VALUE} characters"
+        raise RealtimeError(f"metadata is {shown(metadata)}, expected {expected}", param="response.metadata")
