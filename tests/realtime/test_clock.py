@@ -93,3 +93,17 @@ def test_controls_do_not_wait_for_sound():
         assert took_s < 0.1
 
     asyncio.run(play())
+
+
+def test_controls_and_planned_sound_go_in_the_order_in_which_they_came_and_once():
+    async def play() -> None:
+        one = clock()
+        one.ask(items="before")
+        one.plan(SPEECH * 2, {"listen": True}, {"commit": True})
+        one.ask(respond=True)
+        asked = [(await takes(one))[0].asked for _ in range(4)]
+        assert asked == [{"items": "before"}, {"listen": True}, {"commit": True}, {"respond": True}]
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(one.next(), 0.1)
+
+    asyncio.run(play())
