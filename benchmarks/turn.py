@@ -1,4 +1,4 @@
-"""From the end of a user's turn to the first sound of the answer: the engine alone, or the whole way by WebSocket.
+"""From the end of a user's turn to the answer's first codec frames: the engine alone, as fast as it can.
 
 Turns end by commit, as they do for a client with its own detector: with server VAD the tick in which silence has lasted
 long enough does the same work. Users speak for random times and in random order, so a commit meets conversations that
@@ -7,20 +7,15 @@ listen and that are being answered.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
 import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
-import numpy as np
 import torch
 from rich.progress import track
-from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.engine import GREEDY, LOG_MELS, memory_in_use, served_predictor, some_ticks
-from benchmarks.paced import LOUDNESS
 from benchmarks.report import Row
 from config import Settings
 from engine.checkpoint import Checkpoint
@@ -34,8 +29,6 @@ ANSWER_FRAMES = 40  # of an answer at most: 3.1 s
 REPEATS = 20  # turns of each of two lengths that are compared
 LENGTHS_S = (5, 60)
 TURNS = 10
-FRAME_S = 0.02
-FRAME_SAMPLES = 320
 
 
 class Talks:
@@ -136,83 +129,3 @@ def _first_and_tenth(talks: Talks) -> list[Row]:
 def _row(what: str, talks: Talks, count: int, latencies: Sequence[float], stages: Mapping[str, float] = {}) -> Row:
     memory = memory_in_use(talks.engine.device)
     return Row.of(what, count, talks.settings.audio.tick_ms, latencies, stages, memory_bytes=memory)
-
-
-def bench_turn_bridge(settings: Settings, conversations: Sequence[int], seconds: float) -> list[Row]:
-    """From a commit to the first sound at a WebSocket. Raises `RuntimeError` with what the bridge said."""
-    return [asyncio.run(_over_websocket(settings, count, seconds)) for count in conversations]
-
-
-async def _over_websocket(settings: Settings, count: int, seconds: float) -> Row:
-    found = await asyncio.gather(*(_user(settings, number, seconds) for number in range(count)))
-    latencies = [latency for each in found for latency in each]
-    if not latencies:
-        raise RuntimeError(
-            f"no turn was answered in {seconds:g} s: the turns are noise, which a trained checkpoint need not answer; "
-            "serve SCA_QWEN_MODEL_ID=random"
-        )
-    return Row.of("end of turn, bridge", count, settings.audio.tick_ms, latencies)
-
-
-async def _user(settings: Settings, number: int, seconds: float) -> list[float]:
-    """Speaks noise at the pace of a microphone, commits, listens, and speaks again."""
-    chance, noise = random.Random(number), np.random.RandomState(number)
-    options = f"detection=manual&answer_frames={ANSWER_FRAMES}&seed={number}&text_temperature=1"  # no two answers alike
-    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?{options}"
-    loud = noise.randint(-LOUDNESS, LOUDNESS, FRAME_SAMPLES).astype(np.int16).tobytes()
-    latencies: list[float] = []
-    async with connect(url, max_size=None, proxy=None) as socket:
-        ear = Ear()
-        hearing = asyncio.create_task(ear.listen(socket))
-        await asyncio.sleep(chance.random() * settings.audio.tick_ms / 1000)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            await socket.send(json.dumps({"type": "listen"}))
-            await _send(socket, loud, chance.uniform(*SPOKEN_S))
-            committed = ear.expect()
-            await socket.send(json.dumps({"type": "commit"}))
-            while not ear.is_done.is_set() and not hearing.done():
-                await _send(socket, bytes(len(loud)), FRAME_S)
-            if hearing.done():
-                await hearing  # why
-                break
-            if ear.first_sound_s:  # none when the model had nothing to say
-                latencies.append(ear.first_sound_s - committed)
-        await socket.send(json.dumps({"type": "end"}))
-        await hearing
-    return latencies
-
-
-async def _send(socket: ClientConnection, frame: bytes, seconds: float) -> None:
-    for _ in range(max(1, round(seconds / FRAME_S))):
-        await socket.send(frame)
-        await asyncio.sleep(FRAME_S)
-
-
-class Ear:
-    """Notes when an answer's first sound came."""
-
-    def __init__(self) -> None:
-        self.is_done = asyncio.Event()
-        self.first_sound_s = 0.0
-        self._expects = False
-
-    def expect(self) -> float:
-        """The next sound is an answer's; returns the time."""
-        self.is_done.clear()
-        self.first_sound_s, self._expects = 0.0, True
-        return time.monotonic()
-
-    async def listen(self, socket: ClientConnection) -> None:
-        """Until the bridge closes. Raises `RuntimeError` with an error's words."""
-        async for message in socket:
-            if isinstance(message, bytes):
-                if self._expects and any(message):
-                    self.first_sound_s, self._expects = time.monotonic(), False
-                continue
-            event = json.loads(message)
-            if event["type"] == "error":
-                self.is_done.set()
-                raise RuntimeError(event["message"])
-            if event["type"] == "answer_done":
-                self.is_done.set()

@@ -15,23 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
 from rich.table import Table
-from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.acceptance import is_accepted, label_slots, named_slots
+from benchmarks.dialogue import at_once, dialogue
 from client.sound import SoundError, read_sound, to_pcm16
 from config import Settings
-from config.settings import INPUT_HZ, OUTPUT_HZ
 
-FRAME = INPUT_HZ // 10  # samples
-AHEAD_S = 2.0  # of sound that may be sent before its answer has come
-ANSWER_WITHIN_S = 20.0  # of the input clock after the commit
 TALKERS = 6  # of babble
 
 
 class UnderstandingError(RuntimeError):
-    """The folder cannot be read, or the server refused."""
+    """The folder cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,8 @@ class Heard:
 
 def bench_understanding(
     settings: Settings, folder: Path, snrs_db: Sequence[float | None], conversations: int, limit: int | None = None
-) -> list[Heard]:
-    """Every recording at every level of babble. Raises `UnderstandingError`."""
+) -> Sequence[Heard]:
+    """Every recording at every level of babble. Raises `UnderstandingError` and `DialogueError`."""
     try:
         labels: dict[str, dict[str, str]] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,81 +74,20 @@ async def _all(
     labels: Mapping[str, dict[str, str]],
     jobs: Sequence[tuple[str, float | None]],
     conversations: int,
-) -> list[Heard]:
-    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?detection=manual"
-    waiting, found = iter(jobs), []
-    with Progress(transient=True) as progress:
-        task = progress.add_task("orders", total=len(jobs))
+) -> Sequence[Heard]:
+    async def hold(job: tuple[str, float | None]) -> Heard:
+        name, snr = job
+        sound = sounds[name]
+        if snr is not None:
+            others = [other for key, other in sounds.items() if key != name]
+            sound = in_babble(sound, others, snr, f"{name} {snr}")
+        async with dialogue(settings) as talk:
+            await talk.say(to_pcm16(sound))
+            await talk.ask("commit")
+            answer = await talk.answer(0)
+        return Heard(name, snr, labels[name], answer.text, is_accepted(answer.text, labels[name]), answer.spoken_s)
 
-        async def worker() -> None:
-            for name, snr in waiting:
-                sound = sounds[name]
-                if snr is not None:
-                    others = [other for key, other in sounds.items() if key != name]
-                    sound = in_babble(sound, others, snr, f"{name} {snr}")
-                answer, spoken_s = await _ask(url, sound)
-                found.append(Heard(name, snr, labels[name], answer, is_accepted(answer, labels[name]), spoken_s))
-                progress.advance(task)
-
-        await asyncio.gather(*(worker() for _ in range(conversations)))
-    return found
-
-
-async def _ask(url: str, sound: np.ndarray) -> tuple[str, float | None]:
-    """The answer's text to one recording, and how many seconds it spoke; None if it did not end."""
-    pcm = to_pcm16(sound)
-    async with connect(url, max_size=None, proxy=None) as socket:
-        question = _Question(socket)
-        listening = asyncio.create_task(question.listen())
-        for start in range(0, len(pcm), FRAME):
-            await question.say(pcm[start : start + FRAME])
-        await socket.send(json.dumps({"type": "commit"}))
-        limit = question.sent + ANSWER_WITHIN_S * INPUT_HZ
-        while not question.is_over.is_set():
-            await question.say(np.zeros(FRAME, np.int16))
-            if question.sent > limit:
-                listening.cancel()
-                return question.text, None
-        await listening
-        await socket.send(json.dumps({"type": "end"}))
-        async for _ in socket:  # until the bridge has closed: its place is free again then
-            pass
-        return question.text, question.spoken_s
-
-
-class _Question:
-    """One conversation: what is sent stays a little ahead of what came back, since the clock is the sound's."""
-
-    def __init__(self, socket: ClientConnection):
-        self._socket = socket
-        self.sent = self._received = 0  # samples
-        self.is_over = asyncio.Event()
-        self.text, self.spoken_s = "", 0.0
-
-    async def say(self, samples: np.ndarray) -> None:
-        """Sends samples, int16 at 16 kHz."""
-        while self.sent / INPUT_HZ - self._received / OUTPUT_HZ > AHEAD_S and not self.is_over.is_set():
-            await asyncio.sleep(0.002)
-        await self._socket.send(samples.tobytes())
-        self.sent += len(samples)
-
-    async def listen(self) -> None:
-        """Until the answer is over. Raises `UnderstandingError` with an error's words."""
-        try:
-            async for message in self._socket:
-                if isinstance(message, bytes):
-                    self._received += len(message) // 2
-                    continue
-                event = json.loads(message)
-                if event["type"] == "error":
-                    raise UnderstandingError(event["message"])
-                if event["type"] == "text":
-                    self.text += event["text"]
-                elif event["type"] == "answer_done":
-                    self.spoken_s = event["spoken_ms"] / 1000
-                    return
-        finally:
-            self.is_over.set()
+    return await at_once(jobs, hold, conversations, "orders")
 
 
 def show(found: Sequence[Heard]) -> Table:

@@ -24,26 +24,43 @@ SERVED = {
     "triton": "over gRPC, in real time",
     "bridge": "over WebSocket, in real time",
     "perf-analyzer": "by NVIDIA's tool, in real time",
-    "understanding": "spoken orders of a folder, taken exactly or not",
 }
+JUDGED = {
+    "understanding": "spoken orders of a folder, taken exactly or not",
+    "voice": "typed messages, and a recogniser that reads the answers",
+    "manners": "noise, interruptions, answers that end",
+}
+MESSAGES = Path(__file__).parents[1] / "benchmarks" / "messages.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_build_argument(parser)
-    told = "; ".join(f"{what}: {how}" for what, how in (*HERE.items(), *SERVED.items()))
+    told = "; ".join(f"{what}: {how}" for what, how in (*HERE.items(), *SERVED.items(), *JUDGED.items()))
     parser.add_argument(
-        "what", choices=(*HERE, *SERVED), help=f"{told}. The first three run here, the others against ./sca serve"
+        "what",
+        choices=(*HERE, *SERVED, *JUDGED),
+        help=f"{told}. The first three run here, the others against ./sca serve",
     )
     parser.add_argument(
         "--conversations", default="1,2,4,8", metavar="N,N,...", help="conversations at once (default: 1,2,4,8)"
     )
     parser.add_argument("--seconds", type=float, default=30, help="served: seconds measured for each (default: 30)")
-    parser.add_argument("--wav", type=Path, help="perf-analyzer: what the conversations say, 16 kHz mono")
-    orders = parser.add_argument_group("understanding")
-    orders.add_argument("folder", type=Path, nargs="?", help="recordings with their labels.json")
-    orders.add_argument("--babble", default="24,18,12,6", metavar="DB,DB,...", help="further levels; '' for none")
-    orders.add_argument("--limit", type=int, help="only so many recordings")
+    parser.add_argument(
+        "--wav",
+        type=Path,
+        help="perf-analyzer, turn-bridge: what the conversations say; perf-analyzer's is 16 kHz mono",
+    )
+    parser.add_argument("--beside", type=int, metavar="PORT", help="turn-bridge: of another bridge, in the same run")
+    judged = parser.add_argument_group("understanding, voice")
+    judged.add_argument(
+        "path", type=Path, nargs="?", help="recordings with their labels.json; a file with a message a line"
+    )
+    judged.add_argument("--babble", default="24,18,12,6", metavar="DB,DB,...", help="further levels; '' for none")
+    judged.add_argument("--limit", type=int, help="only so many recordings")
+    judged.add_argument(
+        "--original", type=Path, metavar="FOLDER", help="voice: styles of the original voice, beside it"
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--ticks", type=int, default=100, help="ticks, or turns, measured for each (default: 100)")
     engine.add_argument(
@@ -64,30 +81,47 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.report import show
 
     build: Path = arguments.build.resolve()
-    if arguments.what == "understanding":
-        return _understanding(arguments, settings, max(conversations))
+    if arguments.what in JUDGED:
+        return _judge(arguments, settings, max(conversations))
     bench = _here if arguments.what in HERE else _served
     rows = bench(arguments, settings, conversations)
     show(rows, build / "bench" / f"{arguments.what}.json")
     return 0
 
 
-def _understanding(arguments: argparse.Namespace, settings: Settings, conversations: int) -> int:
-    from benchmarks.understanding import UnderstandingError, bench_understanding, show, write
+def _judge(arguments: argparse.Namespace, settings: Settings, conversations: int) -> int:
+    """What the default checkpoint's card tells of: tables, and every answer in build/bench/WHAT.json."""
+    from benchmarks import manners, understanding, voice
+    from benchmarks.dialogue import DialogueError
 
-    if not arguments.folder:
-        raise UserError("understanding needs a FOLDER: recordings with their labels.json")
+    path = arguments.build.resolve() / "bench" / f"{arguments.what}.json"
     try:
-        levels = [None, *(float(level) for level in arguments.babble.split(",") if level)]
-    except ValueError as error:
-        raise UserError(f"--babble is {arguments.babble!r}, expected decibels such as 24,18,12,6") from error
-    try:
-        found = bench_understanding(settings, arguments.folder, levels, conversations, arguments.limit)
-    except (UnderstandingError, OSError) as error:
+        if arguments.what == "understanding":
+            levels = [None, *parse_decibels(arguments.babble)]
+            if not arguments.path:
+                raise UserError("understanding needs a FOLDER: recordings with their labels.json")
+            heard = understanding.bench_understanding(settings, arguments.path, levels, conversations, arguments.limit)
+            understanding.write(heard, path)
+            console.print(understanding.show(heard))
+        elif arguments.what == "voice":
+            readings = voice.bench_voice(settings, arguments.path or MESSAGES, conversations, arguments.original)
+            voice.write(readings, path)
+            console.print(voice.show(readings))
+        else:
+            found = manners.bench_manners(settings, conversations)
+            manners.write(*found, path)
+            console.print(*manners.show(*found))
+    except (understanding.UnderstandingError, voice.VoiceError, manners.MannersError, DialogueError, OSError) as error:
         raise UserError(str(error)) from error
-    write(found, arguments.build.resolve() / "bench" / "understanding.json")
-    console.print(show(found))
     return 0
+
+
+def parse_decibels(text: str) -> list[float]:
+    """`24,18` as numbers. Raises `UserError`."""
+    try:
+        return [float(level) for level in text.split(",") if level]
+    except ValueError as error:
+        raise UserError(f"--babble is {text!r}, expected decibels such as 24,18,12,6") from error
 
 
 def parse_conversations(text: str) -> list[int]:
@@ -146,7 +180,8 @@ def _served(arguments: argparse.Namespace, settings: Settings, conversations: li
     from benchmarks.perf_analyzer import PerfAnalyzerError, bench_perf_analyzer
     from benchmarks.server import Counters
     from benchmarks.triton import bench_triton
-    from benchmarks.turn import bench_turn_bridge
+    from benchmarks.turn_bridge import bench_turn_bridge
+    from client.sound import SoundError, read_sound, to_pcm16
     from frontend.triton import TickError
 
     try:
@@ -159,17 +194,16 @@ def _served(arguments: argparse.Namespace, settings: Settings, conversations: li
             f"--conversations asks for {max(conversations)}, Triton's engine has {slots} slots: "
             f"serve with SCA_ENGINE_SLOTS={max(conversations)}"
         )
-    benches: dict[str, Callable[..., list[Row]]] = {
-        "triton": bench_triton,
-        "bridge": bench_bridge,
-        "turn-bridge": bench_turn_bridge,
-    }
+    benches: dict[str, Callable[..., list[Row]]] = {"triton": bench_triton, "bridge": bench_bridge}
     try:
-        if arguments.what != "perf-analyzer":
+        if arguments.what in benches:
             return benches[arguments.what](settings, conversations, arguments.seconds)
+        if arguments.what == "turn-bridge":
+            said = to_pcm16(read_sound(arguments.wav)) if arguments.wav else None
+            return bench_turn_bridge(settings, conversations, arguments.seconds, said, arguments.beside)
         if not arguments.wav:
             raise UserError("perf-analyzer needs --wav FILE: what the conversations say, 16 kHz mono")
         folder = arguments.build.resolve() / "perf_analyzer"
         return bench_perf_analyzer(settings, conversations, arguments.seconds, arguments.wav, folder)
-    except (TickError, PerfAnalyzerError, OSError, RuntimeError) as error:
+    except (TickError, PerfAnalyzerError, SoundError, OSError, RuntimeError) as error:
         raise UserError(str(error)) from error

@@ -15,10 +15,12 @@ from config.settings import INPUT_HZ
 
 
 def noise(draw: random.Random, length: int) -> np.ndarray:
-    """Coloured noise, hum or a chord, of deviation 1: what a microphone hears where nobody speaks."""
+    """Coloured noise, hum, a chord or a melody, of deviation 1: what a microphone hears where nobody speaks."""
     generator = np.random.default_rng(draw.getrandbits(32))
     kind = draw.random()
-    if kind < 0.75:
+    if kind < 0.12:
+        sound = melody(draw, length) + 0.02 * generator.standard_normal(length)
+    elif kind < 0.75:
         size = next_fast_len(length, real=True)
         spectrum = rfft(generator.standard_normal(size, np.float32))
         frequency = np.maximum(rfftfreq(size, 1 / INPUT_HZ), 20.0).astype(np.float32)
@@ -33,6 +35,21 @@ def noise(draw: random.Random, length: int) -> np.ndarray:
             length
         )
     return (sound / max(1e-6, float(sound.std()))).astype(np.float32)
+
+
+def melody(draw: random.Random, length: int) -> np.ndarray:
+    """Notes and chords that are struck and fade, one after the other."""
+    sound = np.zeros(length)
+    base, partials, begin = draw.uniform(80, 500), draw.randint(2, 8), 0
+    while begin < length:
+        time = np.arange(min(length - begin, 2 * INPUT_HZ)) / INPUT_HZ
+        fades = np.exp(-time * draw.uniform(1.5, 8)) * np.minimum(1, time * draw.uniform(10, 400))
+        for step in draw.sample((0, 2, 4, 5, 7, 9, 11, 12, 16, 19), draw.choice((1, 1, 2, 3))):
+            pitch = base * 2 ** (step / 12)
+            note = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, partials + 1))
+            sound[begin : begin + len(time)] += note * fades
+        begin += int(draw.uniform(0.12, 0.8) * INPUT_HZ)
+    return sound
 
 
 def babble(draw: random.Random, others: Sequence[np.ndarray], length: int) -> np.ndarray:

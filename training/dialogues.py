@@ -130,7 +130,7 @@ class Writer:
         """The barista's answer; some are cut short, as by a user who interrupts."""
         dialogue.add(self._assistant)
         ids = self.encode(text)
-        if cuts and cuts.random() < 0.2 and ids:
+        if cuts and cuts.random() < 0.4 and ids:
             dialogue.add(ids[: cuts.randrange(len(ids))], predicted=True)
             dialogue.add(self._end)
         else:

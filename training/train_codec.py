@@ -1,8 +1,4 @@
-"""Trains the codec on the barista's voice: encoder, quantizer and transformers' code2wav.
-
-`--stage all` trains the three together. `--stage decoder` keeps encoder and quantizer as they are and trains code2wav
-on their codes, so that a talker can learn those codes meanwhile.
-"""
+"""Trains the codec on the barista's voice: encoder, quantizer and transformers' code2wav."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from training import codec
 from training.clips import Shards
-from training.model import CODEBOOK, CODEBOOKS
+from training.model import CODEBOOKS
 from training.run import Run
 
 CONTEXT, DECODED, WARM = 40, 12, 3  # codec frames: in a clip, through the decoder, of those not compared
@@ -36,25 +32,32 @@ def decode(code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, start: int) -> Tensor
     return hidden.squeeze(1)
 
 
+def compare(
+    code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, wanted: Tensor, start: int, distance: codec.SpectralLoss
+) -> Tensor:
+    """How far `DECODED` frames from `start` of latents [B, T, hidden] are from their sound [B, samples]."""
+    heard = decode(code2wav, latent, start)
+    first = WARM * codec.FRAME if start else 0
+    target = wanted[:, start * codec.FRAME :][:, : heard.shape[1]]
+    return distance(heard[:, first:], target[:, first:])
+
+
 def main() -> None:
     """The program; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder with clips/, to save to and to go on from")
-    parser.add_argument("--stage", choices=("all", "decoder"), default="all")
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
     args = parser.parse_args()
     random.seed(1), torch.manual_seed(1)
-    whole = args.stage == "all"
-    parts = codec.make_codec(args.work) if whole else codec.load_codec(args.work)
+    parts = codec.make_codec(args.work)
     encoder, quantizer, code2wav = parts
-    learned = [*code2wav.parameters(), *(encoder.parameters() if whole else ())]
-    saved = parts._asdict() if whole else {"code2wav": code2wav}
-    path = args.work / (codec.CODEC_STATE if whole else codec.DECODER_STATE)
+    learned = [*encoder.parameters(), *code2wav.parameters()]
     run = Run(
-        path, learned, args.steps, args.rate, warm_up=100, final=0.1, betas=(0.8, 0.99), weight_decay=0.01, **saved
-    )
+        args.work / codec.CODEC_STATE, learned, args.steps, args.rate,
+        warm_up=100, final=0.1, betas=(0.8, 0.99), weight_decay=0.01, **parts._asdict(),
+    )  # fmt: skip
     code2wav.train()
     distance = codec.SpectralLoss()
     sounds = Shards(args.work / "clips", "barista")
@@ -63,18 +66,12 @@ def main() -> None:
         wanted = torch.from_numpy(np.stack([_crop(random.choice(sounds.clips).samples) for _ in range(args.batch)]))
         latent = encoder(wanted)
         start = random.randrange(CONTEXT - DECODED + 1) if random.random() < 0.8 else 0
-        if whole:
-            keep = CODEBOOKS if random.random() < ALL_BOOKS else random.randint(1, CODEBOOKS)
-            quantized = quantizer(latent, keep)
-            latent, commitment = quantized.latent, quantized.commitment
-        else:
-            codes = quantizer.encode(latent.detach()) + torch.arange(CODEBOOKS) * CODEBOOK
-            latent, commitment = code2wav.code_embedding(codes).mean(2), torch.zeros(())
-        heard = decode(code2wav, latent, start)
-        first = WARM * codec.FRAME if start else 0
-        target = wanted[:, start * codec.FRAME :][:, : heard.shape[1]]
-        loss = distance(heard[:, first:], target[:, first:])
-        run.learn(loss + 0.25 * commitment, loss=loss, commitment=commitment, clips=len(sounds.clips))
+        keep = CODEBOOKS if random.random() < ALL_BOOKS else random.randint(1, CODEBOOKS)
+        quantized = quantizer(latent, keep)
+        loss = compare(code2wav, quantized.latent, wanted, start, distance)
+        run.learn(
+            loss + 0.25 * quantized.commitment, loss=loss, commitment=quantized.commitment, clips=len(sounds.clips)
+        )
 
 
 def _crop(samples: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder with text.pt and hearing.pt, to save to and to go on from")
     parser.add_argument("recordings", type=Path)
-    parser.add_argument("--steps", type=int, default=5500)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--spoken", type=int, default=8, help="dialogues with sound in a batch")
     parser.add_argument("--written", type=int, default=4, help="dialogues without")
     parser.add_argument("--rate", type=float, default=7e-4)
@@ -88,7 +88,7 @@ def main() -> None:
 
     def sound(draw: random.Random, clip: Clip, others: list[np.ndarray]) -> Tensor:
         if clip is NOISE:
-            samples = noise(draw, int(INPUT_HZ * draw.uniform(0.6, 4))) * 10 ** (-draw.uniform(15, 60) / 20)
+            samples = noise(draw, int(INPUT_HZ * draw.uniform(0.6, 6))) * 10 ** (-draw.uniform(15, 60) / 20)
             return ears.mel(samples)
         return hear(ears, writer, draw, clip, others, 1.0)[0]
 
@@ -97,7 +97,7 @@ def main() -> None:
             library.add(clip.about, clip)
         draw = random.Random(f"thinker {step}")
         others = [clip.samples for clip in draw.sample(synthetic.clips, 20)]
-        spoken = [writer.write(draw, both, draw.choice((1, 1, 1, 2, 2, 3)), audio=0.85) for _ in range(args.spoken)]
+        spoken = [writer.write(draw, both, draw.choice((1, 1, 2, 2, 3, 4)), audio=0.85) for _ in range(args.spoken)]
         clips = [clip for dialogue in spoken for _, clip in dialogue.sounds]
         tokens, hidden = ears([sound(draw, clip, others) for clip in clips])
         rest = iter(tokens)
@@ -107,7 +107,7 @@ def main() -> None:
         text_loss, _ = answer_loss(thinker, writer, written, stand_ins(writer, embeddings, written, draw))
         texts = [clip.about["text"] for clip in clips]
         words = ears.loss(tokens, hidden, [writer.spoken(text) for text in texts], texts)
-        if run.learn(loss + 0.5 * text_loss + 0.2 * words, loss=loss, right=right, text=text_loss, words=words):
+        if run.learn(loss + text_loss + 0.2 * words, loss=loss, right=right, text=text_loss, words=words):
             run.tell(f"orders of strangers taken: {acceptance(thinker, ears, writer, strangers):.1%}")
 
 
