@@ -45,9 +45,9 @@ class Admission:
         return None
 
     @contextmanager
-    def socket(self, caller: Caller) -> Iterator[Place]:
-        """A WebSocket of a caller, for as long as it is open. Raises `RefusedError`."""
-        if refusal := self.refusal(caller):
+    def socket(self, caller: Caller, resumes: bool = False) -> Iterator[Place]:
+        """A WebSocket of a caller, for as long as it is open; one that resumes has its place. Raises `RefusedError`."""
+        if not resumes and (refusal := self.refusal(caller)):
             raise refusal
         if self.sockets >= self._settings.sockets:
             message = f"{self.sockets} WebSockets are open (bridge.sockets), try again later"

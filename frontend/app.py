@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
 from config import Settings
+from config.loader import shown
 from frontend import metrics
 from frontend.access import RefusedError
 from frontend.bridge import Bridge
@@ -26,6 +27,7 @@ from frontend.realtime.connection import RealtimeConnection
 from frontend.suggestions import suggestions
 
 PAGE = Path(__file__).parent / "static"
+MOST_DIGITS = 19
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -94,8 +96,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.websocket("/ws/pcm16")
     async def pcm16(socket: WebSocket) -> None:
-        """A conversation; its options are the query's parameters."""
-        await _hold(socket, bridge, "pcm16", Conversation)
+        """A conversation; its options are the query's parameters. With `resume`: one goes on that was cut off."""
+        if "resume" in socket.query_params:
+            await _resume(socket, bridge)
+        else:
+            await _hold(socket, bridge, "pcm16", Conversation)
 
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
@@ -120,16 +125,38 @@ async def _hold(
     kind: type[Conversation] | type[RealtimeConnection],
 ) -> None:
     """Lets a client in, or says why not before the upgrade, and holds its conversation."""
-    try:
+    async with _refusals_told(socket):
         with bridge.admission.socket(bridge.access.check(socket)) as place:
-            asked = socket.scope.get("subprotocols") or ()
-            await socket.accept(subprotocol if subprotocol in asked else None)
+            await _accept(socket, subprotocol)
             conversation = kind(socket, bridge, place)
             bridge.open.add(conversation)
             try:
                 await conversation.run()
             finally:
                 bridge.open.discard(conversation)
+
+
+async def _resume(socket: WebSocket, bridge: Bridge) -> None:
+    """Gives a conversation that goes on another WebSocket."""
+    async with _refusals_told(socket):
+        with bridge.admission.socket(bridge.access.check(socket), resumes=True):
+            await _accept(socket, "pcm16")
+            received = socket.query_params.get("received", "")
+            if not (received.isascii() and received.isdigit() and len(received) < MOST_DIGITS):
+                raise ProtocolError("bad_option", f"received is {shown(received)}, expected a number of messages")
+            await bridge.line(socket.query_params["resume"]).resume(socket, int(received))
+
+
+async def _accept(socket: WebSocket, subprotocol: str) -> None:
+    asked = socket.scope.get("subprotocols") or ()
+    await socket.accept(subprotocol if subprotocol in asked else None)
+
+
+@asynccontextmanager
+async def _refusals_told(socket: WebSocket) -> AsyncIterator[None]:
+    """Says why a client is not let in: before the upgrade, or after it by an error and the close."""
+    try:
+        yield
     except RefusedError as refusal:
         await socket.send_denial_response(_refused(refusal))
     except ProtocolError as error:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from config import Settings
 from frontend.access import Access
 from frontend.admission import Admission
-from frontend.protocol import SAMPLE_BYTES, CloseCode, Event
+from frontend.line import Line
+from frontend.protocol import SAMPLE_BYTES, CloseCode, Event, ProtocolError
 from frontend.triton import EngineFacts, TickError, TickIn, TritonLink, new_sequence_id
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Bridge:
         self.admission = Admission(settings.bridge)
         self.engine = EngineFacts()
         self.open: set[OpenConversation] = set()
+        self._lines: dict[str, Line] = {}  # that a client may come back to, by their tokens
         self._not_ready: str | None = "Triton has not answered yet"
 
     async def connect(self) -> None:
@@ -70,6 +73,23 @@ class Bridge:
             return f"Triton at {self.link.url} is not ready"
         refusal = self.admission.refusal()
         return refusal.message if refusal else None
+
+    @contextmanager
+    def resumable(self, line: Line) -> Iterator[None]:
+        """While its conversation goes on, a client may come back to it if it has a token."""
+        if line.token:
+            self._lines[line.token] = line
+        try:
+            yield
+        finally:
+            self._lines.pop(line.token or "", None)
+
+    def line(self, token: str) -> Line:
+        """The line of a token. Raises `ProtocolError`."""
+        if token not in self._lines:
+            message = "no conversation waits for this token: it has ended, or nobody came back in bridge.resume_s"
+            raise ProtocolError("cannot_resume", f"{message}; begin anew")
+        return self._lines[token]
 
     async def drain(self) -> None:
         """Nothing new begins; returns when what is open has ended, or had `bridge.drain_s` for it and was ended."""

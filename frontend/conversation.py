@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from fastapi import WebSocket, WebSocketDisconnect
+from fastapi import WebSocket
 
 from frontend.access import RefusedError
 from frontend.admission import Place
 from frontend.bridge import Bridge
 from frontend.framer import Framer
-from frontend.inbox import Inbox
+from frontend.line import Line
 from frontend.log import Journal
 from frontend.metrics import LAG
 from frontend.playout import Playout
@@ -28,6 +27,7 @@ from frontend.protocol import (
     check_sound,
     check_values,
     error_event,
+    event_text,
     opened_event,
     parameters_of,
     parse_control,
@@ -45,13 +45,14 @@ class Conversation:
         """Its options are the query's parameters. Raises `ProtocolError` for one that is not known."""
         settings = bridge.settings
         self.sequence_id = new_sequence_id()
-        self._options = check_options(socket.query_params)
-        self._socket = socket
-        self._link = bridge.link
+        options = dict(socket.query_params)
+        is_resumable = options.pop("resumable", "false").lower() in ("true", "1")
+        self._options = check_options(options)
         self._settings = settings
-        self._voices = bridge.engine.voices
         self._place = place
-        self._inbox = Inbox(socket, settings.bridge.text_per_second)
+        self._bridge = bridge
+        self._line = Line(socket, settings.bridge, is_resumable)
+        self._inbox = self._line.inbox
         self._framer = Framer(settings.audio.input_samples * SAMPLE_BYTES)
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         self._turns = Turns(settings.turn.create_response)
@@ -66,33 +67,40 @@ class Conversation:
 
     async def run(self) -> None:
         """Returns when the conversation is over and the WebSocket is closed."""
-        reading = asyncio.create_task(self._inbox.run())
         try:
-            await self._send_event(opened_event(self.sequence_id, self._settings))
-            async for answer in self._link.converse(self.sequence_id, self._ticks()):
-                self._room.release()
-                self._answered += 1
-                await self._deliver(answer)
-                self._was_answered.set()
+            with self._bridge.resumable(self._line):
+                await self._converse()
         except TickError as error:
             await self._deliver(error)
         finally:
-            self._inbox.close()
-            reading.cancel()
+            self._line.cut()
+        if self._line.reads_nothing and self._close_code is CloseCode.NORMAL:
+            self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
         self._place.leave()  # before the client hears of it: it may come again at once
-        await self._close()
+        await self._line.close(self._close_code)
         self._journal.ended(self._why, ticks=self._sent, answers=self._turns.answers)
+
+    async def _converse(self) -> None:
+        opened = opened_event(self.sequence_id, self._settings, self._bridge.engine.voices)
+        if self._line.token:
+            opened |= {"resume_token": self._line.token, "resume_s": self._settings.bridge.resume_s}
+        await self._send(opened)
+        async for answer in self._bridge.link.converse(self.sequence_id, self._ticks()):
+            self._room.release()
+            self._answered += 1
+            await self._deliver(answer)
+            self._was_answered.set()
 
     async def end(self, code: str, message: str, close_code: CloseCode) -> None:
         """Ends it from outside, with the reason."""
         if self._close_code is CloseCode.NORMAL and not self._inbox.is_over:
             self._close_code, self._why = close_code, code
-            await self._send_event(error_event(code, message))
+            await self._send(error_event(code, message))
             self._inbox.close()
 
     async def tell(self, event: Event) -> None:
         """Says something that is not the engine's."""
-        await self._send_event(event)
+        await self._send(event)
 
     async def _deliver(self, answer: TickOut | TickError) -> None:
         if isinstance(answer, TickError):
@@ -104,14 +112,14 @@ class Conversation:
             return  # nobody hears it, or it failed
         for event in answer.events:
             self._turns.note(event)
-            await self._send_event(event)
+            await self._send(event)
         pcm, lag = self._playout.put(answer.pcm)
         if lag:
             self._journal.note("lag", lag_ms=lag["lag_ms"], is_catching_up=lag["is_catching_up"])
             if lag["is_catching_up"]:
                 LAG.observe(lag["lag_ms"] / 1000)
-            await self._send_event(lag)
-        await self._send(self._socket.send_bytes, pcm)
+            await self._send(lag)
+        await self._send(pcm)
 
     async def _ticks(self) -> AsyncIterator[TickIn]:
         """The client's sound in ticks; the last one carries END."""
@@ -136,14 +144,14 @@ class Conversation:
                     self._choose(details)
                     continue
                 if control is Control.RESET and not self._started:  # there is nothing to forget
-                    await self._send_event({"type": "reset", "at_ms": 0})
+                    await self._send({"type": "reset", "at_ms": 0})
                     continue
                 asked |= parameters_of(control, details, self._settings.engine.dialect)
                 if control in (Control.COMMIT, Control.MESSAGE) and not self._inbox.is_over:
                     yield await self._tick(self._close_tick(), asked)
                     asked = {}
             except ProtocolError as error:
-                await self._send_event(error_event(error.code, error.message))
+                await self._send(error_event(error.code, error.message))
             except RefusedError as refusal:
                 await self.end(refusal.code, refusal.message, CloseCode.TRY_AGAIN_LATER)
         if self._started:
@@ -174,7 +182,7 @@ class Conversation:
         if self._started:
             raise ProtocolError("too_late", "options came after the first tick of sound, expected them before")
         chosen = {**self._options, **check_options(options)}
-        check_values(chosen, self._settings, self._voices)
+        check_values(chosen, self._settings, self._bridge.engine.voices)
         self._options = chosen
 
     async def _tick(self, pcm: bytes, asked: Mapping[str, Any], end: bool = False) -> TickIn:
@@ -213,23 +221,5 @@ class Conversation:
                 )
             return None
 
-    async def _send_event(self, event: Event) -> None:
-        await self._send(self._socket.send_text, json.dumps(event, ensure_ascii=False))
-
-    async def _send(self, send: Any, data: bytes | str) -> None:
-        """Sends, or learns that the client is gone: then its conversation ends, and nothing else."""
-        if self._inbox.is_over and self._close_code is CloseCode.NORMAL:
-            return
-        try:
-            await asyncio.wait_for(send(data), self._settings.bridge.read_timeout_s)
-        except asyncio.TimeoutError:
-            self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
-            self._inbox.close()
-        except (WebSocketDisconnect, RuntimeError):  # RuntimeError is starlette's word for a socket already closed
-            self._inbox.close()
-
-    async def _close(self) -> None:
-        try:
-            await asyncio.wait_for(self._socket.close(self._close_code), self._settings.bridge.read_timeout_s)
-        except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
-            self._inbox.close()
+    async def _send(self, message: bytes | Event) -> None:
+        await self._line.send(message if isinstance(message, bytes) else event_text(message))

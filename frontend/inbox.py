@@ -10,16 +10,17 @@ from fastapi import WebSocket
 MOST_BYTES = 2**21  # that wait before no more is read of the client: a minute of sound
 MESSAGE_BYTES = 64  # that a message costs beside its own
 LEAST_CHARACTERS = 10  # of text, that a message counts as
+CUT_OFF = 1006  # close code of a WebSocket that ended without one (RFC 6455, section 7.4.1)
 BURST_S = 5.0  # seconds of text that may come at once
 
 
 class Inbox:
     """Reads ahead, within bounds, so that a client that is gone is noticed at once, and what it left is dropped."""
 
-    def __init__(self, socket: WebSocket, text_per_second: float):
-        self._socket = socket
+    def __init__(self, text_per_second: float):
         self._waiting: deque[bytes | str] = deque()
         self._bytes = 0
+        self.received = 0  # messages, ever
         self.is_over = False
         self._came = asyncio.Event()
         self._room = asyncio.Event()
@@ -27,21 +28,22 @@ class Inbox:
         self._rate = text_per_second
         self._left, self._left_at_s = BURST_S * text_per_second, 0.0  # characters that may come at once
 
-    async def run(self) -> None:
-        """Reads until the client is gone."""
+    async def read(self, socket: WebSocket) -> int:
+        """Reads until this WebSocket is gone; returns its close code, or one that tells of no goodbye."""
         while not self.is_over:
-            message = await self._socket.receive()
+            message = await socket.receive()
             if message["type"] == "websocket.disconnect":
-                self.close()
-                return
+                return int(message.get("code") or CUT_OFF)
             sound = message.get("bytes")
             data = sound if sound is not None else message["text"]
             self._waiting.append(data)
+            self.received += 1
             self._bytes += len(data) + MESSAGE_BYTES
             self._came.set()
             if self._bytes > MOST_BYTES:
                 self._room.clear()
                 await self._room.wait()
+        return CUT_OFF
 
     def close(self) -> None:
         """Drops what waits; `take` gives None from now on."""

@@ -142,8 +142,8 @@ def _check_text(name: str, value: str) -> None:
         raise ProtocolError("bad_option", f"{name} holds a NUL character, expected text without one")
 
 
-def opened_event(sequence_id: int, settings: Settings) -> Event:
-    """The first event: the conversation's id and the formats of both directions."""
+def opened_event(sequence_id: int, settings: Settings, voices: Sequence[str]) -> Event:
+    """The first event: the conversation's id, the voices that there are, and the formats of both directions."""
 
     def sound(rate: int, samples: int) -> Event:
         return {"encoding": "pcm_s16le", "channels": 1, "sample_rate": rate, "tick_bytes": samples * SAMPLE_BYTES}
@@ -154,9 +154,15 @@ def opened_event(sequence_id: int, settings: Settings) -> Event:
         "id": str(sequence_id),
         "dialect": settings.engine.dialect,
         "tick_ms": audio.tick_ms,
+        "voices": list(voices),
         "input": sound(INPUT_HZ, audio.input_samples),
         "output": sound(OUTPUT_HZ, audio.output_samples),
     }
+
+
+def event_text(event: Event) -> str:
+    """An event as it is sent."""
+    return json.dumps(event, ensure_ascii=False)
 
 
 def error_event(code: str, message: str) -> Event:

@@ -34,6 +34,7 @@ BARISTA_BUILD = ROOT / "build" / "barista_test"
 ANOTHER_BUILD = ROOT / "build" / "another_test"
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
+RESUME_S = 3
 GREEDY = {"text_temperature": 0.0, "temperature": 0.0, "repetition_penalty": 1.0}
 CPU = QwenSettings(model_id="random", device_map="cpu", torch_dtype="float32", lora="")
 
@@ -183,6 +184,7 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         "SCA_SAMPLING_REPETITION_PENALTY": "1" if dialect == "sca" else "1.05",
         "SCA_ENGINE_IDLE_TIMEOUT_S": str(IDLE_TIMEOUT_S),
         "SCA_BRIDGE_READ_TIMEOUT_S": "3",
+        "SCA_BRIDGE_RESUME_S": str(RESUME_S),
     }
 
 

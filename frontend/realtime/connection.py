@@ -29,7 +29,7 @@ class RealtimeConnection:
     def __init__(self, socket: WebSocket, bridge: Bridge, place: Place):
         settings = bridge.settings
         self._socket, self._link, self._settings, self._place = socket, bridge.link, settings, place
-        self._inbox = Inbox(socket, settings.bridge.text_per_second)
+        self._inbox = Inbox(settings.bridge.text_per_second)
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_EVENTS_HELD)
         self._engine: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
@@ -47,7 +47,7 @@ class RealtimeConnection:
 
     async def run(self) -> None:
         """Returns when the conversation is over and the WebSocket is closed."""
-        tasks = [asyncio.create_task(work) for work in (self._write(), self._inbox.run(), self._read())]
+        tasks = [asyncio.create_task(work) for work in (self._write(), self._hear(), self._read())]
         over = asyncio.create_task(self._over.wait())
         longest_s = self._settings.bridge.conversation_s
         try:
@@ -79,6 +79,10 @@ class RealtimeConnection:
     async def tell(self, event: Event) -> None:
         """Says something that is not the engine's."""
         self._send(event)
+
+    async def _hear(self) -> None:
+        await self._inbox.read(self._socket)
+        self._inbox.close()
 
     async def _read(self) -> None:
         while (text := await self._inbox.take()) is not None:

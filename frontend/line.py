@@ -1,0 +1,125 @@
+"""A client's WebSocket, and the one that takes its place when the network has dropped it.
+
+Messages of both directions are numbered by counting, the first is 0. Who comes back says how many they have got, and is
+told how many came from them: each side sends what the other misses, so a conversation goes on at the right sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from config.bridge import BridgeSettings
+from frontend.inbox import Inbox
+from frontend.protocol import CloseCode, Event, ProtocolError, event_text
+
+GOODBYE = (1000, 1001)  # close codes of a client that hangs up, or whose page is left
+KEPT_BYTES = 2**21  # of what was sent last, for a client that comes back: 40 s of sound
+
+
+class Line:
+    """Sends and receives until the conversation is over; `inbox.is_over` once nobody will come back."""
+
+    def __init__(self, socket: WebSocket, settings: BridgeSettings, is_resumable: bool):
+        self._socket: WebSocket | None = socket
+        self._settings = settings
+        self.inbox = Inbox(settings.text_per_second)
+        self.token = secrets.token_urlsafe(24) if is_resumable else None
+        self.reads_nothing = False  # why it is over
+        self._reading = asyncio.create_task(self._read(socket))
+        self._sending = asyncio.Lock()
+        self._kept: deque[bytes | str] = deque()
+        self._kept_bytes = self._sent = 0
+        self._waiting: asyncio.TimerHandle | None = None
+
+    async def send(self, message: bytes | str) -> None:
+        """Sends, or keeps it for a client that may come back; nothing where it is over."""
+        if self.inbox.is_over:
+            return
+        async with self._sending:
+            self._sent += 1
+            if self.token:
+                self._keep(message)
+            if self._socket:
+                await self._try(self._socket, message)
+
+    async def resume(self, socket: WebSocket, received: int) -> None:
+        """Goes on over `socket`, whose client has got `received` messages; returns when that WebSocket is done.
+
+        Raises `ProtocolError` where what it misses is not kept any more.
+        """
+        first = self._sent - len(self._kept)
+        if self.inbox.is_over or not first <= received <= self._sent:
+            raise ProtocolError(
+                "cannot_resume", f"{received} messages were received, expected {first} to {self._sent}: begin anew"
+            )
+        before, self._socket, self.reads_nothing = self._socket, socket, False
+        self._reading.cancel()
+        if self._waiting:
+            self._waiting.cancel()
+        async with self._sending:
+            await self._try(socket, event_text(self.resumed_event))
+            for message in list(self._kept)[received - first :]:
+                await self._try(socket, message)
+        reading = self._reading = asyncio.create_task(self._read(socket))
+        if before:
+            await _close(before, CloseCode.GOING_AWAY, self._settings.read_timeout_s)
+        await asyncio.wait({reading})
+
+    @property
+    def resumed_event(self) -> Event:
+        """How much has come from the client."""
+        return {"type": "conversation.resumed", "received": self.inbox.received}
+
+    def cut(self) -> None:
+        """The conversation is over: nothing more is read, and nobody may come back."""
+        self.inbox.close()
+        self._reading.cancel()
+        if self._waiting:
+            self._waiting.cancel()
+
+    async def close(self, code: CloseCode) -> None:
+        """Closes the WebSocket, if there is one."""
+        if self._socket:
+            await _close(self._socket, code, self._settings.read_timeout_s)
+
+    async def _read(self, socket: WebSocket) -> None:
+        said_goodbye = await self.inbox.read(socket) in GOODBYE
+        self._lost(socket, said_goodbye)
+
+    async def _try(self, socket: WebSocket, message: bytes | str) -> None:
+        send = socket.send_bytes(message) if isinstance(message, bytes) else socket.send_text(message)
+        try:
+            await asyncio.wait_for(send, self._settings.read_timeout_s)
+        except asyncio.TimeoutError:
+            self.reads_nothing = True
+            self._lost(socket)
+        except (WebSocketDisconnect, RuntimeError):  # RuntimeError is starlette's word for a socket already closed
+            self._lost(socket)
+
+    def _lost(self, socket: WebSocket, said_goodbye: bool = False) -> None:
+        """This WebSocket is gone: another may take its place for a while, unless its client has hung up."""
+        if self._socket is not socket:
+            return
+        if self.token and not said_goodbye and not self.inbox.is_over:
+            self._socket = None
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.call_later(self._settings.resume_s, self.inbox.close)
+        else:
+            self.inbox.close()
+
+    def _keep(self, message: bytes | str) -> None:
+        self._kept.append(message)
+        self._kept_bytes += len(message)
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popleft())
+
+
+async def _close(socket: WebSocket, code: CloseCode, within_s: float) -> None:
+    try:
+        await asyncio.wait_for(socket.close(code), within_s)
+    except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
+        return
