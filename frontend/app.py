@@ -89,6 +89,11 @@ def create_app(settings: Settings) -> FastAPI:
         """Sentences that a user may try, from the checkpoint's folder; none where it has none."""
         return JSONResponse(suggestions(settings))
 
+    @app.get("/voices")
+    async def voices() -> JSONResponse:
+        """Names of the checkpoint's voices; none before the engine was there."""
+        return JSONResponse(list(bridge.engine.voices))
+
     @app.post("/v1/realtime/client_secrets")
     async def client_secrets(request: Request) -> JSONResponse:
         """A short-lived key for a browser."""

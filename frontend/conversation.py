@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -15,9 +16,10 @@ from frontend.bridge import Bridge
 from frontend.framer import Framer
 from frontend.line import Line
 from frontend.log import Journal
-from frontend.metrics import LAG
+from frontend.metrics import GAPS, LAG
 from frontend.playout import Playout
 from frontend.protocol import (
+    GREATEST_INTEGER,
     SAMPLE_BYTES,
     CloseCode,
     Control,
@@ -28,6 +30,7 @@ from frontend.protocol import (
     check_values,
     error_event,
     event_text,
+    number_of,
     opened_event,
     parameters_of,
     parse_control,
@@ -35,6 +38,7 @@ from frontend.protocol import (
 from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
 from frontend.turns import Turns
 
+MOST_GAPS = 1000  # that a page tells of at once
 MOST_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
 
 
@@ -59,6 +63,8 @@ class Conversation:
         self._playout = Playout(settings.bridge.most_lag_ms / 1000)
         self._started = False
         self._sent = self._answered = 0  # ticks
+        self._sent_s: deque[float] = deque()  # when those on their way were
+        self._tick_s: float | None = None  # that the last one took
         self._was_answered = asyncio.Event()
         self._journal = Journal("pcm16", str(self.sequence_id), place.caller.name)
         self._why = "gone"  # it ends
@@ -81,13 +87,14 @@ class Conversation:
         self._journal.ended(self._why, ticks=self._sent, answers=self._turns.answers)
 
     async def _converse(self) -> None:
-        opened = opened_event(self.sequence_id, self._settings, self._bridge.engine.voices)
+        opened = opened_event(self.sequence_id, self._settings)
         if self._line.token:
             opened |= {"resume_token": self._line.token, "resume_s": self._settings.bridge.resume_s}
         await self._send(opened)
         async for answer in self._bridge.link.converse(self.sequence_id, self._ticks()):
             self._room.release()
             self._answered += 1
+            self._tick_s = time.monotonic() - self._sent_s.popleft()
             await self._deliver(answer)
             self._was_answered.set()
 
@@ -143,6 +150,9 @@ class Conversation:
                 if control is Control.OPTIONS:
                     self._choose(details)
                     continue
+                if control in (Control.PING, Control.PLAYBACK):
+                    await self._note(control, details)
+                    continue
                 if control is Control.RESET and not self._started:  # there is nothing to forget
                     await self._send({"type": "reset", "at_ms": 0})
                     continue
@@ -178,6 +188,14 @@ class Conversation:
         self._playout.owe(samples * SAMPLE_BYTES)
         return self._framer.flush()
 
+    async def _note(self, control: Control, details: Mapping[str, Any]) -> None:
+        """What the engine has no part in."""
+        if control is Control.PLAYBACK:
+            GAPS.inc(number_of(control, details, "gaps", MOST_GAPS))
+        else:
+            sent, tick_ms = number_of(control, details, "sent", GREATEST_INTEGER), self._tick_s and self._tick_s * 1000
+            await self._send({"type": "pong", "sent": sent, "tick_ms": tick_ms})
+
     def _choose(self, options: Mapping[str, Any]) -> None:
         if self._started:
             raise ProtocolError("too_late", "options came after the first tick of sound, expected them before")
@@ -194,6 +212,7 @@ class Conversation:
             self._turns.creates_responses = str(answers).lower() in ("true", "1")
         self._sent += 1
         self._last_tick_s = time.monotonic()
+        self._sent_s.append(self._last_tick_s)
         parameters = {**self._options, **asked} if start else dict(asked)
         return TickIn(pcm, start=start, end=end, parameters=parameters)
 

@@ -18,3 +18,4 @@ RESPONSE = Histogram(
     buckets=RESPONSE_S,
 )
 LAG = Histogram("sca_bridge_lag_seconds", "lag of a loudspeaker when catching up began", buckets=RESPONSE_S)
+GAPS = Counter("sca_bridge_gaps", "times that a page's loudspeaker ran out of sound")

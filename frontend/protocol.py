@@ -2,7 +2,8 @@
 
 In:  binary, any even number of bytes: PCM16 mono 16 kHz;
      text: {"type": "options", ...} before any sound, {"type": "commit"}, {"type": "cancel"}, {"type": "listen"},
-     {"type": "message", "text": ...}, {"type": "transcript"}, {"type": "reset"}, {"type": "end"}.
+     {"type": "message", "text": ...}, {"type": "transcript"}, {"type": "reset"}, {"type": "ping", "sent": ...},
+     {"type": "playback", "gaps": ...}, {"type": "end"}.
 Out: binary, one a tick: PCM16 mono 24 kHz, after a commit with less silence by as much as closed its tick;
      text: events, each with a "type".
 """
@@ -36,6 +37,8 @@ class Control(Enum):
     LISTEN = "listen"  # the user's turn begins here: what was heard of it is dropped, an answer ends
     TRANSCRIPT = "transcript"  # the next tick reads out the conversation
     RESET = "reset"  # the next tick begins the conversation anew
+    PING = "ping"  # answered by a pong with the same "sent", and what ticks take
+    PLAYBACK = "playback"  # the loudspeaker ran out of sound so many times more: "gaps"
     END = "end"  # the sound so far is answered, then the bridge closes
 
 
@@ -110,6 +113,16 @@ def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) ->
     return {control.value: text}
 
 
+def number_of(control: Control, details: Mapping[str, Any], name: str, most: float) -> float:
+    """A number that a control brings, from 0. Raises `ProtocolError`."""
+    value = details.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ProtocolError(
+            "bad_number", f"{control.value} came with {name} {shown(value)}, expected a number from 0 to {most:g}"
+        )
+    return value
+
+
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by known names, of kinds that can travel, or `ProtocolError`."""
     for name, value in options.items():
@@ -142,8 +155,8 @@ def _check_text(name: str, value: str) -> None:
         raise ProtocolError("bad_option", f"{name} holds a NUL character, expected text without one")
 
 
-def opened_event(sequence_id: int, settings: Settings, voices: Sequence[str]) -> Event:
-    """The first event: the conversation's id, the voices that there are, and the formats of both directions."""
+def opened_event(sequence_id: int, settings: Settings) -> Event:
+    """The first event: the conversation's id and the formats of both directions."""
 
     def sound(rate: int, samples: int) -> Event:
         return {"encoding": "pcm_s16le", "channels": 1, "sample_rate": rate, "tick_bytes": samples * SAMPLE_BYTES}
@@ -154,7 +167,6 @@ def opened_event(sequence_id: int, settings: Settings, voices: Sequence[str]) ->
         "id": str(sequence_id),
         "dialect": settings.engine.dialect,
         "tick_ms": audio.tick_ms,
-        "voices": list(voices),
         "input": sound(INPUT_HZ, audio.input_samples),
         "output": sound(OUTPUT_HZ, audio.output_samples),
     }

@@ -304,6 +304,41 @@ def test_options_after_the_first_sound_are_refused(served: Served, pcm):
         assert end(socket)[1] == 1000
 
 
+def test_a_ping_is_answered_with_what_ticks_take(served: Served, pcm):
+    with connect(served.websocket) as socket:
+        event(socket, "conversation.opened")
+        socket.send(json.dumps({"type": "ping", "sent": 12.5}))
+        assert event(socket, "pong") == {"type": "pong", "sent": 12.5, "tick_ms": None}
+        socket.send(pcm[:TICK].tobytes())
+        while not isinstance(socket.recv(timeout=20), bytes):
+            pass
+        socket.send(json.dumps({"type": "ping", "sent": 0}))
+        assert 0 < event(socket, "pong")["tick_ms"] < 5000
+
+
+def test_gaps_that_a_page_tells_of_are_counted(served: Served):
+    def gaps() -> float:
+        with urllib.request.urlopen(f"{served.http}/metrics") as response:
+            return float(next(line.split()[1] for line in response.read().decode().splitlines()
+                              if line.startswith("sca_bridge_gaps_total")))  # fmt: skip
+
+    before = gaps()
+    with connect(served.websocket) as socket:
+        event(socket, "conversation.opened")
+        socket.send(json.dumps({"type": "playback", "gaps": 3}))
+        for bad in (-1, "3", None, True, 10**9, float("nan")):
+            socket.send(json.dumps({"type": "playback", "gaps": bad}))
+            error = event(socket, "error")
+            assert error["code"] == "bad_number"
+            assert "expected a number from 0 to 1000" in error["message"]
+    assert gaps() == before + 3
+
+
+def test_the_voices_are_named(served: Served):
+    with urllib.request.urlopen(f"{served.http}/voices") as response:
+        assert "ethan" in json.load(response)
+
+
 def test_reset_before_any_sound_is_told_too(served: Served):
     with connect(served.websocket) as socket:
         socket.send(json.dumps({"type": "reset"}))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,42 +16,81 @@ import soundfile
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-from tests.conftest import ROOT, Served
+from tests.conftest import RESUME_S, ROOT, Served
+from tests.test_bridge import health
 
 TALK_S = 6
 SCREENSHOTS = ROOT / "build" / "test" / "screenshots"
 
 
 @pytest.fixture
-def browser(tmp_path: Path, pcm: np.ndarray):
-    microphone = tmp_path / "microphone.wav"
-    pause = np.zeros(3 * 16000, np.int16)  # the WAV is played again and again
-    soundfile.write(microphone, np.concatenate([pcm, pause]), 16000, subtype="PCM_16")
-    options = Options()
-    options.binary_location = "/usr/bin/chromium"
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--autoplay-policy=no-user-gesture-required",
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={microphone}",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=900,800",
-    ):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
+def start(tmp_path: Path):
+    """Starts a browser with a sound, repeated, as its microphone; None: it has no microphone."""
+    started = []
+
+    def with_microphone(pcm: np.ndarray | None) -> webdriver.Chrome:
+        options = Options()
+        options.binary_location = "/usr/bin/chromium"
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--autoplay-policy=no-user-gesture-required",
+            "--use-fake-ui-for-media-stream",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=900,1000",
+        ]
+        if pcm is not None:
+            microphone = tmp_path / "microphone.wav"
+            pause = np.zeros(3 * 16000, np.int16)
+            soundfile.write(microphone, np.concatenate([pcm, pause]), 16000, subtype="PCM_16")
+            arguments += ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}"]
+        for argument in arguments:
+            options.add_argument(argument)
+        started.append(webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver")))
+        return started[-1]
+
+    yield with_microphone
+    for browser in started:
+        browser.quit()
+
+
+@pytest.fixture
+def browser(start, pcm: np.ndarray) -> webdriver.Chrome:
+    return start(pcm)
+
+
+def state_of(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.TAG_NAME, "body").get_attribute("data-state")
+
+
+def shown(browser: webdriver.Chrome, name: str) -> str:
+    return browser.find_element(By.ID, name).text
+
+
+def entries(browser: webdriver.Chrome, who: str) -> list[str]:
+    return [found.text for found in browser.find_elements(By.CSS_SELECTOR, f"#text [data-who={who}] span")]
+
+
+def talk(browser: webdriver.Chrome) -> None:
+    """Presses the button and waits until the conversation is open."""
+    browser.find_element(By.ID, "talk").click()
+    wait_for(lambda: state_of(browser) in ("talking", "error"), 15, "conversation")
+    assert state_of(browser) == "talking", shown(browser, "status")
+
+
+def complaints(browser: webdriver.Chrome) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
 def number(text: str) -> float:
@@ -128,6 +170,90 @@ def test_the_page_shows_who_speaks(served_turns: Served, browser):
     assert complaints == []
 
 
+def test_push_to_talk(served_turns: Served, browser):
+    """What is said while the button is held is the turn; before and after it the microphone is not heard."""
+    browser.get(served_turns.http)
+    browser.find_element(By.TAG_NAME, "summary").click()
+    browser.find_element(By.CSS_SELECTOR, "#mode option[value=push]").click()
+    talk(browser)
+    assert not browser.find_element(By.ID, "mode").is_enabled(), "it is chosen before a conversation"
+    wait_for(lambda: number(shown(browser, "said")) >= 4, 15, "sound from the microphone")
+    assert entries(browser, "user") == []
+    by_button = ActionChains(browser).click_and_hold(browser.find_element(By.ID, "hold")).pause(2.5).release()
+    by_space_bar = ActionChains(browser).key_down(Keys.SPACE).pause(2.5).key_up(Keys.SPACE)
+    for turns, hold in enumerate((by_button, by_space_bar), 1):
+        hold.perform()
+        wait_for(lambda: len([t for t in entries(browser, "assistant") if t.strip()]) == turns, 20, "answer")  # noqa: B023
+    spoken = entries(browser, "user")
+    assert len(spoken) == 2
+    assert all(2.3 < float(words.split()[2]) < 4 for words in spoken), spoken
+    browser.save_screenshot(str(SCREENSHOTS / "push_to_talk.png"))
+    assert complaints(browser) == []
+
+
+def test_mute(served_turns: Served, browser):
+    """Time goes on, and nothing is heard."""
+    browser.get(served_turns.http)
+    talk(browser)
+    browser.find_element(By.TAG_NAME, "body").send_keys("m")
+    mute = browser.find_element(By.ID, "mute")
+    assert mute.get_attribute("aria-pressed") == "true"
+    assert mute.text == "Unmute"
+    time.sleep(2)
+    turns, said = len(entries(browser, "user")), number(shown(browser, "said"))
+    time.sleep(9)  # longer than the microphone's sound
+    assert len(entries(browser, "user")) == turns
+    assert number(shown(browser, "said")) > said + 7
+    mute.click()
+    wait_for(lambda: len(entries(browser, "user")) > turns, 15, "speech")
+
+
+def test_a_network_that_drops(served_turns: Served, browser):
+    """The page says so, calls again, and the conversation goes on with all that was said."""
+    with Network(served_turns) as network:
+        browser.get(network.http)
+        talk(browser)
+        wait_for(lambda: number(shown(browser, "said")) >= 2, 15, "sound from the microphone")
+        network.cut()
+        wait_for(lambda: state_of(browser) == "reconnecting", 5, "notice")
+        browser.save_screenshot(str(SCREENSHOTS / "reconnecting.png"))
+        time.sleep(1)
+        network.mend()
+        wait_for(lambda: state_of(browser) == "talking", 5, "new connection")
+        said, heard = number(shown(browser, "said")), number(shown(browser, "heard"))
+        wait_for(lambda: number(shown(browser, "said")) > said + 4, 15, "sound from the microphone")
+        assert number(shown(browser, "heard")) > heard + 2
+        assert health(served_turns)["conversations"] == 1, "the same one"
+        network.cut()
+        wait_for(lambda: state_of(browser) == "error", RESUME_S + 15, "end of the patience")
+        assert shown(browser, "status") == "The server closed the conversation."
+
+
+def test_no_microphone_is_said_in_words(served: Served, start):
+    browser = start(None)
+    browser.get(served.http)
+    browser.find_element(By.ID, "talk").click()
+    wait_for(lambda: state_of(browser) == "error", 15, "error")
+    assert shown(browser, "status") == "There is no microphone."
+    assert browser.find_element(By.ID, "talk").text == "Talk", "one can try again"
+
+
+def test_what_a_voice_and_instructions_are_chosen_is_kept(served: Served, browser):
+    browser.get(served.http)
+    browser.find_element(By.TAG_NAME, "summary").click()
+    wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#voice option")) > 1, 5, "voices")
+    browser.find_element(By.CSS_SELECTOR, "#voice option:last-child").click()
+    chosen = browser.find_element(By.ID, "voice").get_attribute("value")
+    browser.find_element(By.ID, "instructions").send_keys("Be brief.")
+    talk(browser)
+    wait_for(lambda: number(shown(browser, "heard")) >= 1, 15, "voice")
+    assert complaints(browser) == []
+    assert entries(browser, "note") == [], "the engine took both"
+    browser.refresh()
+    wait_for(lambda: browser.find_element(By.ID, "voice").get_attribute("value") == chosen, 5, "kept voice")
+    assert browser.find_element(By.ID, "instructions").get_attribute("value") == "Be brief."
+
+
 def test_the_page_of_another_origin_and_a_wrong_key_are_told(served: Served, browser):
     """A browser hides why a WebSocket was refused; the page asks, and says it."""
     evil = served.http.replace("127.0.0.1", "nobody.localhost")  # points here, and is not this machine's name
@@ -157,6 +283,56 @@ def test_a_full_house_is_said_in_words(served: Served, browser, pcm):
     finally:
         for guest in guests:
             guest.close()
+
+
+class Network:
+    """Forwards connections to the bridge, until it is cut."""
+
+    def __init__(self, served: Served):
+        self._target = ("127.0.0.1", served.settings.bridge.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._pairs: list[socket.socket] = []
+        self._is_up = True
+        self.http = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Network:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        self._listener.close()
+
+    def cut(self) -> None:
+        """Whoever is connected is gone, and nobody new comes through."""
+        self._is_up = False
+        for one in self._pairs:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._pairs.clear()
+
+    def mend(self) -> None:
+        self._is_up = True
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it is closed at the end
+            while True:
+                inner, _ = self._listener.accept()
+                if not self._is_up:
+                    inner.close()
+                    continue
+                outer = socket.create_connection(self._target)
+                self._pairs += [inner, outer]
+                for pair in ((inner, outer), (outer, inner)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):  # one of the two has gone
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for one in (source, sink):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
 
 # Taps what the page sends to the loudspeaker: every AudioWorkletNode connected to a destination is measured too.

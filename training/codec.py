@@ -23,7 +23,7 @@ from training.run import load
 RATE = OUTPUT_HZ
 FRAME = RATE * CODEC_FRAME_MS // 1000  # samples of a codec frame
 HOP = FRAME // 8  # samples of a mel frame
-CODEC_STATE, DECODER_STATE = "codec.pt", "decoder.pt"  # of a training run: the three parts; code2wav alone
+CODEC_STATE = "codec.pt"  # of a training run
 
 
 class LogMel(nn.Module):
@@ -223,12 +223,10 @@ def make_codec(work: Path) -> Codec:
 
 
 def load_codec(work: Path) -> Codec:
-    """The trained one, in evaluation mode: its code2wav embeds the codebooks, or was trained on their codes alone."""
+    """The trained one, in evaluation mode; its code2wav embeds the codebooks."""
     codec = make_codec(work)
     load(work / CODEC_STATE, **codec._asdict())
     codec.embed_codebooks()
-    if (work / DECODER_STATE).exists():
-        load(work / DECODER_STATE, code2wav=codec.code2wav)
     for part in codec:
         part.eval()
     return codec

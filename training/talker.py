@@ -163,13 +163,6 @@ class Teacher:
                 codes[chosen] = self._speak_frames(hidden, first)
         return mixed
 
-    @torch.no_grad()
-    def likeliest(self, spoken: Spoken, heard: Tensor, user: Tensor) -> Tensor:
-        """The codes [T, books] that it would speak in each frame of a sentence after `heard` in the frames before."""
-        output, [start] = self._forward([spoken], [heard], [user])
-        hidden = output.last_hidden_state[0, start : start + len(heard)]
-        return self._speak_frames(hidden, self._talker.codec_head(hidden)[:, :CODEBOOK].argmax(-1))
-
     def _speak_frames(self, hidden: Tensor, first: Tensor) -> Tensor:
         """Codes [N, books] from the talker's hidden states [N, hidden] and first codes [N]: the likeliest others."""
         predictor = self._talker.code_predictor

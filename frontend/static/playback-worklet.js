@@ -1,4 +1,5 @@
-// The loudspeaker, on the audio thread: takes 24 kHz 16 bit frames, plays them without gaps from a ring buffer.
+// The loudspeaker, on the audio thread: takes 24 kHz 16 bit frames, plays them from a ring buffer. How much it holds back
+// follows the network: more after a gap, less when nothing was late for a while. It falls silent and begins by short fades.
 
 import { Resampler } from "./resampler.js";
 
@@ -6,8 +7,11 @@ const RATE = 24000;
 const CAPACITY_S = 4;
 const GREATEST_WAIT_S = 1.5; // sound that has waited so long would make every later answer late
 const CUSHION_S = 0.12; // held back before playing begins, against late answers
-const CUSHION_STEP_S = 0.08; // more is held back after every gap, so that a slow machine soon has no more of them
+const CUSHION_STEP_S = 0.08; // more is held back after every gap
 const GREATEST_CUSHION_S = 0.64;
+const SPARE_S = 0.06; // what shall be left of the buffer when the next frame comes
+const WATCH_S = 8; // more than that for so long, and the next silence is shortened by it
+const FADE_S = 0.005;
 const REPORT_S = 0.1;
 
 class Playback extends AudioWorkletProcessor {
@@ -17,8 +21,13 @@ class Playback extends AudioWorkletProcessor {
     this.ring = new Float32Array(CAPACITY_S * sampleRate);
     this.written = 0; // samples, ever
     this.played = 0; // samples, ever
+    this.skipTo = null; // where playing goes on after a fade
     this.playing = false;
+    this.gain = 0;
     this.cushionS = CUSHION_S;
+    this.least = Infinity; // samples that were left in the buffer, since `watchedAt`
+    this.watchedAt = 0;
+    this.excess = 0; // samples of silence to leave out
     this.gaps = 0;
     this.squares = 0; // of the samples played since the last report
     this.reported = 0;
@@ -29,32 +38,65 @@ class Playback extends AudioWorkletProcessor {
     const samples = this.resampler.process(Float32Array.from(pcm, (sample) => sample / 32767));
     for (const sample of samples) this.ring[this.written++ % this.ring.length] = sample;
     if (this.written - this.played > GREATEST_WAIT_S * sampleRate) {
-      this.played = this.written - Math.round(this.cushionS * sampleRate); // after a stall, late sound is left out
+      this.skipTo = this.written - Math.round(this.cushionS * sampleRate); // after a stall, late sound is left out
     }
   }
 
   skip() {
-    this.played = this.written;
-    this.playing = false;
+    this.skipTo = this.written;
   }
 
   process(_, [[left, ...others]]) {
-    const waiting = this.written - this.played;
-    if (!this.playing && waiting >= this.cushionS * sampleRate) this.playing = true;
-    if (this.playing && waiting < left.length) {
+    if (!this.playing && this.skipTo === null && this.written - this.played >= this.cushionS * sampleRate) {
+      this.playing = true;
+      this.watch();
+    }
+    if (this.playing) this.shorten(left.length);
+    const step = 1 / (FADE_S * sampleRate);
+    for (let i = 0; i < left.length; i++) {
+      const waiting = this.written - this.played;
+      const goesOn = this.playing && this.skipTo === null && waiting > FADE_S * sampleRate;
+      this.gain = waiting ? Math.max(0, Math.min(1, this.gain + (goesOn ? step : -step))) : 0;
+      if (this.gain) {
+        left[i] = this.gain * this.ring[this.played++ % this.ring.length];
+        this.squares += left[i] ** 2;
+      } else if (!goesOn) this.fallSilent();
+    }
+    for (const other of others) other.set(left);
+    if (this.playing) this.least = Math.min(this.least, this.written - this.played);
+    if (currentTime - this.watchedAt > WATCH_S) this.watch();
+    if (currentTime - this.reported >= REPORT_S) this.report();
+    return true;
+  }
+
+  fallSilent() {
+    if (this.skipTo !== null) {
+      this.played = Math.max(this.played, this.skipTo);
+      this.playing = this.written > this.played;
+      this.skipTo = null;
+    } else if (this.playing) {
       this.playing = false;
       this.gaps++;
       this.cushionS = Math.min(this.cushionS + CUSHION_STEP_S, GREATEST_CUSHION_S);
     }
-    if (this.playing) {
-      for (let i = 0; i < left.length; i++) {
-        left[i] = this.ring[this.played++ % this.ring.length];
-        this.squares += left[i] ** 2;
-      }
-      for (const other of others) other.set(left);
+  }
+
+  // What was never needed is held back no longer.
+  watch() {
+    if (this.playing && this.least < Infinity) {
+      this.excess = Math.max(0, this.least - SPARE_S * sampleRate);
+      if (this.excess) this.cushionS = Math.max(CUSHION_S, this.cushionS - CUSHION_STEP_S / 2);
     }
-    if (currentTime - this.reported >= REPORT_S) this.report();
-    return true;
+    this.least = Infinity;
+    this.watchedAt = currentTime;
+  }
+
+  // Leaves out silence that would be played now.
+  shorten(length) {
+    if (this.excess < length || this.written - this.played < 3 * length) return;
+    for (let i = 0; i < 2 * length; i++) if (this.ring[(this.played + i) % this.ring.length] !== 0) return;
+    this.played += length;
+    this.excess -= length;
   }
 
   report() {

@@ -23,7 +23,7 @@ export class Transcript {
     const handlers = {
       speech_started: () => this.speechStarted(event),
       speech_stopped: () => this.speechStopped(event),
-      answer_started: () => this.answerText(),
+      answer_started: () => this.answerText(clock(event.at_ms)),
       text: () => this.answerText().append(event.text),
       answer_done: () => this.answerDone(),
       interrupted: () => this.interrupted(event),
@@ -62,8 +62,8 @@ export class Transcript {
     this.speech = null;
   }
 
-  answerText() {
-    this.answer ??= this.entry("assistant");
+  answerText(when = "") {
+    this.answer ??= this.entry("assistant", when);
     return this.answer.lastChild;
   }
 

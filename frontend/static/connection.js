@@ -1,0 +1,78 @@
+// The WebSocket, and the next one when the network drops. Both sides count messages, so that each can send what the other
+// misses: docs/protocol.md, "A network that drops".
+
+import { subprotocols } from "./access.js";
+
+const CUT_OFF = 1006; // the close code of a WebSocket without a goodbye
+const RETRY_MS = 500;
+const KEPT_BYTES = 2 ** 21; // of what was sent last: a minute
+
+export class Connection {
+  // listener: event(object), sound(buffer), lost(), back(), closed()
+  constructor(listener) {
+    this.listener = listener;
+    this.received = 0;
+    this.sent = []; // the newest messages, and how many there were before them
+    this.dropped = this.bytes = 0;
+    this.call(`${location.search || "?"}&resumable=true`);
+  }
+
+  call(query) {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    this.socket = new WebSocket(`${scheme}://${location.host}/ws/pcm16${query}`, subprotocols());
+    this.socket.binaryType = "arraybuffer";
+    this.socket.onmessage = ({ data }) => this.take(data);
+    this.socket.onclose = ({ code }) => this.closed(code);
+    this.isOpen = false;
+  }
+
+  take(data) {
+    const event = typeof data === "string" ? JSON.parse(data) : null;
+    if (event?.type === "conversation.resumed") return this.resumed(event.received);
+    this.received++;
+    if (event?.type === "conversation.opened") {
+      this.token = event.resume_token;
+      this.resumeMs = event.resume_s * 1000;
+      this.isOpen = true;
+    }
+    if (event) this.listener.event(event);
+    else this.listener.sound(data);
+  }
+
+  send(message) {
+    this.sent.push(message);
+    this.bytes += message.length ?? message.byteLength;
+    while (this.bytes > KEPT_BYTES) {
+      const oldest = this.sent.shift();
+      this.bytes -= oldest.length ?? oldest.byteLength;
+      this.dropped++;
+    }
+    if (this.isOpen) this.socket.send(message);
+  }
+
+  resumed(received) {
+    for (const message of this.sent.slice(Math.max(0, received - this.dropped))) this.socket.send(message);
+    this.isOpen = true;
+    this.lostAt = null;
+    this.listener.back();
+  }
+
+  closed(code) {
+    if (this.isDone) return;
+    this.isOpen = false;
+    this.lostAt ??= performance.now();
+    if (code !== CUT_OFF || !this.token || performance.now() - this.lostAt > this.resumeMs) {
+      this.listener.closed();
+      return;
+    }
+    this.listener.lost();
+    this.retrying = setTimeout(() => this.call(`?resume=${this.token}&received=${this.received}`), RETRY_MS);
+  }
+
+  close() {
+    this.isDone = true;
+    this.isOpen = false;
+    clearTimeout(this.retrying);
+    this.socket.close(1000);
+  }
+}

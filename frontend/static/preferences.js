@@ -1,0 +1,74 @@
+// The settings of the page; the browser keeps them. Devices may change at any time, the others before a conversation.
+
+import { canChooseLoudspeaker, devicesOf } from "./devices.js";
+
+const DEVICES = { microphone: "audioinput", loudspeaker: "audiooutput" };
+const OTHERS = ["mode", "voice", "instructions"];
+const STORE = "sca.settings";
+
+export class Preferences {
+  constructor(element) {
+    this.element = element;
+    this.kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
+    this.onDevice = () => {};
+    element("loudspeaker").parentElement.hidden = !canChooseLoudspeaker;
+    for (const name of [...Object.keys(DEVICES), ...OTHERS]) {
+      element(name).onchange = () => {
+        this.keep(name, element(name).value);
+        if (name in DEVICES) this.onDevice();
+      };
+    }
+    element("mode").value = this.kept.mode ?? "hands-free";
+    element("instructions").value = this.kept.instructions ?? "";
+    navigator.mediaDevices?.addEventListener("devicechange", () => this.listDevices());
+    this.listDevices();
+    this.listVoices();
+  }
+
+  get microphone() {
+    return this.element("microphone").value;
+  }
+
+  get loudspeaker() {
+    return this.element("loudspeaker").value;
+  }
+
+  get pushes() {
+    return this.element("mode").value === "push";
+  }
+
+  // What the engine is asked for.
+  options(takesTurns) {
+    const options = {};
+    if (this.element("voice").value) options.voice = this.element("voice").value;
+    if (this.element("instructions").value.trim()) options.system_prompt = this.element("instructions").value.trim();
+    if (takesTurns && this.pushes) options.detection = "manual";
+    return options;
+  }
+
+  lock(isLocked) {
+    for (const name of OTHERS) this.element(name).disabled = isLocked;
+  }
+
+  async listDevices() {
+    for (const [name, kind] of Object.entries(DEVICES)) this.fill(name, await devicesOf(kind));
+  }
+
+  async listVoices() {
+    const response = await fetch("voices");
+    const voices = response.ok ? await response.json() : [];
+    this.fill("voice", voices.map((voice) => ({ id: voice, label: voice[0].toUpperCase() + voice.slice(1) })));
+  }
+
+  fill(name, choices) {
+    const select = this.element(name);
+    const wanted = select.value || this.kept[name] || "";
+    select.replaceChildren(new Option("Default", ""), ...choices.map(({ id, label }) => new Option(label, id)));
+    select.value = choices.some(({ id }) => id === wanted) ? wanted : "";
+  }
+
+  keep(name, value) {
+    this.kept[name] = value;
+    localStorage.setItem(STORE, JSON.stringify(this.kept));
+  }
+}
