@@ -34,6 +34,7 @@ class BridgeSettings:
     most_lag_ms: int
     resume_s: float
     drain_s: float
+    record_folder: str
     log_level: str
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from config import Settings
@@ -13,7 +14,8 @@ from frontend.access import Access
 from frontend.admission import Admission
 from frontend.line import Line
 from frontend.protocol import SAMPLE_BYTES, CloseCode, Event, ProtocolError
-from frontend.triton import EngineFacts, TickError, TickIn, TritonLink, new_sequence_id
+from frontend.recording import recorded
+from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
 logger = logging.getLogger(__name__)
 WARM_UP_TICKS = 3
@@ -73,6 +75,13 @@ class Bridge:
             return f"Triton at {self.link.url} is not ready"
         refusal = self.admission.refusal()
         return refusal.message if refusal else None
+
+    def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
+        """`TritonLink.converse`, kept where `bridge.record_folder` says."""
+        folder = self.settings.bridge.record_folder
+        return (
+            recorded(self.link, Path(folder), sequence_id, ticks) if folder else self.link.converse(sequence_id, ticks)
+        )
 
     @contextmanager
     def resumable(self, line: Line) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -63,7 +62,6 @@ class Conversation:
         self._playout = Playout(settings.bridge.most_lag_ms / 1000)
         self._started = False
         self._sent = self._answered = 0  # ticks
-        self._sent_s: deque[float] = deque()  # when those on their way were
         self._tick_s: float | None = None  # that the last one took
         self._was_answered = asyncio.Event()
         self._journal = Journal("pcm16", str(self.sequence_id), place.caller.name)
@@ -91,10 +89,9 @@ class Conversation:
         if self._line.token:
             opened |= {"resume_token": self._line.token, "resume_s": self._settings.bridge.resume_s}
         await self._send(opened)
-        async for answer in self._bridge.link.converse(self.sequence_id, self._ticks()):
+        async for answer in self._bridge.converse(self.sequence_id, self._ticks()):
             self._room.release()
             self._answered += 1
-            self._tick_s = time.monotonic() - self._sent_s.popleft()
             await self._deliver(answer)
             self._was_answered.set()
 
@@ -117,6 +114,7 @@ class Conversation:
             return
         if self._inbox.is_over:
             return  # nobody hears it, or it failed
+        self._tick_s = answer.took_s
         for event in answer.events:
             self._turns.note(event)
             await self._send(event)
@@ -212,7 +210,6 @@ class Conversation:
             self._turns.creates_responses = str(answers).lower() in ("true", "1")
         self._sent += 1
         self._last_tick_s = time.monotonic()
-        self._sent_s.append(self._last_tick_s)
         parameters = {**self._options, **asked} if start else dict(asked)
         return TickIn(pcm, start=start, end=end, parameters=parameters)
 

@@ -63,6 +63,7 @@ class TickOut:
     pcm: bytes
     text: str
     events: list[dict[str, Any]]
+    took_s: float = 0.0  # from the request to the response
 
 
 @dataclass
@@ -121,8 +122,9 @@ class TritonLink:
                     result, error = await self._next(responses, sent, failures)
                 except StopAsyncIteration:
                     return
-                TICK.observe(time.monotonic() - sent.popleft())
-                yield TickError(error.message().removeprefix(PREFIX)) if error else _tick_out(result)
+                took_s = time.monotonic() - sent.popleft()
+                TICK.observe(took_s)
+                yield TickError(error.message().removeprefix(PREFIX)) if error else _tick_out(result, took_s)
         except grpc.aio.AioRpcError as error:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error
         finally:
@@ -192,7 +194,7 @@ class TritonLink:
             raise
 
 
-def _tick_out(result: Any) -> TickOut | TickError:
+def _tick_out(result: Any, took_s: float) -> TickOut | TickError:
     missing = [name for name in ("AUDIO_OUT", "TEXT", "EVENTS") if result.as_numpy(name) is None]
     if missing:  # seen from a Triton about to crash
         return TickError(f"Triton's answer has no {', '.join(missing)}")
@@ -200,4 +202,5 @@ def _tick_out(result: Any) -> TickOut | TickError:
         pcm=result.as_numpy("AUDIO_OUT").tobytes(),
         text=result.as_numpy("TEXT").item().decode(),
         events=json.loads(result.as_numpy("EVENTS").item()),
+        took_s=took_s,
     )

@@ -28,7 +28,7 @@ class RealtimeConnection:
 
     def __init__(self, socket: WebSocket, bridge: Bridge, place: Place):
         settings = bridge.settings
-        self._socket, self._link, self._settings, self._place = socket, bridge.link, settings, place
+        self._socket, self._bridge, self._settings, self._place = socket, bridge, settings, place
         self._inbox = Inbox(settings.bridge.text_per_second)
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_EVENTS_HELD)
         self._engine: asyncio.Task[None] | None = None
@@ -119,7 +119,7 @@ class RealtimeConnection:
 
     async def _converse(self) -> None:
         try:
-            async for answer in self._link.converse(new_sequence_id(), self._ticks()):
+            async for answer in self._bridge.converse(new_sequence_id(), self._ticks()):
                 self._room.release()
                 if isinstance(answer, TickError):
                     raise answer
