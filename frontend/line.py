@@ -31,6 +31,7 @@ class Line:
         self.reads_nothing = False  # why it is over
         self._reading = asyncio.create_task(self._read(socket))
         self._sending = asyncio.Lock()
+        self._under_way: asyncio.Future[None] | None = None  # what is being sent
         self._kept: deque[bytes | str] = deque()
         self._kept_bytes = self._sent = 0
         self._waiting: asyncio.TimerHandle | None = None
@@ -58,6 +59,8 @@ class Line:
             )
         before, self._socket, self.reads_nothing = self._socket, socket, False
         self._reading.cancel()
+        if self._under_way:
+            self._under_way.cancel()  # to a network that takes no more
         if self._waiting:
             self._waiting.cancel()
         async with self._sending:
@@ -92,13 +95,18 @@ class Line:
 
     async def _try(self, socket: WebSocket, message: bytes | str) -> None:
         send = socket.send_bytes(message) if isinstance(message, bytes) else socket.send_text(message)
+        sending = self._under_way = asyncio.ensure_future(send)
         try:
-            await asyncio.wait_for(send, self._settings.read_timeout_s)
-        except asyncio.TimeoutError:
-            self.reads_nothing = True
-            self._lost(socket)
+            done, _ = await asyncio.wait({sending}, timeout=self._settings.read_timeout_s)
+            if not done:
+                self.reads_nothing = True
+                self._lost(socket)
+            elif not sending.cancelled():
+                sending.result()
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError is starlette's word for a socket already closed
             self._lost(socket)
+        finally:
+            sending.cancel()
 
     def _lost(self, socket: WebSocket, said_goodbye: bool = False) -> None:
         """This WebSocket is gone: another may take its place for a while, unless its client has hung up."""
