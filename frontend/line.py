@@ -24,7 +24,8 @@ class Line:
     """Sends and receives until the conversation is over; `inbox.is_over` once nobody will come back."""
 
     def __init__(self, socket: WebSocket, settings: BridgeSettings, is_resumable: bool):
-        self._socket: WebSocket | None = socket
+        self._socket: WebSocket | None = socket  # the newest; None while nobody is there
+        self._is_up_to_date = True  # it has got all that was sent before it came
         self._settings = settings
         self.inbox = Inbox(settings.text_per_second)
         self.token = secrets.token_urlsafe(24) if is_resumable else None
@@ -44,7 +45,7 @@ class Line:
             self._sent += 1
             if self.token:
                 self._keep(message)
-            if self._socket:
+            if self._socket and self._is_up_to_date:
                 await self._try(self._socket, message)
 
     async def resume(self, socket: WebSocket, received: int) -> None:
@@ -57,20 +58,31 @@ class Line:
             raise ProtocolError(
                 "cannot_resume", f"{received} messages were received, expected {first} to {self._sent}: begin anew"
             )
-        before, self._socket, self.reads_nothing = self._socket, socket, False
+        before, self._socket = self._socket, socket
+        self._is_up_to_date = self.reads_nothing = False
         self._reading.cancel()
         if self._under_way:
             self._under_way.cancel()  # to a network that takes no more
         if self._waiting:
             self._waiting.cancel()
         async with self._sending:
-            await self._try(socket, event_text(self.resumed_event))
-            for message in list(self._kept)[received - first :]:
-                await self._try(socket, message)
-        reading = self._reading = asyncio.create_task(self._read(socket))
+            await self._bring_up_to_date(socket, received)
         if before:
             await _close(before, CloseCode.GOING_AWAY, self._settings.read_timeout_s)
-        await asyncio.wait({reading})
+        if self._socket is socket:
+            await asyncio.wait({self._reading})
+
+    async def _bring_up_to_date(self, socket: WebSocket, received: int) -> None:
+        """Says what has come, sends what is missed, and begins to read; unless yet another has come meanwhile."""
+        missed = self._sent - received
+        waiting = [event_text(self.resumed_event), *list(self._kept)[len(self._kept) - missed :]]
+        for message in waiting:
+            if self._socket is not socket:
+                return
+            await self._try(socket, message)
+        if self._socket is socket:
+            self._is_up_to_date = True
+            self._reading = asyncio.create_task(self._read(socket))
 
     @property
     def resumed_event(self) -> Event:
@@ -122,7 +134,7 @@ class Line:
     def _keep(self, message: bytes | str) -> None:
         self._kept.append(message)
         self._kept_bytes += len(message)
-        while self._kept_bytes > KEPT_BYTES:
+        while self._kept_bytes > KEPT_BYTES and self._is_up_to_date:  # else it is about to be sent
             self._kept_bytes -= len(self._kept.popleft())
 
 

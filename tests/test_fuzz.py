@@ -44,7 +44,7 @@ anything = st.one_of(
 controls = st.builds(
     lambda kind, fields: json.dumps({**fields, "type": kind}),
     st.sampled_from([control.value for control in Control if control is not Control.END]),
-    st.dictionaries(st.sampled_from([*OPTIONS, "text", "x"]), values, max_size=3),
+    st.dictionaries(st.sampled_from([*OPTIONS, "text", "gaps", "sent", "x"]), values, max_size=3),
 )
 sounds = st.integers(0, 12_000).map(bytes)
 pcm16_frames = st.lists(st.one_of(controls, controls, anything, sounds.map(bytearray)), max_size=6)

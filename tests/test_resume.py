@@ -91,7 +91,7 @@ def parts(pcm: np.ndarray) -> list[bytes]:
     return [samples[start : start + PART].tobytes() for start in range(0, len(samples), PART)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 60))])
 def test_whatever_is_cut_off_is_heard_as_if_nothing_had_been(served: Served, pcm, seed):
     """The network drops at random moments, messages of both directions on their way."""
     expected, text = converse(served.triton_grpc, pcm[: TICKS * TICK])
@@ -115,6 +115,23 @@ def test_whatever_is_cut_off_is_heard_as_if_nothing_had_been(served: Served, pcm
     assert not heard[len(expected) :].any() or len(heard) - len(expected) <= 7680, "the tick that carries the end"
     assert traveller.text.startswith(text)
     assert traveller.drops >= 2
+    wait_until_empty(served)
+
+
+@pytest.mark.parametrize("comebacks", [2, 5])
+def test_coming_back_again_and_again_doubles_nothing(served: Served, pcm, comebacks):
+    """A network that drops while what was missed is being sent: the last WebSocket alone is read."""
+    expected, _ = converse(served.triton_grpc, pcm[: TICKS * TICK])
+    traveller = Traveller(served)
+    for number, part in enumerate(parts(pcm)):
+        traveller.say(part)
+        if number % 9 == 8:
+            for _ in range(comebacks):
+                traveller.drop()
+                traveller.come_back()
+    traveller.say(json.dumps({"type": "end"}))
+    traveller.hear_the_rest()
+    assert np.array_equal(traveller.sound[: len(expected)], expected)
     wait_until_empty(served)
 
 
