@@ -28,6 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     try:
         ticks = read_recording(arguments.recording)
+        if len(ticks[0].said) != settings.audio.input_samples:
+            raise UserError(
+                f"{arguments.recording} has ticks of {len(ticks[0].said)} samples, "
+                f"expected {settings.audio.input_samples} (audio.tick_ms)"
+            )
         answers = asyncio.run(replay(settings, ticks))
     except (RecordingError, TickError) as error:
         raise UserError(str(error)) from error

@@ -31,6 +31,7 @@ class Inbox:
     async def read(self, socket: WebSocket) -> int:
         """Reads until this WebSocket is gone; returns its close code, or one that tells of no goodbye."""
         while not self.is_over:
+            await self._room.wait()
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return int(message.get("code") or CUT_OFF)
@@ -42,7 +43,6 @@ class Inbox:
             self._came.set()
             if self._bytes > MOST_BYTES:
                 self._room.clear()
-                await self._room.wait()
         return CUT_OFF
 
     def close(self) -> None:

@@ -59,14 +59,17 @@ class Line:
                 "cannot_resume", f"{received} messages were received, expected {first} to {self._sent}: begin anew"
             )
         before, self._socket = self._socket, socket
-        self._is_up_to_date = self.reads_nothing = False
+        self._is_up_to_date = False
         self._reading.cancel()
         if self._under_way:
             self._under_way.cancel()  # to a network that takes no more
         if self._waiting:
             self._waiting.cancel()
         async with self._sending:
-            await self._bring_up_to_date(socket, received)
+            try:
+                await asyncio.wait_for(self._bring_up_to_date(socket, received), self._settings.read_timeout_s)
+            except asyncio.TimeoutError:
+                self._lost(socket, reads_nothing=True)
         if before:
             await _close(before, CloseCode.GOING_AWAY, self._settings.read_timeout_s)
         if self._socket is socket:
@@ -103,7 +106,7 @@ class Line:
 
     async def _read(self, socket: WebSocket) -> None:
         said_goodbye = await self.inbox.read(socket) in GOODBYE
-        self._lost(socket, said_goodbye)
+        self._lost(socket, is_final=said_goodbye)
 
     async def _try(self, socket: WebSocket, message: bytes | str) -> None:
         send = socket.send_bytes(message) if isinstance(message, bytes) else socket.send_text(message)
@@ -111,8 +114,7 @@ class Line:
         try:
             done, _ = await asyncio.wait({sending}, timeout=self._settings.read_timeout_s)
             if not done:
-                self.reads_nothing = True
-                self._lost(socket)
+                self._lost(socket, reads_nothing=True)
             elif not sending.cancelled():
                 sending.result()
         except (WebSocketDisconnect, RuntimeError):  # RuntimeError is starlette's word for a socket already closed
@@ -120,11 +122,12 @@ class Line:
         finally:
             sending.cancel()
 
-    def _lost(self, socket: WebSocket, said_goodbye: bool = False) -> None:
-        """This WebSocket is gone: another may take its place for a while, unless its client has hung up."""
+    def _lost(self, socket: WebSocket, is_final: bool = False, reads_nothing: bool = False) -> None:
+        """This WebSocket is gone: another may take its place, unless its client hung up or reads nothing."""
         if self._socket is not socket:
             return
-        if self.token and not said_goodbye and not self.inbox.is_over:
+        self.reads_nothing |= reads_nothing
+        if self.token and not (is_final or reads_nothing or self.inbox.is_over):
             self._socket = None
             loop = asyncio.get_running_loop()
             self._waiting = loop.call_later(self._settings.resume_s, self.inbox.close)

@@ -43,6 +43,7 @@ class Recorder:
         self._last = (0, 0)  # samples, from which the next line is drawn
         self._wav: wave.Wave_write | None = None
         self._ticks = 0
+        self._has_failed = False
 
     async def ticks(self, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickIn]:
         """Passes the conversation's ticks on; a seed is given to one without, so that it can be replayed."""
@@ -62,6 +63,8 @@ class Recorder:
         self._thread.shutdown(wait=False)
 
     def _write(self, asked: TickIn, answer: TickOut | TickError) -> None:
+        if self._has_failed:
+            return
         try:
             if self._wav is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,8 @@ class Recorder:
                 lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
             self._ticks += 1
         except Exception:  # of whatever kind: it must not end a conversation, and the log tells
-            logger.exception("%s cannot be written, the conversation goes on", self._path)
+            self._has_failed = True
+            logger.exception("%s cannot be written, the conversation goes on without", self._path)
 
     def _close(self) -> None:
         try:
@@ -124,8 +128,8 @@ def read_recording(path: Path) -> list[RecordedTick]:
             if (wav.getnchannels(), wav.getsampwidth(), wav.getframerate()) != (2, 2, RATE):
                 raise RecordingError(f"{path} is no recording, expected 16 bit stereo at {RATE} Hz")
             frames = np.frombuffer(wav.readframes(wav.getnframes()), np.int16).reshape(-1, 2)
-        lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
+        lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")  # text may have other line breaks
+        entries = [json.loads(line) for line in lines if line]
     except (OSError, EOFError, wave.Error, ValueError) as error:
         if isinstance(error, RecordingError):
             raise

@@ -109,7 +109,7 @@ function listenToKeys() {
     hold.setPointerCapture(event.pointerId);
     holds(true);
   };
-  hold.onpointerup = hold.onpointercancel = () => holds(false);
+  hold.onpointerup = hold.onpointercancel = hold.onlostpointercapture = window.onblur = () => holds(false);
   const isMine = (event) => !event.target.closest("input, textarea, select, summary, button:not(#hold)");
   document.onkeydown = (event) => {
     if (!isMine(event) || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -119,6 +119,6 @@ function listenToKeys() {
     } else if (event.key.toLowerCase() === "m" && !element("mute").disabled) mute(!conversation.isMuted);
   };
   document.onkeyup = (event) => {
-    if (event.code === "Space" && !hold.hidden && isMine(event)) holds(false);
+    if (event.code === "Space") holds(false);
   };
 }

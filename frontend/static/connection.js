@@ -5,6 +5,7 @@ import { subprotocols } from "./access.js";
 
 const CUT_OFF = 1006; // the close code of a WebSocket without a goodbye
 const RETRY_MS = 500;
+const SILENT_MS = 5000; // without a message, when pongs come every two seconds: nobody is there
 const KEPT_BYTES = 2 ** 21; // of what was sent last: a minute
 
 export class Connection {
@@ -15,6 +16,7 @@ export class Connection {
     this.sent = []; // the newest messages, and how many there were before them
     this.dropped = this.bytes = 0;
     this.call(`${location.search || "?"}&resumable=true`);
+    this.watching = setInterval(() => this.watch(), 1000);
   }
 
   call(query) {
@@ -24,9 +26,20 @@ export class Connection {
     this.socket.onmessage = ({ data }) => this.take(data);
     this.socket.onclose = ({ code }) => this.closed(code);
     this.isOpen = false;
+    this.heardAt = performance.now();
+  }
+
+  // A network may fall silent without a word: this WebSocket is given up then.
+  watch() {
+    const isWaiting = this.socket.readyState <= WebSocket.OPEN && this.token;
+    if (!isWaiting || performance.now() - this.heardAt < SILENT_MS) return;
+    this.socket.onmessage = this.socket.onclose = null;
+    this.socket.close();
+    this.closed(CUT_OFF);
   }
 
   take(data) {
+    this.heardAt = performance.now();
     const event = typeof data === "string" ? JSON.parse(data) : null;
     if (event?.type === "conversation.resumed") return this.resumed(event.received);
     this.received++;
@@ -51,7 +64,11 @@ export class Connection {
   }
 
   resumed(received) {
-    for (const message of this.sent.slice(Math.max(0, received - this.dropped))) this.socket.send(message);
+    if (received < this.dropped) {
+      this.close(); // what is missed is not kept any more
+      return this.listener.closed();
+    }
+    for (const message of this.sent.slice(received - this.dropped)) this.socket.send(message);
     this.isOpen = true;
     this.lostAt = null;
     this.listener.back();
@@ -62,6 +79,7 @@ export class Connection {
     this.isOpen = false;
     this.lostAt ??= performance.now();
     if (code !== CUT_OFF || !this.token || performance.now() - this.lostAt > this.resumeMs) {
+      clearInterval(this.watching);
       this.listener.closed();
       return;
     }
@@ -73,6 +91,7 @@ export class Connection {
     this.isDone = true;
     this.isOpen = false;
     clearTimeout(this.retrying);
+    clearInterval(this.watching);
     this.socket.close(1000);
   }
 }

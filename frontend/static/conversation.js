@@ -71,6 +71,10 @@ export class Conversation {
     if (!this.capture) return;
     await useLoudspeaker(this.audio, loudspeaker);
     const stream = await openMicrophone(microphone);
+    if (this.isOver || this.preferences.microphone !== microphone) {
+      stream.getTracks().forEach((track) => track.stop()); // too late
+      return;
+    }
     this.source.disconnect();
     this.stream.getTracks().forEach((track) => track.stop());
     this.stream = stream;

@@ -38,7 +38,8 @@ class Playback extends AudioWorkletProcessor {
     const samples = this.resampler.process(Float32Array.from(pcm, (sample) => sample / 32767));
     for (const sample of samples) this.ring[this.written++ % this.ring.length] = sample;
     if (this.written - this.played > GREATEST_WAIT_S * sampleRate) {
-      this.skipTo = this.written - Math.round(this.cushionS * sampleRate); // after a stall, late sound is left out
+      const late = this.written - Math.round(this.cushionS * sampleRate);
+      this.skipTo = Math.max(this.skipTo ?? 0, late); // after a stall, late sound is left out
     }
   }
 
@@ -70,9 +71,10 @@ class Playback extends AudioWorkletProcessor {
   }
 
   fallSilent() {
+    this.excess = 0;
     if (this.skipTo !== null) {
       this.played = Math.max(this.played, this.skipTo);
-      this.playing = this.written > this.played;
+      this.playing = this.written - this.played >= this.cushionS * sampleRate;
       this.skipTo = null;
     } else if (this.playing) {
       this.playing = false;

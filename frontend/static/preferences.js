@@ -9,7 +9,7 @@ const STORE = "sca.settings";
 export class Preferences {
   constructor(element) {
     this.element = element;
-    this.kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
+    this.kept = withStore((store) => JSON.parse(store.getItem(STORE))) ?? {};
     this.onDevice = () => {};
     element("loudspeaker").parentElement.hidden = !canChooseLoudspeaker;
     for (const name of [...Object.keys(DEVICES), ...OTHERS]) {
@@ -69,6 +69,16 @@ export class Preferences {
 
   keep(name, value) {
     this.kept[name] = value;
-    localStorage.setItem(STORE, JSON.stringify(this.kept));
+    withStore((store) => store.setItem(STORE, JSON.stringify(this.kept)));
+  }
+}
+
+// A browser may keep nothing for a page, and what it kept may be of another page: then a choice holds until it is left.
+function withStore(use) {
+  try {
+    return use(localStorage);
+  } catch (error) {
+    console.info(`settings are not kept: ${error.message}`);
+    return null;
   }
 }
