@@ -6,7 +6,7 @@ import { Resampler } from "./resampler.js";
 const RATE = 24000;
 const CAPACITY_S = 4;
 const GREATEST_WAIT_S = 1.5; // sound that has waited so long would make every later answer late
-const CUSHION_S = 0.12; // held back before playing begins, against late answers
+const CUSHION_S = 0.12; // that the first frame waits before playing begins, against late ones
 const CUSHION_STEP_S = 0.08; // more is held back after every gap
 const GREATEST_CUSHION_S = 0.64;
 const SPARE_S = 0.06; // what shall be left of the buffer when the next frame comes
@@ -23,6 +23,7 @@ class Playback extends AudioWorkletProcessor {
     this.played = 0; // samples, ever
     this.skipTo = null; // where playing goes on after a fade
     this.playing = false;
+    this.cameAt = 0; // when the first sound came that waits to be played
     this.gain = 0;
     this.cushionS = CUSHION_S;
     this.least = Infinity; // samples that were left in the buffer, since `watchedAt`
@@ -35,6 +36,7 @@ class Playback extends AudioWorkletProcessor {
   }
 
   write(pcm) {
+    if (!this.playing && this.written - this.played <= FADE_S * sampleRate) this.cameAt = currentTime;
     const samples = this.resampler.process(Float32Array.from(pcm, (sample) => sample / 32767));
     for (const sample of samples) this.ring[this.written++ % this.ring.length] = sample;
     if (this.written - this.played > GREATEST_WAIT_S * sampleRate) {
@@ -48,7 +50,8 @@ class Playback extends AudioWorkletProcessor {
   }
 
   process(_, [[left, ...others]]) {
-    if (!this.playing && this.skipTo === null && this.written - this.played >= this.cushionS * sampleRate) {
+    const waits = this.written - this.played > FADE_S * sampleRate;
+    if (!this.playing && this.skipTo === null && waits && currentTime - this.cameAt >= this.cushionS) {
       this.playing = true;
       this.watch();
     }
@@ -75,6 +78,7 @@ class Playback extends AudioWorkletProcessor {
     if (this.skipTo !== null) {
       this.played = Math.max(this.played, this.skipTo);
       this.playing = this.written - this.played >= this.cushionS * sampleRate;
+      this.cameAt = currentTime;
       this.skipTo = null;
     } else if (this.playing) {
       this.playing = false;
