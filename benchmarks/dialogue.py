@@ -9,7 +9,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -81,11 +82,11 @@ class Dialogue:
         """The answer that begins at or after an event's place, once it has ended."""
         done = await self.wait_for("answer_done", since)
         if done is None:
-            return Answer(self._text(since, len(self.events)), np.zeros(0, np.int16), None)
+            return Answer(self.text(since, len(self.events)), np.zeros(0, np.int16), None)
         await self.say(np.zeros(TAIL, np.int16))
         begun = next((p for p in range(since, done + 1) if self.events[p]["type"] == "answer_started"), done)
         spoken_s = self.events[done]["spoken_ms"] / 1000
-        return Answer(self._text(since, done), self.sound(begun, len(self.events)), spoken_s)
+        return Answer(self.text(since, done), self.sound(begun, len(self.events)), spoken_s)
 
     def sound(self, begin: int, end: int) -> np.ndarray:
         """What was heard from one event's place to another's."""
@@ -93,7 +94,8 @@ class Dialogue:
         heard = self.sounds[places[begin] : places[min(end, len(places) - 1)]]
         return np.concatenate(heard) if heard else np.zeros(0, np.int16)
 
-    def _text(self, begin: int, end: int) -> str:
+    def text(self, begin: int, end: int) -> str:
+        """What was said in words from one event's place to another's."""
         return "".join(event["text"] for event in self.events[begin:end] if event["type"] == "text")
 
     def _raise_errors(self) -> None:
@@ -132,6 +134,12 @@ async def dialogue(settings: Settings, options: str = "detection=manual") -> Asy
             await listening  # until the bridge has closed: its place is free again then
         finally:
             listening.cancel()
+
+
+def write(found: object, path: Path) -> None:
+    """What dialogues gave, dataclasses in sequences, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, default=asdict, indent=1), encoding="utf-8")
 
 
 async def at_once(

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import soundfile
@@ -27,7 +25,6 @@ from config.settings import INPUT_HZ, OUTPUT_HZ
 NOISE_S = 60
 LOUDNESS = 0.1  # RMS of what is no speech
 LATE_S = 0.8  # of an answer, before it is interrupted
-LONGEST_S = 8.0
 SPEAKERS = ("rms", "slt", None)  # flite's voices; None types
 LATTE = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
 MOCHA = {"size": "small", "coffeeDrink": "mocha"}
@@ -74,7 +71,15 @@ class Interruption:
     spoken_s: float | None  # of the second answer
 
 
-def bench_manners(settings: Settings, conversations: int) -> tuple[Sequence[Quiet], Sequence[Interruption]]:
+@dataclass(frozen=True)
+class Manners:
+    """All of it."""
+
+    quiet: Sequence[Quiet]
+    interruptions: Sequence[Interruption]
+
+
+def bench_manners(settings: Settings, conversations: int) -> Manners:
     """All of it. Raises `MannersError` and `DialogueError`."""
     if not shutil.which("flite"):
         raise MannersError("the voices that interrupt are flite's: apt-get install flite")
@@ -98,16 +103,16 @@ def bench_manners(settings: Settings, conversations: int) -> tuple[Sequence[Quie
             begun = await talk.wait_for("answer_started", before if stopped is None else stopped)
             second = await talk.answer(before if stopped is None else stopped)
         left = np.zeros(0) if stopped is None or begun is None else talk.sound(stopped, begun)
-        first = "".join(event["text"] for event in talk.events[:stopped] if event["type"] == "text")
+        first = talk.text(0, len(talk.events) if stopped is None else stopped)
         return Interruption(
             speaker or "typed", order, change, first, second.text, stopped is not None,
             np.count_nonzero(left) / OUTPUT_HZ * 1000, is_accepted(second.text, wanted), second.spoken_s,
         )  # fmt: skip
 
-    async def everything() -> tuple[Sequence[Quiet], Sequence[Interruption]]:
+    async def everything() -> Manners:
         quiet = await at_once(no_speech().items(), sit_through, conversations, "no speech")
         jobs = [(speaker, order) for speaker in SPEAKERS for order in ORDERS]
-        return quiet, await at_once(jobs, interrupt, conversations, "interruptions")
+        return Manners(quiet, await at_once(jobs, interrupt, conversations, "interruptions"))
 
     return asyncio.run(everything())
 
@@ -117,10 +122,10 @@ async def _tell(talk: Dialogue, words: str, speaker: str | None) -> None:
     if speaker is None:
         await talk.ask("message", text=words)
     else:
-        await talk.say(_spoken(words, speaker))
+        await talk.say(said_by_flite(words, speaker))
 
 
-def _spoken(words: str, voice: str) -> np.ndarray:
+def said_by_flite(words: str, voice: str) -> np.ndarray:
     """A sentence by one of flite's voices, int16 at 16 kHz."""
     command = ["flite", "-voice", voice, "-t", words, "-o", "/dev/stdout"]
     wav = subprocess.run(command, capture_output=True, check=True)
@@ -160,17 +165,17 @@ def _plucked(hertz: float, random: np.random.RandomState) -> np.ndarray:
     return np.concatenate(sound)[:INPUT_HZ]
 
 
-def show(quiet: Sequence[Quiet], interruptions: Sequence[Interruption]) -> list[Table]:
+def show(found: Manners) -> list[Table]:
     """What was answered that should not be; and interruptions, a line a speaker."""
     noises = Table(*("sound, 60 s", "answers", "ms of sound"), title="What is no speech")
-    for noise in quiet:
+    for noise in found.quiet:
         noises.add_row(noise.what, str(noise.answers), f"{noise.sounding_ms:.0f}")
     table = Table(
         *("speaker", "orders", "interrupted", "old answer heard after", "second answer right", "longest answer"),
         title="Answers interrupted by a change",
     )
-    for speaker in dict.fromkeys(each.speaker for each in interruptions):
-        rows = [each for each in interruptions if each.speaker == speaker]
+    for speaker in dict.fromkeys(each.speaker for each in found.interruptions):
+        rows = [each for each in found.interruptions if each.speaker == speaker]
         endless = sum(row.spoken_s is None for row in rows)
         table.add_row(
             speaker,
@@ -181,10 +186,3 @@ def show(quiet: Sequence[Quiet], interruptions: Sequence[Interruption]) -> list[
             f"{endless} without end" if endless else f"{max(row.spoken_s or 0 for row in rows):.1f} s",
         )
     return [noises, table]
-
-
-def write(quiet: Sequence[Quiet], interruptions: Sequence[Interruption], path: Path) -> None:
-    """Every answer as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"quiet": [asdict(each) for each in quiet], "interruptions": [asdict(each) for each in interruptions]}
-    path.write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -11,7 +11,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +105,6 @@ def show(found: Sequence[Heard]) -> Table:
         told = ", ".join(f"{slot} {count}" for slot, count in wrong.most_common())
         table.add_row("none" if snr is None else f"{snr:g} dB", str(len(rows)), f"{share:.1%}", longest, told)
     return table
-
-
-def write(found: Sequence[Heard], path: Path) -> None:
-    """Every answer as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(heard) for heard in found], indent=1), encoding="utf-8")
 
 
 def _wrong_slots(heard: Heard) -> set[str]:

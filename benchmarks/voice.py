@@ -6,7 +6,6 @@ Beside it, where the voice that it was trained on can be had, the same sentences
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,9 +101,3 @@ def show(readings: Sequence[Reading]) -> Table:
         spoken = "without end" if reading.spoken_s is None else f"{reading.spoken_s:.1f} s"
         table.add_row(reading.text, reading.heard, f"{reading.errors}/{reading.words}", spoken)
     return table
-
-
-def write(readings: Sequence[Reading], path: Path) -> None:
-    """Every answer as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(reading) for reading in readings], indent=1), encoding="utf-8")

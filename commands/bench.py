@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _judge(arguments: argparse.Namespace, settings: Settings, conversations: int) -> int:
     """What the default checkpoint's card tells of: tables, and every answer in build/bench/WHAT.json."""
     from benchmarks import manners, understanding, voice
-    from benchmarks.dialogue import DialogueError
+    from benchmarks.dialogue import DialogueError, write
 
     path = arguments.build.resolve() / "bench" / f"{arguments.what}.json"
     try:
@@ -101,16 +101,16 @@ def _judge(arguments: argparse.Namespace, settings: Settings, conversations: int
             if not arguments.path:
                 raise UserError("understanding needs a FOLDER: recordings with their labels.json")
             heard = understanding.bench_understanding(settings, arguments.path, levels, conversations, arguments.limit)
-            understanding.write(heard, path)
+            write(heard, path)
             console.print(understanding.show(heard))
         elif arguments.what == "voice":
             readings = voice.bench_voice(settings, arguments.path or MESSAGES, conversations, arguments.original)
-            voice.write(readings, path)
+            write(readings, path)
             console.print(voice.show(readings))
         else:
             found = manners.bench_manners(settings, conversations)
-            manners.write(*found, path)
-            console.print(*manners.show(*found))
+            write(found, path)
+            console.print(*manners.show(found))
     except (understanding.UnderstandingError, voice.VoiceError, manners.MannersError, DialogueError, OSError) as error:
         raise UserError(str(error)) from error
     return 0

@@ -38,16 +38,6 @@ def said_by_espeak(words: str, voice: str) -> np.ndarray:
     return samples
 
 
-def said_by_flite(words: str, voice: str) -> np.ndarray:
-    """A sentence by one of flite's voices, int16 at 16 kHz."""
-    import soundfile
-    import soxr
-
-    wav = subprocess.run(["flite", "-voice", voice, "-t", words, "-o", "/dev/stdout"], capture_output=True, check=True)
-    samples, rate = soundfile.read(io.BytesIO(wav.stdout), dtype="float32")
-    return (soxr.resample(samples, rate, INPUT_HZ) * 32767).astype(np.int16)
-
-
 def with_knock(pcm: np.ndarray) -> np.ndarray:
     """Sound whose loudest moment is its first: no later one moves the floor of its log-mel."""
     knock = 32000 * np.sign(np.sin(2 * np.pi * 250 / INPUT_HZ * np.arange(400)))

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
 
 from benchmarks.acceptance import is_accepted, named_slots
+from benchmarks.manners import said_by_flite
 from benchmarks.recogniser import Recogniser, words_of
 from config.settings import BARISTA, INPUT_HZ, OUTPUT_HZ
 from tests.conftest import Served
 from tests.guest import Guest, guest
-from tests.sound import said_by_flite
 from tests.turns import TICK
 
 LONGEST_ANSWER_MS = 8000

@@ -106,39 +106,30 @@ def wait_for(condition, seconds: float, what: str) -> None:
 
 def test_one_button_and_a_voice_comes_back(served: Served, browser):
     browser.get(served.http)
-
-    def shown(name: str) -> str:
-        return browser.find_element(By.ID, name).text
-
-    def state() -> str:
-        return browser.find_element(By.TAG_NAME, "body").get_attribute("data-state")
-
-    assert state() == "idle"
+    assert state_of(browser) == "idle"
     browser.execute_script(RECORDER)
-    browser.find_element(By.ID, "talk").click()
-    wait_for(lambda: state() in ("talking", "error"), 15, "conversation")
-    assert state() == "talking", shown("status")
-    wait_for(lambda: number(shown("said")) >= TALK_S, 30, "sound from the microphone")
-    said, heard, text = number(shown("said")), number(shown("heard")), shown("text")
+    talk(browser)
+    wait_for(lambda: number(shown(browser, "said")) >= TALK_S, 30, "sound from the microphone")
+    said, heard, text = number(shown(browser, "said")), number(shown(browser, "heard")), shown(browser, "text")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     browser.save_screenshot(str(SCREENSHOTS / "talking.png"))
 
     assert said - 1.5 < heard <= said, "the voice plays as long as the microphone, less what is on its way"
     assert text.strip(), "the text comes as it is said"
-    assert 0 < number(shown("latency")) < 2000
-    assert number(shown("gaps")) <= 3, "on a busy machine the cushion grows a few times, then there are no more gaps"
+    assert 0 < number(shown(browser, "latency")) < 2000
+    gaps = number(shown(browser, "gaps"))
+    assert gaps <= 3, "on a busy machine the cushion grows a few times, then there are no more gaps"
 
     recorded = browser.execute_script("return window.recorder.summary()")
     assert recorded["seconds"] == pytest.approx(heard, abs=1.0)
     assert 0.03 < recorded["level"] < 0.5, "neither silent nor clipped"
 
     browser.find_element(By.ID, "reset").click()
-    wait_for(lambda: shown("text") != text, 5, "new text after the reset")
+    wait_for(lambda: shown(browser, "text") != text, 5, "new text after the reset")
     browser.find_element(By.ID, "talk").click()
-    assert state() == "idle"
+    assert state_of(browser) == "idle"
     browser.save_screenshot(str(SCREENSHOTS / "stopped.png"))
-    complaints = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    assert [complaint for complaint in complaints if "ScriptProcessorNode" not in complaint] == []  # RECORDER's own
+    assert [words for words in complaints(browser) if "ScriptProcessorNode" not in words] == []  # RECORDER's own
 
 
 def test_the_page_shows_who_speaks(served_turns: Served, browser):
@@ -149,25 +140,20 @@ def test_the_page_shows_who_speaks(served_turns: Served, browser):
     def speaking() -> str:
         return body.get_attribute("data-speaking")
 
-    def answers() -> list[str]:
-        return [found.text for found in browser.find_elements(By.CSS_SELECTOR, "#text [data-who=assistant] span")]
-
-    browser.find_element(By.ID, "talk").click()
-    wait_for(lambda: body.get_attribute("data-state") in ("talking", "error"), 15, "conversation")
+    talk(browser)
     status = browser.find_element(By.ID, "status")
     wait_for(lambda: "user" in speaking(), 20, "speech")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     browser.save_screenshot(str(SCREENSHOTS / "you_speak.png"))
     assert status.text in ("You speak.", "Both speak.")
     browser.find_element(By.ID, "message").send_keys("Hello, what can you do?\n")
-    wait_for(lambda: any(text.strip() for text in answers()), 30, "text of an answer")
+    wait_for(lambda: any(text.strip() for text in entries(browser, "assistant")), 30, "text of an answer")
     browser.save_screenshot(str(SCREENSHOTS / "it_speaks.png"))
     typed = browser.find_element(By.CSS_SELECTOR, "#text [data-who=user]:not([data-spoken]) span")
     assert typed.text == "Hello, what can you do?"
     browser.find_element(By.ID, "talk").click()
-    assert body.get_attribute("data-state") == "idle"
-    complaints = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
-    assert complaints == []
+    assert state_of(browser) == "idle"
+    assert complaints(browser) == []
 
 
 def test_push_to_talk(served_turns: Served, browser):

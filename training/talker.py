@@ -158,14 +158,13 @@ class Teacher:
         for i, (codes, start) in enumerate(zip(mixed, starts, strict=True)):
             chosen = torch.nonzero(torch.rand(len(codes)) < share)[:, 0]
             if len(chosen):
-                hidden = output.last_hidden_state[i, start + chosen]
-                first = torch.multinomial(self._talker.codec_head(hidden)[:, :CODEBOOK].softmax(-1), 1)[:, 0]
-                codes[chosen] = self._speak_frames(hidden, first)
+                codes[chosen] = self._speak_frames(output.last_hidden_state[i, start + chosen])
         return mixed
 
-    def _speak_frames(self, hidden: Tensor, first: Tensor) -> Tensor:
-        """Codes [N, books] from the talker's hidden states [N, hidden] and first codes [N]: the likeliest others."""
+    def _speak_frames(self, hidden: Tensor) -> Tensor:
+        """Codes [N, books] from the talker's hidden states [N, hidden]: the first drawn, then the likeliest."""
         predictor = self._talker.code_predictor
+        first = torch.multinomial(self._talker.codec_head(hidden)[:, :CODEBOOK].softmax(-1), 1)[:, 0]
         codes, inputs = [first], [hidden, self._talker.get_input_embeddings()(first)]
         for book, head in enumerate(predictor.lm_head):
             output = predictor.model(inputs_embeds=torch.stack(inputs, 1)).last_hidden_state

@@ -32,16 +32,6 @@ def decode(code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, start: int) -> Tensor
     return hidden.squeeze(1)
 
 
-def compare(
-    code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, wanted: Tensor, start: int, distance: codec.SpectralLoss
-) -> Tensor:
-    """How far `DECODED` frames from `start` of latents [B, T, hidden] are from their sound [B, samples]."""
-    heard = decode(code2wav, latent, start)
-    first = WARM * codec.FRAME if start else 0
-    target = wanted[:, start * codec.FRAME :][:, : heard.shape[1]]
-    return distance(heard[:, first:], target[:, first:])
-
-
 def main() -> None:
     """The program; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -68,7 +58,10 @@ def main() -> None:
         start = random.randrange(CONTEXT - DECODED + 1) if random.random() < 0.8 else 0
         keep = CODEBOOKS if random.random() < ALL_BOOKS else random.randint(1, CODEBOOKS)
         quantized = quantizer(latent, keep)
-        loss = compare(code2wav, quantized.latent, wanted, start, distance)
+        heard = decode(code2wav, quantized.latent, start)
+        first = WARM * codec.FRAME if start else 0
+        target = wanted[:, start * codec.FRAME :][:, : heard.shape[1]]
+        loss = distance(heard[:, first:], target[:, first:])
         run.learn(
             loss + 0.25 * quantized.commitment, loss=loss, commitment=quantized.commitment, clips=len(sounds.clips)
         )

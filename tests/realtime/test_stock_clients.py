@@ -14,10 +14,10 @@ import pytest
 import soxr
 from openai import AsyncOpenAI
 
+from benchmarks.manners import said_by_flite
 from config.settings import CODE2WAV_DELAY
 from tests.conftest import Served
 from tests.guest import guest
-from tests.sound import said_by_flite
 from tests.turns import TICK
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
