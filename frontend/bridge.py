@@ -106,12 +106,16 @@ class Bridge:
         drain_s = self.settings.bridge.drain_s
         event = {"type": "draining", "seconds": drain_s}
         await asyncio.gather(*(conversation.tell(event) for conversation in self.open))
-        until_s = asyncio.get_running_loop().time() + drain_s
-        while self.open and asyncio.get_running_loop().time() < until_s:
-            await asyncio.sleep(WATCH_S)
+        await self._until_none_is_open(drain_s)
         message = f"the server ends; {drain_s:g} s were given (bridge.drain_s)"
         ends = [conversation.end("draining", message, CloseCode.GOING_AWAY) for conversation in self.open]
         await asyncio.gather(*ends)
+        await self._until_none_is_open(self.settings.bridge.read_timeout_s)  # each closes after its last tick
+
+    async def _until_none_is_open(self, within_s: float) -> None:
+        until_s = asyncio.get_running_loop().time() + within_s
+        while self.open and asyncio.get_running_loop().time() < until_s:
+            await asyncio.sleep(WATCH_S)
 
     async def _silence(self) -> AsyncIterator[TickIn]:
         pcm = bytes(self.settings.audio.input_samples * SAMPLE_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -20,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from config import Settings, SettingsError
+from frontend.bridge import Bridge
 from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
 from tests.test_bridge import event, wait_until_empty
 
@@ -222,6 +224,35 @@ def test_at_its_end_conversations_are_told_and_given_time(tmp_path: Path, served
                 client.recv(timeout=5)
             assert closed.value.rcvd.code == 1001
         assert running.process.wait(10) == 0
+
+
+def test_the_end_waits_for_closes_that_are_under_way(monkeypatch):
+    """A conversation that was told still waits for its last tick: the server must not close its WebSocket before it."""
+    monkeypatch.setenv("SCA_BRIDGE_DRAIN_S", "0")
+    the_bridge = Bridge(Settings.load())
+
+    class Slow:
+        """Its WebSocket is closed a while after it was told to end."""
+
+        is_closed = False
+
+        async def tell(self, _: object) -> None: ...
+
+        async def end(self, *_: object) -> None:
+            self.closing = asyncio.create_task(self.close())
+
+        async def close(self) -> None:
+            await asyncio.sleep(0.3)
+            self.is_closed = True
+            the_bridge.open.discard(self)
+
+    async def drain() -> None:
+        slow = Slow()
+        the_bridge.open.add(slow)
+        await the_bridge.drain()
+        assert slow.is_closed
+
+    asyncio.run(drain())
 
 
 def test_with_nobody_there_it_ends_at_once(tmp_path: Path, served: Served):
