@@ -23,6 +23,7 @@ class BridgeSettings:
     allowed_origins: str
     tls_certificate: str
     tls_key: str
+    ice_servers: str
     sockets: int
     conversations_per_client: int
     conversation_s: float
@@ -58,6 +59,9 @@ class BridgeSettings:
         for origin in self.origins:
             is_origin = origin == "*" or origin.startswith(("http://", "https://"))
             expect(is_origin, "bridge.allowed_origins", origin, "origins such as https://shop.example, or *")
+        for url in listed(self.ice_servers):
+            is_known = url.startswith(("stun:", "turn:", "turns:"))
+            expect(is_known, "bridge.ice_servers", url, "addresses such as stun:stun.example:3478")
         both = bool(self.tls_certificate) == bool(self.tls_key)
         expect(both, "bridge.tls_certificate", self.tls_certificate, "a file, with bridge.tls_key, or neither")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 from fastapi import FastAPI, Request, WebSocket
@@ -17,11 +18,13 @@ from config import Settings
 from config.loader import shown
 from frontend import metrics
 from frontend.access import RefusedError
+from frontend.admission import Place
 from frontend.bridge import Bridge
 from frontend.conversation import Conversation
 from frontend.headers import SecurityHeaders
 from frontend.log import log_to_stderr, logger
 from frontend.protocol import CloseCode, ProtocolError, error_event
+from frontend.realtime.call import Calls
 from frontend.realtime.client_secrets import make_client_secret
 from frontend.realtime.connection import RealtimeConnection
 from frontend.suggestions import suggestions
@@ -33,6 +36,7 @@ MOST_DIGITS = 19
 def create_app(settings: Settings) -> FastAPI:
     """The bridge's application; it comes up without Triton and is ready once Triton is. Raises `SettingsError`."""
     bridge = Bridge(settings)
+    calls = Calls(bridge)
     log_to_stderr(settings.bridge.log_level)
 
     @asynccontextmanager
@@ -52,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=settings.bridge.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Location"],
         )
 
     @app.exception_handler(RefusedError)
@@ -105,12 +110,26 @@ def create_app(settings: Settings) -> FastAPI:
         if "resume" in socket.query_params:
             await _resume(socket, bridge)
         else:
-            await _hold(socket, bridge, "pcm16", Conversation)
+            await _hold(socket, bridge, "pcm16", lambda place: Conversation(socket, bridge, place))
 
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
         """A conversation in OpenAI's Realtime protocol."""
-        await _hold(socket, bridge, "realtime", RealtimeConnection)
+        model = socket.query_params.get("model", "")
+        await _hold(socket, bridge, "realtime", lambda place: RealtimeConnection(socket, bridge, place, model))
+
+    @app.post("/v1/realtime/calls")
+    async def call(request: Request) -> Response:
+        """The same over WebRTC: an SDP offer, and the answer to it."""
+        answer = await calls.begin(request)
+        headers = {"Location": f"/v1/realtime/calls/{answer.call_id}"}
+        return Response(answer.sdp, HTTPStatus.CREATED, headers, "application/sdp")
+
+    @app.post("/v1/realtime/calls/{call_id}/hangup")
+    async def hang_up(request: Request, call_id: str) -> Response:
+        """Ends a call."""
+        await calls.hang_up(request, call_id)
+        return Response()
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
@@ -127,13 +146,13 @@ async def _hold(
     socket: WebSocket,
     bridge: Bridge,
     subprotocol: str,
-    kind: type[Conversation] | type[RealtimeConnection],
+    begin: Callable[[Place], Conversation | RealtimeConnection],
 ) -> None:
     """Lets a client in, or says why not before the upgrade, and holds its conversation."""
     async with _refusals_told(socket):
         with bridge.admission.socket(bridge.access.check(socket)) as place:
             await _accept(socket, subprotocol)
-            conversation = kind(socket, bridge, place)
+            conversation = begin(place)
             bridge.open.add(conversation)
             try:
                 await conversation.run()

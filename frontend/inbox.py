@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-
-from fastapi import WebSocket
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 MOST_BYTES = 2**21  # that wait before no more is read of the client: a minute of sound
 MESSAGE_BYTES = 64  # that a message costs beside its own
 LEAST_CHARACTERS = 10  # of text, that a message counts as
 CUT_OFF = 1006  # close code of a WebSocket that ended without one (RFC 6455, section 7.4.1)
 BURST_S = 5.0  # seconds of text that may come at once
+
+
+class Source(Protocol):
+    """What messages come from: a WebSocket, or what behaves so; they are ASGI's."""
+
+    def receive(self) -> Awaitable[Any]:
+        """The client's next message."""
 
 
 class Inbox:
@@ -28,11 +35,11 @@ class Inbox:
         self._rate = text_per_second
         self._left, self._left_at_s = BURST_S * text_per_second, 0.0  # characters that may come at once
 
-    async def read(self, socket: WebSocket) -> int:
-        """Reads until this WebSocket is gone; returns its close code, or one that tells of no goodbye."""
+    async def read(self, source: Source) -> int:
+        """Reads until this client is gone; returns its close code, or one that tells of no goodbye."""
         while not self.is_over:
             await self._room.wait()
-            message = await socket.receive()
+            message = await source.receive()
             if message["type"] == "websocket.disconnect":
                 return int(message.get("code") or CUT_OFF)
             sound = message.get("bytes")

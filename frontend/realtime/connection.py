@@ -1,4 +1,4 @@
-"""One WebSocket of the protocol: reads the client's events, writes what is said to it, and ticks the engine between."""
+"""One client of the protocol: reads its events, writes what is said to it, and ticks the engine between."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 
-from fastapi import WebSocket, WebSocketDisconnect
+from fastapi import WebSocketDisconnect
 
 from frontend.access import RefusedError
 from frontend.admission import Place
@@ -15,7 +15,8 @@ from frontend.bridge import Bridge
 from frontend.inbox import Inbox
 from frontend.log import Journal
 from frontend.protocol import CloseCode
-from frontend.realtime.conversation import RealtimeConversation
+from frontend.realtime.channel import Channel
+from frontend.realtime.conversation import Player, RealtimeConversation
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse
 from frontend.triton import TickError, TickIn, new_sequence_id
 
@@ -26,9 +27,18 @@ MOST_EVENTS_HELD = 2000  # for a client that does not read
 class RealtimeConnection:
     """Runs from `session.created` to the close. The engine hears of it at the first sound, item or request."""
 
-    def __init__(self, socket: WebSocket, bridge: Bridge, place: Place):
+    def __init__(
+        self,
+        channel: Channel,
+        bridge: Bridge,
+        place: Place,
+        model: str = "",
+        session: Event | None = None,
+        player: Player | None = None,
+    ):
+        """`player` has the sound where the events do not carry it. Raises `RealtimeError` where `session` cannot be."""
         settings = bridge.settings
-        self._socket, self._bridge, self._settings, self._place = socket, bridge, settings, place
+        self._channel, self._bridge, self._settings, self._place = channel, bridge, settings, place
         self._inbox = Inbox(settings.bridge.text_per_second)
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_EVENTS_HELD)
         self._engine: asyncio.Task[None] | None = None
@@ -36,17 +46,18 @@ class RealtimeConnection:
         self._close_code = CloseCode.NORMAL
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         expires_at = int(time.time() + settings.bridge.conversation_s)
-        model, voices = socket.query_params.get("model", "")[:100], bridge.engine.voices
-        self._conversation = RealtimeConversation(settings, voices, model, expires_at, self._send, self._start)
-        if place.caller.session:
-            self._conversation.session.update(dict(place.caller.session))
+        self._conversation = RealtimeConversation(
+            settings, bridge.engine.voices, model[:100], expires_at, self.send, self._start, player
+        )
+        for wanted in (place.caller.session, session or {}):
+            self._conversation.session.update(dict(wanted))
         self._conversation.open()
         session_id = self._conversation.session.about["id"]
-        self._journal = Journal("realtime", session_id, place.caller.name)
+        self._journal = Journal("webrtc" if player else "realtime", session_id, place.caller.name)
         self._why = "gone"  # it ends
 
     async def run(self) -> None:
-        """Returns when the conversation is over and the WebSocket is closed."""
+        """Returns when the conversation is over and the channel is closed."""
         tasks = [asyncio.create_task(work) for work in (self._write(), self._hear(), self._read())]
         over = asyncio.create_task(self._over.wait())
         longest_s = self._settings.bridge.conversation_s
@@ -78,10 +89,27 @@ class RealtimeConnection:
 
     async def tell(self, event: Event) -> None:
         """Says something that is not the engine's."""
-        self._send(event)
+        self.send(event)
+
+    async def hear(self, pcm: bytes) -> None:
+        """Sound that came beside the events, PCM16 at 16 kHz."""
+        try:
+            await self._conversation.hear(pcm)
+        except RefusedError as refusal:
+            self._fail(refusal.code, refusal.message, CloseCode.TRY_AGAIN_LATER)
+
+    def send(self, *events: Event) -> None:
+        """Lets events be written, in order; the conversation of a client that reads nothing ends."""
+        for event in events:
+            try:
+                self._outgoing.put_nowait(json.dumps({"event_id": new_id("event"), **event}, ensure_ascii=False))
+            except asyncio.QueueFull:
+                self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
+                self._over.set()
+                return
 
     async def _hear(self) -> None:
-        await self._inbox.read(self._socket)
+        await self._inbox.read(self._channel)
         self._inbox.close()
 
     async def _read(self) -> None:
@@ -94,7 +122,7 @@ class RealtimeConnection:
                     await self._inbox.pace(str(text))
                 await self._conversation.take(event)
             except RealtimeError as error:
-                self._send(error_event(error, event_id))
+                self.send(error_event(error, event_id))
             except RefusedError as refusal:
                 self._fail(refusal.code, refusal.message, CloseCode.TRY_AGAIN_LATER)
                 return
@@ -110,7 +138,7 @@ class RealtimeConnection:
 
     def _fail(self, code: str, message: str, close_code: CloseCode) -> None:
         self._close_code, self._why = close_code, code
-        self._send(error_event(RealtimeError(message, code=code), kind="server_error"))
+        self.send(error_event(RealtimeError(message, code=code), kind="server_error"))
         self._over.set()
 
     def _start(self) -> None:
@@ -138,20 +166,11 @@ class RealtimeConnection:
             yield TickIn(pcm, start=options is not None, parameters={**(options or {}), **asked})
             options = None
 
-    def _send(self, *events: Event) -> None:
-        for event in events:
-            try:
-                self._outgoing.put_nowait(json.dumps({"event_id": new_id("event"), **event}, ensure_ascii=False))
-            except asyncio.QueueFull:  # it reads no more: its conversation ends
-                self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
-                self._over.set()
-                return
-
     async def _write(self) -> None:
         """Sends what waits; ends when the client is gone, or reads nothing for too long."""
         while (text := await self._outgoing.get()) is not None:
             try:
-                await asyncio.wait_for(self._socket.send_text(text), self._settings.bridge.read_timeout_s)
+                await asyncio.wait_for(self._channel.send_text(text), self._settings.bridge.read_timeout_s)
             except asyncio.TimeoutError:
                 self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
                 return
@@ -168,6 +187,6 @@ class RealtimeConnection:
 
     async def _close(self) -> None:
         try:
-            await asyncio.wait_for(self._socket.close(self._close_code), self._settings.bridge.read_timeout_s)
+            await asyncio.wait_for(self._channel.close(self._close_code), self._settings.bridge.read_timeout_s)
         except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
             return

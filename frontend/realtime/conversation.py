@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from config import Settings
 from frontend.realtime.clock import Clock
@@ -21,6 +22,16 @@ from frontend.turns import Turns
 LEAST_COMMIT_MS = 100
 
 
+class Player(Protocol):
+    """Plays responses where the events do not carry their sound."""
+
+    def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
+        """More of a response's sound, PCM16 at 24 kHz."""
+
+    def clear(self) -> None:
+        """Nothing more of what waits is heard."""
+
+
 class RealtimeConversation:
     """What is said to the client goes to `send`; `start` is called when the engine is needed for the first time."""
 
@@ -32,11 +43,13 @@ class RealtimeConversation:
         expires_at: int,
         send: Callable[..., None],
         start: Callable[[], None],
+        player: Player | None = None,
     ):
         self.session = Session(new_id("sess"), settings, voices, model, expires_at)
         self.clock = Clock(settings.audio.tick_ms, settings.engine.idle_timeout_s / 3)
         self._send = send
         self._start_engine = start
+        self._player = player
         self._is_started = False
         self._id = new_id("conv")
         self._microphone = Microphone(self.session.format("input"))
@@ -62,8 +75,7 @@ class RealtimeConversation:
             case "session.update":
                 self._update_session(event)
             case "input_audio_buffer.append":
-                self._start()
-                await self.clock.append(self._microphone.feed(event.fields.get("audio")))
+                await self.hear(self._microphone.feed(event.fields.get("audio")))
             case "input_audio_buffer.commit":
                 self._commit()
             case "input_audio_buffer.clear":
@@ -82,8 +94,15 @@ class RealtimeConversation:
                 self._create_response(event)
             case "response.cancel":
                 self._cancel_response(event)
+            case "output_audio_buffer.clear" if self._player:
+                self._clear_output(self._player)
             case _:
                 raise RealtimeError(f"{event.kind} belongs to WebRTC, here the client plays", code="invalid_event")
+
+    async def hear(self, pcm: bytes) -> None:
+        """The client's sound, PCM16 at 16 kHz. Raises `RefusedError` where the engine has no place for it."""
+        self._start()
+        await self.clock.append(pcm)
 
     def _update_session(self, event: ClientEvent) -> None:
         session, before = self.session, self.session.turn_options()
@@ -197,6 +216,11 @@ class RealtimeConversation:
         response.is_cancelled = True
         self.clock.ask(cancel=True)
 
+    def _clear_output(self, player: Player) -> None:
+        if self._response and self._response.is_due and not self._response.is_cancelled:
+            self._cancel(self._response)
+        player.clear()
+
     def _cancel_answer(self, item: Item) -> None:
         """An answer that is being given ends, if it is this item's."""
         if self._response and self._response.item is item and self._response.is_due:
@@ -211,7 +235,8 @@ class RealtimeConversation:
 
     def _begin_response(self, wanted: Request) -> None:
         about = {**self.session.about, "conversation_id": self._id}
-        self._response = Response(about, wanted.metadata, wanted.modality)
+        play = self._player.play if self._player else None
+        self._response = Response(about, wanted.metadata, wanted.modality, play)
         self._send(*self._response.created())
         self._follow()
 
@@ -245,6 +270,8 @@ class RealtimeConversation:
     def fail(self, error: TickError) -> None:
         """The engine cannot go on with it."""
         code = "capacity_exceeded" if error.is_full else "server_error"
+        if self._player:
+            self._player.clear()
         if self._response:
             self._send(*self._response.fail(code, str(error)))
         self._send(error_event(RealtimeError(str(error), code=code), kind="server_error"))
@@ -254,6 +281,8 @@ class RealtimeConversation:
         match event["type"]:
             case "speech_started":
                 self._speech_item = new_id("item")
+                if self._player and self.session.turn_options().get("interrupt"):
+                    self._player.clear()  # the last of an answer that the engine has given already
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
@@ -286,6 +315,8 @@ class RealtimeConversation:
             case "interrupted" if response:
                 reason = "turn_detected" if event["by"] == "speech" else "client_cancelled"
                 self._send(*response.stop(reason, usage_of(event), event["heard_text"]))
+                if self._player:
+                    self._player.clear()
             case "truncated":
                 self._note_truncation(event)
             case "turns_dropped":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -38,13 +39,20 @@ class Request:
 class Response:
     """Each method gives the events that follow; what comes in a state that has no place for it gives none."""
 
-    def __init__(self, session: Event, metadata: Any = None, modality: str | None = None):
-        """`session`: what it is told to clients as; `metadata` comes back as it came."""
+    def __init__(
+        self,
+        session: Event,
+        metadata: Any = None,
+        modality: str | None = None,
+        play: Callable[[str, bytes, bool], None] | None = None,
+    ):
+        """`session`: what it is told to clients as; `metadata` comes back as it came; `play` takes the sound."""
         self.id = new_id("resp")
         self.item: Item | None = None
         self.state = State.CREATED
         self.is_cancelled = False  # the client wants its end; the engine may not know yet
         self.modality = modality or session["output_modalities"][0]
+        self._play = play
         output = session["audio"]["output"]
         self._loudspeaker = Loudspeaker(output["format"]["type"])
         self._skip = CODE2WAV_DELAY * SAMPLE_BYTES  # of the sound: what code2wav is behind by
@@ -115,7 +123,10 @@ class Response:
         self._given += len(pcm)
         is_last = self._left == 0
         events: list[Event] = []
-        if self.modality == "audio" and (delta := self._loudspeaker.feed(pcm, last=is_last)):
+        if self._play:
+            if self.modality == "audio" and not self.is_cancelled:
+                self._play(self.id, pcm, is_last)
+        elif self.modality == "audio" and (delta := self._loudspeaker.feed(pcm, last=is_last)):
             events.append({"type": "response.output_audio.delta", **self._place, "delta": delta})
         return [*events, *self._end()] if is_last else events
 

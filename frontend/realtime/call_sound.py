@@ -1,0 +1,152 @@
+"""The sound of a WebRTC call: the client's track to PCM16 at 16 kHz, and the voice as a track of 20 ms frames."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from fractions import Fraction
+
+import numpy as np
+from aiortc import MediaStreamTrack, RTCPeerConnection
+from aiortc.jitterbuffer import JitterFrame
+from aiortc.mediastreams import MediaStreamError
+from aiortc.rtp import RtpPacket
+from aiortc.utils import uint16_add, uint16_gt
+from av import AudioFrame
+
+from config.settings import INPUT_HZ, OUTPUT_HZ
+from frontend.protocol import SAMPLE_BYTES
+from frontend.realtime.sound import Resampler
+
+OPUS_HZ = 48_000
+FRAME_S = 0.02
+FRAME_BYTES = int(FRAME_S * OUTPUT_HZ) * SAMPLE_BYTES
+HELD_PACKETS = 3  # 60 ms, in which a packet may be overtaken
+LATE_PACKETS = 500  # behind what was given, past which it begins to count anew
+CUSHION_S = 0.06  # that the voice waits at first, so that a later tick of it may come late
+MOST_LOST_S = 2.0  # of lost packets, that silence stands for; where more is missing the client's clock has jumped
+LATE_S = 0.2  # that a frame may be late before the track's clock begins anew
+
+
+class PacketBuffer:
+    """Puts packets in order; one that is missing holds nothing back.
+
+    aiortc's own is made for pictures: it waits 320 ms for a lost packet, and then drops what came behind it.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[RtpPacket] = []
+        self._last: int | None = None  # sequence number of the latest that was given
+
+    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
+        """Takes a packet; gives the oldest, as aiortc's receiver expects it, once enough are held."""
+        behind = 0 if self._last is None else uint16_add(self._last, -packet.sequence_number)
+        if self._last is not None and behind < LATE_PACKETS:
+            return False, None  # what came instead was given already
+        self._held.append(packet)
+        if len(self._held) <= HELD_PACKETS:
+            return False, None
+        oldest = self._held[0]
+        for held in self._held:
+            oldest = held if uint16_gt(oldest.sequence_number, held.sequence_number) else oldest
+        self._held.remove(oldest)
+        self._last = oldest.sequence_number
+        return False, JitterFrame(oldest._data, oldest.timestamp)
+
+
+def order_packets(peer: RTCPeerConnection) -> None:
+    """Gives the receivers of sound a `PacketBuffer`; aiortc has no setting for it."""
+    for transceiver in peer.getTransceivers():
+        if transceiver.kind == "audio":
+            transceiver.receiver._RTCRtpReceiver__jitter_buffer = PacketBuffer()  # type: ignore[attr-defined]
+
+
+async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:
+    """PCM16 at 16 kHz of a track that is received; lost packets are silence, so that time goes on."""
+    resampler, due = Resampler(OPUS_HZ, INPUT_HZ), None
+    while True:
+        try:
+            frame = await track.recv()
+        except MediaStreamError:  # it has ended
+            return
+        assert isinstance(frame, AudioFrame)
+        samples = frame.to_ndarray().reshape(-1, len(frame.layout.channels)).astype(np.float32).mean(axis=1)
+        lost = 0 if due is None or frame.pts is None else frame.pts - due
+        if 0 < lost <= MOST_LOST_S * OPUS_HZ:
+            samples = np.concatenate([np.zeros(lost, np.float32), samples])
+        if frame.pts is not None:
+            due = frame.pts + frame.samples
+        if pcm := resampler.feed(samples).tobytes():
+            yield pcm
+
+
+class Loudspeaker(MediaStreamTrack):
+    """The voice of a call. The client has no buffer of its own to empty: what is not sent is not heard."""
+
+    kind = "audio"
+
+    def __init__(self, tell: Callable[..., None]):
+        """`tell` sends the protocol's events of an output buffer."""
+        super().__init__()
+        self._tell = tell
+        self._due: deque[tuple[str, bytes | None]] = deque()  # a response's id with 20 ms of it, or its end
+        self._rest = b""  # less than a frame
+        self._playing = ""  # the response that is heard
+        self._plays_at_s = 0.0  # when the first frame of a voice is due
+        self._next_s = 0.0  # when the next frame is due, on the loop's clock
+        self._sent = 0  # samples
+
+    def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
+        """More of a response's sound, PCM16 at 24 kHz; with the last the rest of a frame is filled up with silence."""
+        if not self._due and not self._playing:
+            self._plays_at_s = self._now() + CUSHION_S
+        data = self._rest + pcm
+        if is_last:
+            data = data.ljust(-(-len(data) // FRAME_BYTES) * FRAME_BYTES, b"\0")
+        whole = len(data) // FRAME_BYTES * FRAME_BYTES
+        self._rest = data[whole:]
+        for start in range(0, whole, FRAME_BYTES):
+            self._due.append((response_id, data[start : start + FRAME_BYTES]))
+        if is_last:
+            self._due.append((response_id, None))
+
+    def clear(self) -> None:
+        """Nothing more is played."""
+        response_id = self._playing or (self._due[0][0] if self._due else "")
+        self._due.clear()
+        self._rest, self._playing = b"", ""
+        if response_id:
+            self._say("cleared", response_id)
+
+    async def recv(self) -> AudioFrame:
+        """The next 20 ms, when they are due: the voice, or silence."""
+        now = self._now()
+        if now - self._next_s > LATE_S:
+            self._next_s = now
+        await asyncio.sleep(self._next_s - now)
+        self._next_s += FRAME_S
+        frame = AudioFrame.from_ndarray(np.frombuffer(self._take(), np.int16)[None], "s16", "mono")
+        frame.sample_rate, frame.time_base, frame.pts = OUTPUT_HZ, Fraction(1, OUTPUT_HZ), self._sent
+        self._sent += frame.samples
+        return frame
+
+    def _take(self) -> bytes:
+        while self._due and (self._playing or self._now() >= self._plays_at_s):
+            response_id, frame = self._due.popleft()
+            if frame is None:
+                if self._playing:
+                    self._say("stopped", response_id)
+                self._playing = ""
+                continue
+            if not self._playing:
+                self._playing = response_id
+                self._say("started", response_id)
+            return frame
+        return bytes(FRAME_BYTES)
+
+    def _say(self, what: str, response_id: str) -> None:
+        self._tell({"type": f"output_audio_buffer.{what}", "response_id": response_id})
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,85 @@
+"""What carries the protocol's events: a WebSocket, or the data channel of a WebRTC call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from aiortc import RTCDataChannel
+
+LABEL = "oai-events"
+MOST_WAITING = 2000  # events of a client that have not been read
+MOST_BUFFERED = 2**20  # bytes on their way to a client, past which the next event waits
+LOOK_S = 0.02  # between two looks at what is on its way
+
+
+class Channel(Protocol):
+    """As much of starlette's WebSocket as a conversation needs; its messages are ASGI's."""
+
+    def receive(self) -> Awaitable[Any]:
+        """The client's next message."""
+
+    def send_text(self, data: str) -> Awaitable[None]:
+        """Sends an event; returns when there is room for the next."""
+
+    def close(self, code: int = 1000) -> Awaitable[None]:
+        """Nothing more is sent."""
+
+
+class DataChannel:
+    """The data channel of a call, which the client opens; until it is open, what is sent waits."""
+
+    def __init__(self, is_offered: bool):
+        """`is_offered`: else the client sends sound alone, and hears no events."""
+        self._is_offered = is_offered
+        self._channel: RTCDataChannel | None = None
+        self._opened = asyncio.Event()
+        self._came: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._is_gone = False
+
+    def open(self, channel: RTCDataChannel) -> None:
+        """The client has opened a channel; another than the protocol's is left alone."""
+        if channel.label != LABEL or self._channel:
+            return
+        self._channel = channel
+        channel.on("message", self._take)
+        channel.on("close", self.hang_up)
+        self._opened.set()
+
+    def hang_up(self) -> None:
+        """The client is gone: what it sent before is still read."""
+        if not self._is_gone:
+            self._is_gone = True
+            self._came.put_nowait({"type": "websocket.disconnect", "code": 1000})
+
+    async def receive(self) -> dict[str, Any]:
+        """See `Channel`."""
+        return await self._came.get()
+
+    async def send_text(self, data: str) -> None:
+        """See `Channel`."""
+        if not self._is_offered:
+            return
+        await self._opened.wait()
+        assert self._channel
+        while self._channel.bufferedAmount > MOST_BUFFERED:
+            await asyncio.sleep(LOOK_S)
+        if self._channel.readyState == "open":
+            self._channel.send(data)
+
+    async def close(self, code: int = 1000) -> None:
+        """See `Channel`."""
+        while self._channel and self._channel.readyState == "open" and self._channel.bufferedAmount:
+            await asyncio.sleep(LOOK_S)
+        if self._channel:
+            self._channel.close()
+
+    def _take(self, message: bytes | str) -> None:
+        if self._is_gone:
+            return
+        if self._came.qsize() >= MOST_WAITING:  # SCTP has no way to tell it to wait
+            self.hang_up()
+            return
+        kind = "text" if isinstance(message, str) else "bytes"
+        self._came.put_nowait({"type": "websocket.receive", kind: message})

@@ -1,0 +1,155 @@
+"""The protocol over WebRTC: an aiortc client, on a good network and on a bad one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from openai import OpenAI
+
+from tests.conftest import Served
+from tests.realtime.caller import Caller, Network, calling
+from tests.test_bridge import health
+
+ORDER = "Can I get a medium dark roast latte with soy milk?"
+CHANGE = "Make it large."
+FRAMES_A_SECOND = 50
+LOUD = 300  # of 32768: a frame with sound in it
+
+
+def wait_until_gone(served: Served, seconds: float = 3) -> None:
+    deadline = time.monotonic() + seconds
+    while health(served)["sockets"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def loud_frames(caller: Caller, first: int = 0) -> int:
+    """How many of the frames of 20 ms that were heard hold sound."""
+    return sum(int(np.abs(frame).max()) > LOUD for frame in caller.heard[first:])
+
+
+@pytest.mark.parametrize(("loss", "jitter_s"), [(0.0, 0.0), (0.03, 0.06)], ids=["good network", "bad network"])
+def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: float, jitter_s: float):
+    async def talk() -> None:
+        network = Network(loss, jitter_s) if loss else None
+        async with calling(served_barista.http, network) as caller:
+            caller.microphone.say(ORDER)
+            await caller.wait_for("output_audio_buffer.started")
+            await asyncio.sleep(1.5)
+            before, heard = len(caller.events), len(caller.heard)
+            assert loud_frames(caller) > 15  # aiortc's client waits 320 ms at each packet that is lost
+            caller.microphone.say(CHANGE)
+            cleared = await caller.wait_for("output_audio_buffer.cleared", before)
+            first = (await caller.wait_for("response.done", before))["response"]
+            assert first["id"] == cleared["response_id"]
+            assert (first["status"], first["status_details"]["reason"]) == ("cancelled", "turn_detected")
+
+            second = await caller.wait_for("output_audio_buffer.started", before)
+            done = (await caller.wait_for("response.done", caller.events.index(second)))["response"]
+            assert (done["status"], done["id"]) == ("completed", second["response_id"])
+            assert "large" in done["output"][0]["content"][0]["transcript"]
+            await caller.wait_for("output_audio_buffer.stopped", before)
+            await asyncio.sleep(0.3)
+            spoken = done["usage"]["output_token_details"]["audio_tokens"] * 4  # frames of 20 ms
+            rest = FRAMES_A_SECOND  # of the first answer, until it fell silent
+            assert 0.6 * spoken < loud_frames(caller, heard) <= spoken + rest
+            assert "response.output_audio.delta" not in caller.kinds()
+            assert "error" not in caller.kinds()
+            if network:
+                assert network.lost > 20
+                assert network.passed > 500
+
+    asyncio.run(asyncio.wait_for(talk(), 90))
+
+
+def test_the_output_can_be_cleared_and_the_place_is_free_at_once(served_barista: Served):
+    async def talk() -> None:
+        async with calling(served_barista.http) as caller:
+            caller.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
+            await caller.wait_for("session.updated")
+            content = [{"type": "input_text", "text": "I would like a large latte please"}]
+            caller.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+            caller.send("response.create")
+            await caller.wait_for("output_audio_buffer.started")
+            caller.send("output_audio_buffer.clear")
+            await caller.wait_for("output_audio_buffer.cleared")
+            done = (await caller.wait_for("response.done"))["response"]
+            assert (done["status"], done["status_details"]["reason"]) == ("cancelled", "client_cancelled")
+            await asyncio.sleep(0.3)
+            heard = len(caller.heard)
+            await asyncio.sleep(0.5)
+            assert loud_frames(caller, heard) == 0
+            assert health(served_barista)["conversations"] == 1
+        await asyncio.to_thread(wait_until_gone, served_barista)
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
+
+
+def test_a_call_can_be_ended_by_http(served_barista: Served):
+    async def talk() -> None:
+        async with calling(served_barista.http) as caller:
+            request = urllib.request.Request(f"{served_barista.http}{caller.location}/hangup", b"")
+            with await asyncio.to_thread(urllib.request.urlopen, request) as answer:
+                assert answer.status == 200
+            await asyncio.to_thread(wait_until_gone, served_barista)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                await asyncio.to_thread(urllib.request.urlopen, request)
+            assert refused.value.code == 404
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
+
+
+def test_the_openai_package_makes_a_call_with_its_session(served_barista: Served):
+    """Its form has the SDP and the session."""
+
+    async def offer() -> str:
+        caller = Caller()
+        await caller.peer.setLocalDescription(await caller.peer.createOffer())
+        sdp = caller.peer.localDescription.sdp
+        await caller.peer.close()
+        return sdp
+
+    client = OpenAI(api_key="none", base_url=f"{served_barista.http}/v1")
+    answer = client.realtime.calls.create(
+        sdp=asyncio.run(offer()), session={"type": "realtime", "model": "gpt-realtime", "instructions": "Be brief."}
+    )
+    assert "a=ice-ufrag" in answer.read().decode()
+    client.realtime.calls.hangup(answer.response.headers["Location"].rsplit("/", 1)[1])
+    wait_until_gone(served_barista)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "code"),
+    [
+        (b"", "application/sdp", 400, "invalid_offer"),
+        (b"v=0\r\nm=audio nonsense", "application/sdp", 400, "invalid_offer"),
+        (b"v=0\r\n" + b"a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n" * 101, "application/sdp", 400, "invalid_offer"),
+        (b"x" * 300_000, "application/sdp", 413, "body_too_large"),
+        (b"{}", "application/json", 415, "unsupported_content_type"),
+        (b"no form", "multipart/form-data", 400, "invalid_form"),
+    ],
+)
+def test_what_is_no_offer_is_an_error_that_says_so(served_barista: Served, body, kind, status, code):
+    request = urllib.request.Request(f"{served_barista.http}/v1/realtime/calls", body, {"Content-Type": kind})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == status
+    assert f'"code":"{code}"' in refused.value.read().decode()
+    assert health(served_barista)["sockets"] == 0
+
+
+def test_who_never_connects_gives_the_place_back(served_barista: Served):
+    async def call() -> None:
+        caller = Caller()
+        await caller.peer.setLocalDescription(await caller.peer.createOffer())
+        await asyncio.to_thread(caller._post, served_barista.http, caller.peer.localDescription.sdp)
+        await caller.peer.close()
+
+    asyncio.run(call())
+    assert health(served_barista)["sockets"] == 1
+    wait_until_gone(served_barista, served_barista.settings.bridge.read_timeout_s + 3)
