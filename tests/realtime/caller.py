@@ -149,7 +149,10 @@ class Caller:
                         return event
                 await self._changed.wait()
 
-        return await asyncio.wait_for(found(), 30)
+        try:
+            return await asyncio.wait_for(found(), 30)
+        except asyncio.TimeoutError:
+            raise AssertionError(f"no {kind} among {self.kinds(after)}") from None
 
     def kinds(self, after: int = 0) -> list[str]:
         return [event["type"] for event in self.events[after:]]
