@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tests.browser import start_browser
 from tests.conftest import RESUME_S, ROOT, Served
 from tests.test_bridge import health
 
@@ -33,31 +31,7 @@ def start(tmp_path: Path):
     started = []
 
     def with_microphone(pcm: np.ndarray | None) -> webdriver.Chrome:
-        options = Options()
-        options.binary_location = "/usr/bin/chromium"
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        arguments = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--autoplay-policy=no-user-gesture-required",
-            "--use-fake-ui-for-media-stream",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=900,1000",
-        ]
-        if pcm is not None:
-            microphone = tmp_path / "microphone.wav"
-            pause = np.zeros(3 * 16000, np.int16)
-            soundfile.write(microphone, np.concatenate([pcm, pause]), 16000, subtype="PCM_16")
-            arguments += ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}"]
-        for argument in arguments:
-            options.add_argument(argument)
-        started.append(webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver")))
+        started.append(start_browser(tmp_path, pcm))
         return started[-1]
 
     yield with_microphone

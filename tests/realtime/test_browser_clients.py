@@ -1,0 +1,65 @@
+"""`@openai/agents-realtime`, unmodified, in a real browser; it has 6 MB, so it runs under `./sca test --long`."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soxr
+
+from benchmarks.manners import said_by_flite
+from tests.browser import start_browser
+from tests.conftest import BUILD, Served
+
+ORDER = "Can I get a medium dark roast latte with soy milk?"
+CHANGE = "Make it large."
+PACKAGE = "@openai/agents-realtime@0.20.0"
+BUNDLE = "package/dist/bundle/openai-realtime-agents.umd.js"
+CLIENT = Path(__file__).parent / "clients" / "agents_browser.js"
+ANSWER_S = 2.5  # from an order's end until its answer is well on its way
+
+
+@pytest.fixture(scope="module")
+def bundle() -> str:
+    """The package's own bundle for browsers."""
+    folder = BUILD.parent / "agents-realtime"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(folder.glob("*.tgz"))
+    if not found:
+        subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True)
+        found = sorted(folder.glob("*.tgz"))
+    with tarfile.open(found[0]) as archive:
+        script = archive.extractfile(BUNDLE)
+        assert script
+        return script.read().decode()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("transport", ["websocket", "webrtc"])
+def test_it_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp_path: Path, transport: str):
+    order, change = said_by_flite(ORDER, "rms"), said_by_flite(CHANGE, "rms")
+    microphone = [order, np.zeros(int(ANSWER_S * 16_000), np.int16), change, np.zeros(20 * 16_000, np.int16)]
+    browser = start_browser(tmp_path, np.concatenate(microphone))
+    try:
+        browser.set_script_timeout(60)
+        browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # it stands for the page of an application
+        browser.get(served_barista.http)
+        browser.execute_script(bundle + ";globalThis.OpenAIAgentsRealtime = OpenAIAgentsRealtime;")
+        sentences = [base64.b64encode(soxr.resample(pcm, 16_000, 24_000)).decode() for pcm in (order, change)]
+        found = browser.execute_async_script(CLIENT.read_text(), transport, *sentences)
+    finally:
+        browser.quit()
+    assert "failed" not in found, found
+    assert found["errors"] == []
+    assert found["cancelled"]["status_details"]["reason"] == "turn_detected"
+    assert "large" in found["completed"]["output"][0]["content"][0]["transcript"]
+    assert [item["role"] for item in found["history"]] == ["user", "assistant"] * 2
+    if transport == "websocket":
+        assert found["interrupted"] >= 1
+        assert found["played"] > 24_000 * 2
+    else:
+        assert "output_audio_buffer.cleared" in found["kinds"]
