@@ -74,18 +74,16 @@ class _Original:
 
     def __init__(self, styles: Path):
         try:
-            from training import voices
+            from training import synthesize
         except ImportError as error:
             raise VoiceError(f"the original voice needs training/requirements.txt: {error}") from error
-        if not (styles / f"{voices.BARISTA}.bin").is_file():
-            raise VoiceError(f"{styles} has no {voices.BARISTA}.bin: see training/README.md")
-        self._kokoro, self._voices = voices.Kokoro(styles), voices
+        if not (styles / f"{synthesize.VOICE}.bin").is_file():
+            raise VoiceError(f"{styles} has no {synthesize.VOICE}.bin: see training/README.md")
+        self._voice = synthesize.barista(styles)
 
     def say(self, text: str) -> np.ndarray:
         """int16 at 24 kHz, in the barista's way of speaking."""
-        voices = self._voices
-        sound, _ = self._kokoro.speak_on_grid(text, voices.BARISTA, voices.BARISTA_SPEED, voices.BARISTA_STYLE)
-        return (np.clip(sound, -1, 1) * 32767).astype(np.int16)
+        return (np.clip(self._voice.speak(text)[0], -1, 1) * 32767).astype(np.int16)
 
 
 def show(readings: Sequence[Reading]) -> Table:

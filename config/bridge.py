@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from config.loader import SettingsError, expect, listed
 
 LEAST_KEY = 16  # characters of an API key: a shorter one could be guessed
+
+
+ICE_SERVER = re.compile(
+    r"(?P<scheme>stun|turns?):((?P<user>[^:@]+):(?P<password>[^@]+)@)?(?P<host>[\w.-]+(:\d+)?(\?transport=(udp|tcp))?)"
+)
+
+
+class IceServer(NamedTuple):
+    """A STUN or TURN server."""
+
+    url: str
+    user: str | None
+    password: str | None
 
 
 @dataclass(frozen=True)
@@ -23,7 +38,7 @@ class BridgeSettings:
     allowed_origins: str
     tls_certificate: str
     tls_key: str
-    ice_servers: str
+    ice_servers: str = field(repr=False)
     sockets: int
     conversations_per_client: int
     conversation_s: float
@@ -59,9 +74,11 @@ class BridgeSettings:
         for origin in self.origins:
             is_origin = origin == "*" or origin.startswith(("http://", "https://"))
             expect(is_origin, "bridge.allowed_origins", origin, "origins such as https://shop.example, or *")
-        for url in listed(self.ice_servers):
-            is_known = url.startswith(("stun:", "turn:", "turns:"))
-            expect(is_known, "bridge.ice_servers", url, "addresses such as stun:stun.example:3478")
+        for server in listed(self.ice_servers):
+            known = "stun:HOST:PORT, turn:USER:PASSWORD@HOST:PORT, or turns:"
+            expect(
+                bool(ICE_SERVER.fullmatch(server)), "bridge.ice_servers", "a server", known
+            )  # it may hold a password
         both = bool(self.tls_certificate) == bool(self.tls_key)
         expect(both, "bridge.tls_certificate", self.tls_certificate, "a file, with bridge.tls_key, or neither")
 
@@ -69,6 +86,12 @@ class BridgeSettings:
     def origins(self) -> tuple[str, ...]:
         """Origins of web pages that may talk to the bridge, besides its own."""
         return tuple(origin.rstrip("/").lower() for origin in listed(self.allowed_origins))
+
+    @property
+    def ice(self) -> tuple[IceServer, ...]:
+        """The servers by which WebRTC calls find their way."""
+        found = [match for server in listed(self.ice_servers) if (match := ICE_SERVER.fullmatch(server))]
+        return tuple(IceServer(f"{m['scheme']}:{m['host']}", m["user"], m["password"]) for m in found)
 
     @property
     def is_local(self) -> bool:

@@ -137,3 +137,14 @@ def test_the_page_of_settings_has_every_one_with_its_default():
             )
             row = rf"\| `{section.name}\.{field.name}` \| {re.escape(shown)}(\.0)? \|"
             assert re.search(row, page), f"{section.name}.{field.name} with default {shown}"
+
+
+def test_servers_that_webrtc_needs_are_read_and_a_bad_one_is_named_without_its_password():
+    servers = "stun:stun.example:3478, turn:me:secret@turn.example:3478?transport=tcp"
+    settings = Settings.load(environ={"SCA_BRIDGE_ICE_SERVERS": servers})
+    assert settings.bridge.ice[0] == ("stun:stun.example:3478", None, None)
+    assert settings.bridge.ice[1] == ("turn:turn.example:3478?transport=tcp", "me", "secret")
+    assert "secret" not in repr(settings)
+    with pytest.raises(SettingsError, match=r"bridge\.ice_servers") as refused:
+        Settings.load(environ={"SCA_BRIDGE_ICE_SERVERS": "http://me:secret@turn.example"})
+    assert "secret" not in str(refused.value)

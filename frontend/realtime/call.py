@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from config import Settings
-from config.loader import listed, shown
+from config.loader import shown
 from frontend.access import Caller, RefusedError
 from frontend.admission import Place
 from frontend.bridge import Bridge
@@ -164,7 +164,7 @@ class Call:
 
 
 def _peer_connection(settings: Settings) -> RTCPeerConnection:
-    servers = [RTCIceServer(url) for url in listed(settings.bridge.ice_servers)]
+    servers = [RTCIceServer(each.url, each.user, each.password) for each in settings.bridge.ice]
     return RTCPeerConnection(RTCConfiguration(iceServers=servers))
 
 

@@ -52,7 +52,7 @@ class PacketBuffer:
             oldest = held if uint16_gt(oldest.sequence_number, held.sequence_number) else oldest
         self._held.remove(oldest)
         self._last = oldest.sequence_number
-        return False, JitterFrame(oldest._data, oldest.timestamp)
+        return False, JitterFrame(oldest._data, oldest.timestamp)  # type: ignore[attr-defined]
 
 
 def order_packets(peer: RTCPeerConnection) -> None:
