@@ -75,10 +75,9 @@ class BridgeSettings:
             is_origin = origin == "*" or origin.startswith(("http://", "https://"))
             expect(is_origin, "bridge.allowed_origins", origin, "origins such as https://shop.example, or *")
         for server in listed(self.ice_servers):
-            known = "stun:HOST:PORT, turn:USER:PASSWORD@HOST:PORT, or turns:"
-            expect(
-                bool(ICE_SERVER.fullmatch(server)), "bridge.ice_servers", "a server", known
-            )  # it may hold a password
+            is_known = bool(ICE_SERVER.fullmatch(server))  # it is not shown: it may hold a password
+            expected = "stun:HOST:PORT, turn:USER:PASSWORD@HOST:PORT, or turns:"
+            expect(is_known, "bridge.ice_servers", "a server", expected)
         both = bool(self.tls_certificate) == bool(self.tls_key)
         expect(both, "bridge.tls_certificate", self.tls_certificate, "a file, with bridge.tls_key, or neither")
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import soxr
+from onnxruntime import InferenceSession
 
 from config.settings import CODEC_FRAME_MS, OUTPUT_HZ
 from training.voices import Kokoro, kokoro_graph, make_session
@@ -103,11 +104,14 @@ class SteadyVoice:
         return np.concatenate(self._melody.run(None, sentence.inputs))[:, 0]
 
     @staticmethod
-    def _run(session, sentence: Sentence, melody: np.ndarray, outputs: Sequence[str] | None = None) -> list[np.ndarray]:
+    def _run(
+        session: InferenceSession, sentence: Sentence, melody: np.ndarray, outputs: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
         """Runs a graph behind the melody, which may need fewer inputs."""
         pitch, energy = melody.astype(np.float32)[:, None, None]
         feed = {**sentence.inputs, "pitch": pitch, "energy": energy}
-        return session.run(outputs, {each.name: feed[each.name] for each in session.get_inputs()})
+        found: list[np.ndarray] = session.run(outputs, {each.name: feed[each.name] for each in session.get_inputs()})
+        return found
 
     def _with_constant_norms(self, graph: onnx.ModelProto, sentences: Iterable[Sentence]) -> onnx.ModelProto:
         """The graph, whose decoder normalises every frame by the mean statistics of some sentences."""
