@@ -46,7 +46,7 @@ class BridgeServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, bridge: Bridge):
         super().__init__(config)
-        self._bridge = bridge
+        self.bridge = bridge
         self._draining: Future[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -57,7 +57,7 @@ class BridgeServer(uvicorn.Server):
         self._draining = asyncio.run_coroutine_threadsafe(self._drain(), asyncio.get_running_loop())
 
     async def _drain(self) -> None:
-        await self._bridge.drain()
+        await self.bridge.drain()
         self.should_exit = True
 
 

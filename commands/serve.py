@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,7 @@ from launch.triton_install import TritonMissingError
 from launch.triton_server import TritonError, TritonServer
 
 WATCH_S = 0.5  # how often is looked whether Triton still runs
+HEARD_OF_S = 20.0  # in which the bridge hears that the engine answers again
 MOST_RESTARTS = 3  # of Triton, in so many seconds:
 RESTARTS_WINDOW_S = 600
 
@@ -87,7 +89,7 @@ def check_ports(settings: Settings) -> None:
 def _serve_bridge(bridge: BridgeServer, settings: Settings, triton: TritonServer) -> int:
     """Runs the bridge in this thread, and keeps Triton running; returns the exit status. Raises `UserError`."""
     over = threading.Event()
-    supervisor = Supervisor(triton, over)
+    supervisor = Supervisor(triton, over, lambda: bridge.bridge.engine_problem)
 
     def watch() -> None:
         told = False
@@ -113,34 +115,44 @@ def _serve_bridge(bridge: BridgeServer, settings: Settings, triton: TritonServer
 
 
 class Supervisor:
-    """Starts Triton anew when it has ended; meanwhile the bridge is not ready and says so."""
+    """Starts Triton anew when it has ended, or its engine is dead; meanwhile the bridge is not ready and says so."""
 
-    def __init__(self, triton: TritonServer, over: threading.Event):
-        """`over` is set when all is to end."""
-        self._triton, self._over = triton, over
+    def __init__(
+        self, triton: TritonServer, over: threading.Event, engine_problem: Callable[[], str | None] = lambda: None
+    ):
+        """`over` is set when all is to end; `engine_problem` says why the engine counts as dead."""
+        self._triton, self._over, self._engine_problem = triton, over, engine_problem
         self._restarts: list[float] = []
         self.failure = ""  # why it is not started anew any more
         self.was_ended = False  # it failed since all is to end
 
     def keep_running(self) -> bool:
         """False when Triton has ended and does not come up again."""
-        if self._triton.is_running():
+        problem = self._engine_problem() if self._triton.is_running() else "Triton ended"
+        if not problem:
             return True
         now_s = time.monotonic()
         self._restarts = [at_s for at_s in self._restarts if at_s > now_s - RESTARTS_WINDOW_S]
         log_tail = self._triton.log_tail()
         if len(self._restarts) == MOST_RESTARTS:
             minutes = RESTARTS_WINDOW_S // 60
-            self.failure = f"Triton has ended {MOST_RESTARTS + 1} times in {minutes} minutes:\n{log_tail}"
+            self.failure = f"Triton has failed {MOST_RESTARTS + 1} times in {minutes} minutes:\n{log_tail}"
             return False
         self._restarts.append(now_s)
-        console.print(f"Triton ended and is started anew; its conversations are lost:\n{log_tail}", markup=False)
+        console.print(f"{problem}. Triton is started anew, its conversations are lost:\n{log_tail}", markup=False)
         try:
             self._triton.restart()
             self._triton.wait_until_ready(given_up=self._over.is_set)
+            self._wait_for_the_engine()
         except (TritonError, OSError, subprocess.SubprocessError) as error:
             self.was_ended = self._over.is_set()
             self.failure = str(error)
             return False
         console.print(f"Triton is back after {time.monotonic() - now_s:.0f} s")
         return True
+
+    def _wait_for_the_engine(self) -> None:
+        """Until the bridge has heard of it, or a little longer than that takes."""
+        until_s = time.monotonic() + HEARD_OF_S
+        while self._engine_problem() and time.monotonic() < until_s and not self._over.wait(WATCH_S):
+            pass

@@ -42,9 +42,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await bridge.connect()
-        warming = asyncio.create_task(bridge.warm_up())
+        watching = asyncio.create_task(bridge.watch())
         yield
-        warming.cancel()
+        watching.cancel()
         await bridge.link.close()
 
     app = FastAPI(title="sca bridge", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)

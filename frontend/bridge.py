@@ -13,9 +13,10 @@ from config import Settings
 from frontend.access import Access
 from frontend.admission import Admission
 from frontend.line import Line
-from frontend.protocol import SAMPLE_BYTES, CloseCode, Event, ProtocolError
+from frontend.protocol import CloseCode, Event, ProtocolError
+from frontend.pulse import Pulse
 from frontend.recording import recorded
-from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
+from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink
 
 logger = logging.getLogger(__name__)
 WARM_UP_TICKS = 3
@@ -49,17 +50,26 @@ class Bridge:
     async def connect(self) -> None:
         """Opens the gRPC channel. Must run on the event loop that will use it."""
         self.link = TritonLink(self.settings)
+        self.pulse = Pulse(self.settings, self.link)
 
-    async def warm_up(self) -> None:
+    async def watch(self) -> None:
+        """Makes the engine ready for clients, then looks whether it still answers, until it is cancelled."""
+        await self._warm_up()
+        await self.pulse.watch()
+
+    @property
+    def engine_problem(self) -> str | None:
+        """Why the engine counts as dead; None where it answers, or has not answered yet."""
+        return None if self._not_ready else self.pulse.problem
+
+    async def _warm_up(self) -> None:
         """Waits for Triton, then talks to it once, so that the first tick of the first client is as fast as any."""
         while self._not_ready:
             if await self.link.is_ready():
                 try:
                     self.engine = await self.link.engine()
                     self.admission.slots = self.engine.slots
-                    async for answer in self.link.converse(new_sequence_id(), self._silence()):
-                        if isinstance(answer, TickError):
-                            raise answer
+                    await self.pulse.say(WARM_UP_TICKS)
                     self._not_ready = None
                 except Exception as error:  # tried again, and /readyz tells
                     self._not_ready = f"the warm-up failed: {error}"
@@ -73,6 +83,8 @@ class Bridge:
             return self._not_ready
         if not await self.link.is_ready():
             return f"Triton at {self.link.url} is not ready"
+        if problem := self.pulse.problem:
+            return problem
         refusal = self.admission.refusal()
         return refusal.message if refusal else None
 
@@ -116,8 +128,3 @@ class Bridge:
         until_s = asyncio.get_running_loop().time() + within_s
         while self.open and asyncio.get_running_loop().time() < until_s:
             await asyncio.sleep(WATCH_S)
-
-    async def _silence(self) -> AsyncIterator[TickIn]:
-        pcm = bytes(self.settings.audio.input_samples * SAMPLE_BYTES)
-        for tick in range(WARM_UP_TICKS):
-            yield TickIn(pcm, start=tick == 0, end=tick == WARM_UP_TICKS - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import secrets
 import time
 from collections import deque
@@ -90,6 +91,7 @@ class TritonLink:
         self._samples = settings.audio.input_samples
         self._timeout_s = settings.bridge.response_timeout_s
         self._client = triton.InferenceServerClient(self.url, channel_args=[("grpc.enable_http_proxy", 0)])
+        self.answered_s = -math.inf  # when Triton answered a tick last
         self._ending: set[asyncio.Task[None]] = set()  # conversations whose END is on its way by itself
 
     async def is_ready(self) -> bool:
@@ -124,6 +126,8 @@ class TritonLink:
                     return
                 took_s = time.monotonic() - sent.popleft()
                 TICK.observe(took_s)
+                if not error:
+                    self.answered_s = time.monotonic()
                 yield TickError(error.message().removeprefix(PREFIX)) if error else _tick_out(result, took_s)
         except grpc.aio.AioRpcError as error:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error

@@ -63,6 +63,7 @@ class TritonServer:
 
     def __enter__(self) -> TritonServer:
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        remove_orphaned_regions()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -143,6 +144,14 @@ class TritonServer:
         self._process.wait()
         self._process = None
         for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # of processes that were killed
+            region.unlink(missing_ok=True)
+
+
+def remove_orphaned_regions(folder: Path = Path("/dev/shm")) -> None:
+    """Removes the shared memory of servers whose `./sca serve` was killed."""
+    for region in folder.glob("sca-*-*"):
+        owner = region.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
             region.unlink(missing_ok=True)
 
 

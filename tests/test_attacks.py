@@ -173,8 +173,8 @@ def test_tritons_http_listens_only_where_a_setting_asks_for_it():
 
 def test_silent_sockets_take_no_place(served: Served, pcm_bytes):
     wait_until_empty(served)
-    silent = [socket.create_connection(("127.0.0.1", served.settings.bridge.port)) for _ in range(200)]
-    silent_sockets = [connect(served.websocket) for _ in range(100)]
+    silent = [socket.create_connection(("127.0.0.1", served.settings.bridge.port)) for _ in range(300)]
+    silent_sockets = [connect(served.websocket) for _ in range(200)]
     try:
         with urllib.request.urlopen(f"{served.http}/readyz") as response:
             assert json.load(response) == {"status": "ready"}

@@ -214,7 +214,7 @@ def test_serve_brings_a_triton_that_ended_up_again(tmp_path):
             caller.send(bytes(10240))
             while isinstance(caller.recv(timeout=20), str):
                 pass
-        assert "Triton ended and is started anew; its conversations are lost" in log.read_text()
+        assert "Triton ended. Triton is started anew, its conversations are lost" in log.read_text()
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(30)
@@ -244,7 +244,19 @@ def test_a_triton_that_keeps_ending_is_given_up():
     assert all(supervisor.keep_running() for _ in range(MOST_RESTARTS))
     assert not supervisor.keep_running()
     assert triton.restarts == MOST_RESTARTS
-    assert "Triton has ended 4 times in 10 minutes:\nout of luck" in supervisor.failure
+    assert "Triton has failed 4 times in 10 minutes:\nout of luck" in supervisor.failure
+
+
+def test_shared_memory_of_a_killed_serve_is_cleared(tmp_path):
+    from launch.triton_server import remove_orphaned_regions
+
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = [f"sca-{gone.pid}-region", f"sca-{os.getpid()}-region", "sca-other", "another-region"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_orphaned_regions(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
 def test_doctor_asks_a_newcomer_for_nothing_that_only_the_checks_need(monkeypatch):

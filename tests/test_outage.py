@@ -1,4 +1,4 @@
-"""Triton killed under open conversations: they are told, new ones are refused, and work again when it is back."""
+"""Triton or one of its stages dies under open conversations: they are told, new ones are refused until it is back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.conftest import Served, serve, serve_environment
 from tests.test_bridge import event
 
 TOLD_S = 2.0
+NOTICED_S = 20.0  # three seconds without an answer, two questions of five seconds at most, one between
 BACK_S = 120
 
 
@@ -68,12 +69,51 @@ def test_clients_are_told_at_once_and_new_ones_work_when_it_is_back(served_alone
         assert close_code(realtime) == 1011
     with pytest.raises(urllib.error.HTTPError, match="503"):
         urllib.request.urlopen(f"{served_alone.http}/readyz")
-    deadline = time.monotonic() + BACK_S
-    while time.monotonic() < deadline:
+    wait_for_readiness(served_alone, True, BACK_S)
+    expect_a_conversation(served_alone, sound)
+
+
+@pytest.mark.parametrize(
+    ("stage", "how"),
+    [("thinker_talker", signal.SIGKILL), ("code2wav", signal.SIGSTOP)],
+    ids=["killed", "stopped"],
+)
+def test_a_stage_that_is_dead_is_noticed_and_comes_back(served_alone: Served, pcm, stage: str, how: signal.Signals):
+    """Triton goes on and calls itself ready."""
+    sound = pcm[:5120].tobytes()
+    with connect(served_alone.websocket) as client:
+        client.send(sound)
+        event(client, "text")
+        os.kill(stub_of(served_alone, stage), how)
+        client.send(sound)
+        wait_for_readiness(served_alone, False, NOTICED_S)
+        assert event(client, "error")["code"] == "tick_failed"
+    wait_for_readiness(served_alone, True, BACK_S)
+    expect_a_conversation(served_alone, sound)
+
+
+def stub_of(served: Served, stage: str) -> int:
+    """The process id of a stage's Python process."""
+    found = subprocess.run(
+        ["pgrep", "--parent", str(triton_of(served)), "--full", f"stub.*/{stage}/"], capture_output=True, text=True
+    )
+    return int(found.stdout.split()[0])
+
+
+def wait_for_readiness(served: Served, ready: bool, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
         try:
-            urllib.request.urlopen(f"{served_alone.http}/readyz")
-            break
+            urllib.request.urlopen(f"{served.http}/readyz")
+            is_ready = True
         except urllib.error.HTTPError:
-            time.sleep(0.5)
-    answer = asyncio.run(talk(served_alone.websocket, sound * 2))
+            is_ready = False
+        if is_ready == ready:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def expect_a_conversation(served: Served, sound: bytes) -> None:
+    answer = asyncio.run(talk(served.websocket, sound * 2))
     assert len(answer.pcm) >= 2 * 15360
