@@ -19,6 +19,10 @@ HERE = {
     "age": "one conversation of 5,000 ticks, likewise",
     "turn": "end of turn to first codes, in the dialect turn",
 }
+ALONE = {
+    "crowd": "the bridge alone on one core, on each protocol",
+    "churn": "its memory while conversations come and go",
+}
 SERVED = {
     "turn-bridge": "end of turn to first sound, over WebSocket",
     "triton": "over gRPC, in real time",
@@ -36,11 +40,13 @@ MESSAGES = Path(__file__).parents[1] / "benchmarks" / "messages.txt"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_build_argument(parser)
-    told = "; ".join(f"{what}: {how}" for what, how in (*HERE.items(), *SERVED.items(), *JUDGED.items()))
+    told = "; ".join(
+        f"{what}: {how}" for what, how in (*HERE.items(), *ALONE.items(), *SERVED.items(), *JUDGED.items())
+    )
     parser.add_argument(
         "what",
-        choices=(*HERE, *SERVED, *JUDGED),
-        help=f"{told}. The first three run here, the others against ./sca serve",
+        choices=(*HERE, *ALONE, *SERVED, *JUDGED),
+        help=f"{told}. The first five bring what they need, the others run against ./sca serve",
     )
     parser.add_argument(
         "--conversations", default="1,2,4,8", metavar="N,N,...", help="conversations at once (default: 1,2,4,8)"
@@ -52,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="perf-analyzer, turn-bridge: what the conversations say; perf-analyzer's is 16 kHz mono",
     )
     parser.add_argument("--beside", type=int, metavar="PORT", help="turn-bridge: of another bridge, in the same run")
+    parser.add_argument("--idle", type=int, default=0, help="crowd: silent WebSockets beside them (default: 0)")
+    parser.add_argument("--minutes", type=float, default=30, help="churn: how long (default: 30)")
     judged = parser.add_argument_group("understanding, voice")
     judged.add_argument(
         "path", type=Path, nargs="?", help="recordings with their labels.json; a file with a message a line"
@@ -83,9 +91,33 @@ def run(arguments: argparse.Namespace) -> int:
     build: Path = arguments.build.resolve()
     if arguments.what in JUDGED:
         return _judge(arguments, settings, max(conversations))
-    bench = _here if arguments.what in HERE else _served
+    if arguments.what == "churn":
+        return _churn(settings, max(conversations), arguments.minutes, build / "bench" / "churn.json")
+    bench = _here if arguments.what in HERE else _alone if arguments.what in ALONE else _served
     rows = bench(arguments, settings, conversations)
     show(rows, build / "bench" / f"{arguments.what}.json")
+    return 0
+
+
+def _alone(arguments: argparse.Namespace, settings: Settings, conversations: list[int]) -> list[Row]:
+    from benchmarks.crowd import bench_crowd
+
+    try:
+        return bench_crowd(settings, conversations, arguments.seconds, arguments.idle)
+    except (OSError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+
+
+def _churn(settings: Settings, conversations: int, minutes: float, path: Path) -> int:
+    from benchmarks.crowd import bench_churn, show_churn
+    from benchmarks.dialogue import write
+
+    try:
+        samples = bench_churn(settings, conversations, minutes)
+    except (OSError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+    write(samples, path)
+    console.print(show_churn(samples))
     return 0
 
 

@@ -1,0 +1,216 @@
+"""The bridge alone, on one core, before a stand-in for Triton that answers at once.
+
+Clients speak at the pace of microphones, in frames of 20 ms; others have a WebSocket and say nothing. A tick's time is
+counted from when its last sample was spoken to its sound at the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+from rich.progress import track
+from rich.table import Table
+from websockets.asyncio.client import ClientConnection, connect
+
+from benchmarks.paced import LOUDNESS
+from benchmarks.report import Row
+from benchmarks.server import DIRECT
+from config import Settings
+from engine.memory import size
+
+FRAME_S = 0.02
+WARM_UP_TICKS = 4
+STARTS_S = 60
+CHURN_S = 2.0  # how long a conversation lasts where they come and go
+SAMPLED_S = 10.0  # between two looks at the memory
+SHOWN = 10
+PCM16, REALTIME = "/ws/pcm16", "/v1/realtime"
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A bridge that runs for the bench."""
+
+    url: str  # ws://...
+    process: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the process, resident."""
+        pages = int(Path(f"/proc/{self.process}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def bench_crowd(settings: Settings, conversations: Sequence[int], seconds: float, idle: int) -> list[Row]:
+    """A row for each number of conversations and protocol; memory is what a conversation adds to the bridge's."""
+    rows = []
+    for count in conversations:
+        for path in (PCM16, REALTIME):
+            with _bridge() as bridge:
+                rows.append(asyncio.run(_measure(bridge, settings, path, count, seconds, idle)))
+    return rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The bridge's memory at a moment."""
+
+    at_s: float
+    memory_bytes: int
+    conversations: int  # that have come and gone
+
+
+def bench_churn(settings: Settings, conversations: int, minutes: float) -> list[Sample]:
+    """The bridge's memory while so many conversations of two seconds at once come and go, on both protocols."""
+    with _bridge() as bridge:
+        return asyncio.run(_churn(bridge, settings, conversations, minutes * 60))
+
+
+@contextlib.contextmanager
+def _bridge() -> Iterator[Bridge]:
+    """A bridge on the first core, its stand-in and the clients on the others."""
+    cores = sorted(os.sched_getaffinity(0))
+    ports = [_free_port() for _ in range(2)]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SCA_")},
+        "SCA_BRIDGE_PORT": str(ports[0]),
+        "SCA_TRITON_GRPC_PORT": str(ports[1]),
+        "SCA_BRIDGE_LOG_LEVEL": "warning",
+    }
+    commands = [["-m", "benchmarks.stand_in", str(ports[1])], ["-m", "commands", "bridge"]]
+    others = set(cores[1:]) or set(cores)
+    os.sched_setaffinity(0, others)
+    processes = [
+        subprocess.Popen([sys.executable, *each], env=environment, stdout=subprocess.DEVNULL) for each in commands
+    ]
+    try:
+        os.sched_setaffinity(processes[1].pid, {cores[0]})
+        _wait_until_ready(f"http://127.0.0.1:{ports[0]}/readyz")
+        yield Bridge(f"ws://127.0.0.1:{ports[0]}", processes[1].pid)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        os.sched_setaffinity(0, cores)
+
+
+async def _measure(bridge: Bridge, settings: Settings, path: str, count: int, seconds: float, idle: int) -> Row:
+    tick_s = settings.audio.tick_ms / 1000
+    ticks = WARM_UP_TICKS + max(1, round(seconds / tick_s))
+    empty = bridge.memory_bytes
+    async with contextlib.AsyncExitStack() as silent:
+        for _ in range(idle):
+            await silent.enter_async_context(connect(bridge.url + path, max_size=None, proxy=None))
+        begin = time.monotonic() + 1.0
+        speakers = [_speak(bridge.url + path, settings, begin + tick_s * i / count, ticks) for i in range(count)]
+        memory = asyncio.create_task(_memory_at(bridge, begin + seconds / 2))
+        heard = await asyncio.gather(*speakers)
+        used = (await memory - empty) // (count + idle)
+    latencies = [latency for each in heard for latency in each[WARM_UP_TICKS:]]
+    what = f"{path}, {idle} idle beside" if idle else path
+    return Row.of(what, count, settings.audio.tick_ms, latencies, paced=True, memory_bytes=max(0, used))
+
+
+async def _memory_at(bridge: Bridge, moment_s: float) -> int:
+    await asyncio.sleep(max(0.0, moment_s - time.monotonic()))
+    return bridge.memory_bytes
+
+
+async def _speak(url: str, settings: Settings, begin_s: float, ticks: int) -> list[float]:
+    """Seconds from when each tick was spoken to its sound."""
+    tick_s = settings.audio.tick_ms / 1000
+    latencies: list[float] = []
+    async with connect(url, max_size=None, proxy=None) as client:
+        speaking = asyncio.create_task(_microphone(client, url, begin_s, ticks * tick_s))
+        async for _ in _sounds(client):
+            latencies.append(time.monotonic() - (begin_s + (len(latencies) + 1) * tick_s))
+            if len(latencies) == ticks:
+                break
+        speaking.cancel()
+    if len(latencies) < ticks:
+        raise RuntimeError(f"{len(latencies)} answers came, expected {ticks}")
+    return latencies
+
+
+async def _microphone(client: ClientConnection, url: str, begin_s: float, seconds: float) -> None:
+    rate = 16_000 if url.endswith(PCM16) else 24_000
+    noise = np.random.RandomState(0).randint(-LOUDNESS, LOUDNESS, 16_000).astype(np.int16)
+    pcm = soxr.resample(noise, 16_000, rate).astype(np.int16)
+    frame = pcm[: round(rate * FRAME_S)].tobytes()
+    event = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(frame).decode()})
+    for number in range(round(seconds / FRAME_S) + 1):  # one more: a resampler is a little behind
+        await asyncio.sleep(max(0.0, begin_s + (number + 1) * FRAME_S - time.monotonic()))
+        await client.send(frame if rate == 16_000 else event)
+
+
+async def _sounds(client: ClientConnection) -> AsyncIterator[None]:
+    """At each tick's sound. Raises `RuntimeError` with an error's words."""
+    async for message in client:
+        if isinstance(message, bytes):
+            yield
+            continue
+        event = json.loads(message)
+        if event["type"] == "error":
+            raise RuntimeError(event.get("message") or event["error"]["message"])
+        if event["type"] == "response.output_audio.delta":
+            yield
+
+
+async def _churn(bridge: Bridge, settings: Settings, count: int, seconds: float) -> list[Sample]:
+    begin, done = time.monotonic(), 0
+    ticks = max(1, round(CHURN_S * 1000 / settings.audio.tick_ms))
+
+    async def come_and_go(number: int) -> None:
+        nonlocal done
+        path = (PCM16, REALTIME)[number % 2]
+        while time.monotonic() < begin + seconds:
+            await _speak(bridge.url + path, settings, time.monotonic(), ticks)
+            done += 1
+
+    crowd = [asyncio.create_task(come_and_go(number)) for number in range(count)]
+    samples = []
+    for _ in track(range(max(1, round(seconds / SAMPLED_S))), description="churn"):
+        await asyncio.sleep(SAMPLED_S)
+        samples.append(Sample(time.monotonic() - begin, bridge.memory_bytes, done))
+    await asyncio.gather(*crowd)
+    return samples
+
+
+def show_churn(samples: Sequence[Sample]) -> Table:
+    """Ten of the samples, the first and the last among them."""
+    table = Table("minutes", "conversations so far", "the bridge's memory")
+    for index in sorted({round(share * (len(samples) - 1)) for share in np.linspace(0, 1, SHOWN)}):
+        sample = samples[index]
+        table.add_row(f"{sample.at_s / 60:.1f}", str(sample.conversations), size(sample.memory_bytes))
+    return table
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(url: str) -> None:
+    until_s = time.monotonic() + STARTS_S
+    while True:
+        try:
+            with DIRECT.open(url, timeout=2):
+                return
+        except OSError as error:
+            if time.monotonic() > until_s:
+                raise RuntimeError(f"the bridge was not ready within {STARTS_S} s: {error}") from error
+            time.sleep(0.1)
