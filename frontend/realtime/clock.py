@@ -20,6 +20,7 @@ LATE_S = 0.25  # sound that is so late is waited for, from a client whose sound 
 COMING_S = 1.0  # how long ago that may have been
 MOST_HELD_S = 60.0  # of sound: past it the client's next event waits
 BYTES_A_SECOND = INPUT_HZ * SAMPLE_BYTES
+MOST_HELD_BYTES = int(MOST_HELD_S * BYTES_A_SECOND)
 
 
 class Planned(NamedTuple):
@@ -54,11 +55,16 @@ class Clock:
         return len(self._held) * 1000 // BYTES_A_SECOND
 
     async def append(self, pcm: bytes) -> None:
-        """More sound of the client; waits where a minute of it has not gone yet."""
+        """More sound of the client; waits where a minute of it has not gone yet.
+
+        Where sound waits for `commit`, the newest minute is held.
+        """
         await self._room.wait()
         self._held += pcm
+        if self.holds:
+            del self._held[: max(0, len(self._held) - MOST_HELD_BYTES)]
         self._came_s = self._now()
-        if len(self._held) > MOST_HELD_S * BYTES_A_SECOND and not self.holds:
+        if len(self._held) > MOST_HELD_BYTES and not self.holds:
             self._room.clear()
         self._changed.set()
 
@@ -134,7 +140,7 @@ class Clock:
         size = 0 if self.holds else self._tick_bytes
         pcm = bytes(self._held[:size]).ljust(self._tick_bytes, b"\0")
         del self._held[:size]
-        if len(self._held) <= MOST_HELD_S * BYTES_A_SECOND / 2:
+        if len(self._held) <= MOST_HELD_BYTES / 2:
             self._room.set()
         return Planned(pcm, self._asked.popleft() if self._asked else {})
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from config import Settings
-from frontend.realtime.clock import Clock
+from frontend.realtime.clock import MOST_HELD_S, Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
 from frontend.realtime.items import Item, Items
 from frontend.realtime.response import Request, Response, State, parse_request, usage_of
@@ -75,6 +75,9 @@ class RealtimeConversation:
             case "session.update":
                 self._update_session(event)
             case "input_audio_buffer.append":
+                if self.clock.holds and self.clock.held_ms >= MOST_HELD_S * 1000:
+                    message = f"{self.clock.held_ms} ms of sound wait, expected input_audio_buffer.commit or .clear"
+                    raise RealtimeError(message, code="input_audio_buffer_full")
                 await self.hear(self._microphone.feed(event.fields.get("audio")))
             case "input_audio_buffer.commit":
                 self._commit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Iterator
 
@@ -84,3 +85,18 @@ def test_what_could_not_be_said_back_is_no_event(frame):
 def test_metadata_are_a_few_texts(talk: Talk, metadata):
     with pytest.raises(RealtimeError, match="expected an object of at most 16 texts"):
         talk.say("response.create", response={"metadata": metadata})
+
+
+def test_sound_that_nobody_commits_is_bounded(talk: Talk):
+    """A minute: events beyond it are refused; a track's oldest sound is dropped, since it never ends."""
+    talk.say("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
+    second = base64.b64encode(bytes(48_000)).decode()
+    for _ in range(61):
+        talk.say("input_audio_buffer.append", audio=second)
+    with pytest.raises(RealtimeError) as refused:
+        talk.say("input_audio_buffer.append", audio=second)
+    assert refused.value.code == "input_audio_buffer_full"
+    talk.loop.run_until_complete(talk.conversation.hear(b"\1" * 32_000))
+    assert talk.conversation.clock.held_ms == 60_000
+    talk.say("input_audio_buffer.clear")
+    talk.say("input_audio_buffer.append", audio=second)
