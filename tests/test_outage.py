@@ -12,18 +12,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from client.python_websocket import talk
+from launch.triton_server import remove_orphaned_regions
 from tests.conftest import Served, serve, serve_environment
 from tests.test_bridge import event
 
 TOLD_S = 2.0
 NOTICED_S = 20.0  # three seconds without an answer, two questions of five seconds at most, one between
 BACK_S = 120
+ENDED_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,17 @@ def wait_for_readiness(served: Served, ready: bool, seconds: float) -> None:
 def expect_a_conversation(served: Served, sound: bytes) -> None:
     answer = asyncio.run(talk(served.websocket, sound * 2))
     assert len(answer.pcm) >= 2 * 15360
+
+
+def test_a_serve_that_is_killed_leaves_nothing_behind(served_alone: Served):
+    """Triton and its stages end; what is left of their memory goes when anybody serves again."""
+    triton, owner = triton_of(served_alone), served_alone.process.pid
+    stages = subprocess.run(["pgrep", "--parent", str(triton)], capture_output=True, text=True, check=True)
+    served_alone.process.kill()
+    served_alone.process.wait(10)
+    deadline = time.monotonic() + ENDED_S
+    while any(Path(f"/proc/{pid}").exists() for pid in (str(triton), *stages.stdout.split())):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    remove_orphaned_regions()
+    assert not list(Path("/dev/shm").glob(f"sca-{owner}-*"))
