@@ -24,7 +24,7 @@ from tests.turns import TICK
 
 LONGEST_ANSWER_MS = 8000
 MOST_BYTES = 12_000_000
-FEWEST_WORDS = 0.6  # share of the words that pocketsphinx hears; 0.8 of twenty answers, and no other sound reaches it
+FEWEST_WORDS = 0.6  # share of the words that pocketsphinx hears; 0.76 of twenty answers, and no other sound reaches it
 LATTE = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
 
 
