@@ -97,7 +97,11 @@ def _serve_bridge(bridge: BridgeServer, settings: Settings, triton: TritonServer
             if bridge.started and not told:
                 told = True
                 console.print(f"\n  Open [bold]{address(settings)}[/bold] and speak.  Ctrl-C ends it.\n")
-            if not supervisor.keep_running():
+            try:
+                goes_on = supervisor.keep_running()
+            except Exception as error:  # a watcher that is dead would watch nothing
+                supervisor.failure, goes_on = f"Triton cannot be watched: {error!r}", False
+            if not goes_on:
                 bridge.should_exit = True
                 return
 

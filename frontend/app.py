@@ -45,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
         watching = asyncio.create_task(bridge.watch())
         yield
         watching.cancel()
+        await calls.end()
         await bridge.link.close()
 
     app = FastAPI(title="sca bridge", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)

@@ -81,10 +81,10 @@ class Bridge:
         """Why no conversation could begin now; None where one could."""
         if self._not_ready:
             return self._not_ready
-        if not await self.link.is_ready():
-            return f"Triton at {self.link.url} is not ready"
         if problem := self.pulse.problem:
             return problem
+        if not await self.link.is_ready():
+            return f"Triton at {self.link.url} is not ready"
         refusal = self.admission.refusal()
         return refusal.message if refusal else None
 

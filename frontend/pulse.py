@@ -47,13 +47,19 @@ class Pulse:
             return f"the engine has not answered within {ANSWER_S:g} s"
         except TickError as error:
             return None if error.is_full else f"the engine does not answer: {error}"
+        except Exception as error:  # whatever it is, it is looked at again
+            return f"the engine cannot be asked: {error!r}"
         return None
 
     async def say(self, ticks: int) -> None:
         """A conversation of so many ticks of silence. Raises `TickError`."""
+        answers = 0
         async for answer in self._link.converse(new_sequence_id(), self._silence(ticks)):
             if isinstance(answer, TickError):
                 raise answer
+            answers += 1
+        if answers < ticks:
+            raise TickError(f"{answers} answers came, expected {ticks}")
 
     def _note(self, problem: str | None) -> None:
         was_dead = self.problem

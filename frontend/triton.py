@@ -27,6 +27,12 @@ ENGINE = "thinker_talker"  # the stage that holds the conversations
 PREFIX = f"in ensemble '{MODEL}', "  # of Triton's messages; a client knows of no ensemble
 GREATEST_SEQUENCE_ID = 2**63 - 1  # tritonclient sends it as an int64
 END_TIMEOUT_S = 5.0
+FACT_TIMEOUT_S = 2.0  # for an answer that costs nothing
+CHANNEL = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2000),  # of its own it waits up to two minutes for a Triton that is back
+]
 WATCH_S = 0.5  # how often an overdue answer is looked for
 
 
@@ -90,20 +96,20 @@ class TritonLink:
         self.url = f"{settings.triton.host}:{settings.triton.grpc_port}"
         self._samples = settings.audio.input_samples
         self._timeout_s = settings.bridge.response_timeout_s
-        self._client = triton.InferenceServerClient(self.url, channel_args=[("grpc.enable_http_proxy", 0)])
+        self._client = triton.InferenceServerClient(self.url, channel_args=CHANNEL)
         self.answered_s = -math.inf  # when Triton answered a tick last
         self._ending: set[asyncio.Task[None]] = set()  # conversations whose END is on its way by itself
 
     async def is_ready(self) -> bool:
         """Whether Triton is up and every stage of the ensemble is loaded."""
         try:
-            return bool(await self._client.is_model_ready(MODEL))
+            return bool(await self._client.is_model_ready(MODEL, client_timeout=FACT_TIMEOUT_S))
         except (InferenceServerException, grpc.RpcError):
             return False
 
     async def engine(self) -> EngineFacts:
         """What the engine behind Triton is, by its model's config."""
-        answer = await self._client.get_model_config(ENGINE)
+        answer = await self._client.get_model_config(ENGINE, client_timeout=FACT_TIMEOUT_S)
         parameters = answer.config.parameters
         settings = json.loads(parameters["settings"].string_value)
         return EngineFacts(int(settings["engine"]["slots"]), tuple(json.loads(parameters["voices"].string_value)))

@@ -41,7 +41,7 @@ class TritonServer:
         self._log = log
         self._install = TritonInstall.find()
         self._runtime = self._install.lay_out(runtime)
-        self._shared_memory = f"sca-{os.getpid()}-"  # how the names of its Python backend's regions begin
+        self._shared_memory = f"{_region_prefix()}{os.getpid()}-"  # how the names of its Python backend's regions begin
         self._command = [
             str(self._install.server),
             f"--model-repository={repository}",
@@ -149,10 +149,17 @@ class TritonServer:
 
 def remove_orphaned_regions(folder: Path = Path("/dev/shm")) -> None:
     """Removes the shared memory of servers whose `./sca serve` was killed."""
-    for region in folder.glob("sca-*-*"):
-        owner = region.name.split("-")[1]
+    prefix = _region_prefix()
+    for region in folder.glob(f"{prefix}*-*"):
+        owner = region.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            region.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's
+                region.unlink(missing_ok=True)
+
+
+def _region_prefix() -> str:
+    """Of this PID namespace: a container may share /dev/shm with others, where a process id is another's."""
+    return f"sca-{os.stat('/proc/self/ns/pid').st_ino}-"
 
 
 def loading_progress(log: Path) -> str:

@@ -218,7 +218,7 @@ def test_serve_brings_a_triton_that_ended_up_again(tmp_path):
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(30)
-    assert not list(Path("/dev/shm").glob(f"sca-{process.pid}-*")), "no shared memory is left"
+    assert not list(Path("/dev/shm").glob(f"sca-*-{process.pid}-*")), "no shared memory is left"
 
 
 def test_a_triton_that_keeps_ending_is_given_up():
@@ -252,7 +252,10 @@ def test_shared_memory_of_a_killed_serve_is_cleared(tmp_path):
 
     gone = subprocess.Popen(["true"])
     gone.wait()
-    names = [f"sca-{gone.pid}-region", f"sca-{os.getpid()}-region", "sca-other", "another-region"]
+    here = os.stat("/proc/self/ns/pid").st_ino
+    names = [
+        f"sca-{here}-{gone.pid}-region", f"sca-{here}-{os.getpid()}-region", f"sca-1-{gone.pid}-elsewhere", "another",
+    ]  # fmt: skip
     for name in names:
         (tmp_path / name).touch()
     remove_orphaned_regions(tmp_path)

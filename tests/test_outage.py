@@ -133,4 +133,4 @@ def test_a_serve_that_is_killed_leaves_nothing_behind(served_alone: Served):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     remove_orphaned_regions()
-    assert not list(Path("/dev/shm").glob(f"sca-{owner}-*"))
+    assert not list(Path("/dev/shm").glob(f"sca-*-{owner}-*"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from typing import NamedTuple
@@ -16,14 +18,20 @@ from config.loader import shown
 from frontend.access import Caller, RefusedError
 from frontend.admission import Place
 from frontend.bridge import Bridge
-from frontend.protocol import CloseCode
 from frontend.realtime.body import parse_object, read_body
 from frontend.realtime.call_sound import Loudspeaker, heard, order_packets
 from frontend.realtime.channel import DataChannel
+from frontend.realtime.clock import BYTES_A_SECOND
 from frontend.realtime.connection import RealtimeConnection
 from frontend.realtime.events import Event, RealtimeError, new_id
 
 MOST_CANDIDATES = 100  # addresses of a client, each of which is tried
+MOST_SECTIONS = 4  # of an SDP: sound and events, with room for what is not served
+CONNECTS_S = 10.0  # from the answer until both sides have found each other
+CLOSES_S = 5.0  # how long a peer connection may take to close
+MOST_AHEAD_S = 5.0  # of sound that may come before its time
+OPUS = "audio/opus"
+logger = logging.getLogger("sca.bridge")
 
 
 class Offer(NamedTuple):
@@ -69,6 +77,13 @@ class Calls:
             raise RefusedError(HTTPStatus.NOT_FOUND, "call_not_found", f"there is no call {shown(call_id)}")
         call.hang_up()
 
+    async def end(self) -> None:
+        """Ends all calls, each with its END to Triton."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSES_S)
+
     async def _hold(self, caller: Caller, offer: Offer, answered: asyncio.Future[Answer]) -> None:
         try:
             with self._bridge.admission.socket(caller) as place:
@@ -82,7 +97,7 @@ class Calls:
                     self._bridge.open.discard(call.connection)
                     del self._calls[call.id]
                     await call.close()
-        except (RefusedError, RealtimeError) as error:
+        except Exception as error:
             if answered.done():
                 raise
             answered.set_exception(error)
@@ -94,7 +109,6 @@ class Call:
     def __init__(self, bridge: Bridge, place: Place, offer: Offer):
         """Raises `RealtimeError` where the offer's session cannot be."""
         self.id, self.caller = new_id("rtc"), place.caller
-        self._connect_s = bridge.settings.bridge.read_timeout_s
         self._channel = DataChannel("m=application" in offer.sdp)
         self._loudspeaker = Loudspeaker(self._tell)
         self.connection = RealtimeConnection(
@@ -103,7 +117,6 @@ class Call:
         self._peer = _peer_connection(bridge.settings)
         self._peer.on("datachannel", self._channel.open)
         self._peer.on("connectionstatechange", self._note_state)
-        self._peer.on("track", self._note_track)
         self._connected = asyncio.Event()
         self._track: MediaStreamTrack | None = None
 
@@ -111,53 +124,86 @@ class Call:
         """The SDP that answers the client's. Raises `RealtimeError`."""
         try:
             await self._peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
+            self._take_one_track()
+            await self._peer.setLocalDescription(await self._peer.createAnswer())
+        except RealtimeError:
+            raise
         except Exception as error:  # aiortc's parser has no error of its own
             raise RealtimeError(f"the SDP cannot be used: {shown(repr(error))}", code="invalid_offer") from error
-        if self._track is None:
-            raise RealtimeError("the SDP offers no sound, expected a track of Opus", code="invalid_offer")
-        self._peer.addTrack(self._loudspeaker)
-        order_packets(self._peer)
-        await self._peer.setLocalDescription(await self._peer.createAnswer())
         return self._peer.localDescription.sdp
 
+    def _take_one_track(self) -> None:
+        """Sound by Opus; nothing else is received, since nobody would read it. Raises `RealtimeError`."""
+        own = None
+        for each in self._peer.getTransceivers():
+            if each.kind == "audio":
+                each._codecs = [codec for codec in each._codecs if codec.mimeType.lower() == OPUS]
+            if own is None and each.kind == "audio" and each._codecs:
+                own = each
+            else:
+                each.direction = "inactive"
+        if own is None:
+            raise RealtimeError("the SDP offers no sound, expected a track of Opus", code="invalid_offer")
+        self._track = own.receiver.track
+        own.sender.replaceTrack(self._loudspeaker)
+        own.direction = "sendrecv"
+        order_packets(own.receiver)
+
     async def run(self) -> None:
-        """Returns when the conversation is over."""
+        """Returns when the conversation is over, or has not begun in time."""
+        try:
+            await asyncio.wait_for(self._connect(), CONNECTS_S)
+        except asyncio.TimeoutError:
+            self.connection.give_up("not_connected")
+            return
         hearing = asyncio.create_task(self._hear())
+        hearing.add_done_callback(lambda task: None if task.cancelled() or not task.exception() else self.hang_up())
         try:
             await self.connection.run()
         finally:
             hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await hearing
 
     def hang_up(self) -> None:
-        """The client wants no more."""
+        """The client wants no more, or is gone."""
         self._channel.hang_up()
+        self._connected.set()
+        self.connection.hang_up()
 
     async def close(self) -> None:
         """Gives back the sockets."""
         self._loudspeaker.stop()
-        await self._peer.close()
+        try:
+            await asyncio.wait_for(self._peer.close(), CLOSES_S)
+        except Exception:  # its place and its sockets are given back whatever aiortc stumbles over
+            logger.warning("a call does not close", exc_info=True)
+            for transceiver in self._peer.getTransceivers():
+                if transport := transceiver.receiver.transport:
+                    with contextlib.suppress(Exception):
+                        await asyncio.wait_for(transport.transport.stop(), CLOSES_S)
+
+    async def _connect(self) -> None:
+        """Returns when sound and events can go, or the client has hung up."""
+        await self._connected.wait()
+        await self._channel.opened()
 
     async def _hear(self) -> None:
-        try:
-            await asyncio.wait_for(self._connected.wait(), self._connect_s)
-        except asyncio.TimeoutError:
-            message = f"no connection within {self._connect_s:g} s (bridge.read_timeout_s)"
-            await self.connection.end("not_connected", message, CloseCode.POLICY_VIOLATION)
-            return
         assert self._track
+        now = asyncio.get_running_loop().time
+        begun_s, given_s = now(), 0.0
         async for pcm in heard(self._track):
+            seconds = len(pcm) / BYTES_A_SECOND
+            if given_s + seconds > now() - begun_s + MOST_AHEAD_S:  # faster than anybody speaks
+                continue
+            given_s += seconds
             await self.connection.hear(pcm)
 
     def _note_state(self) -> None:
         if self._peer.connectionState == "connected":
             self._connected.set()
         elif self._peer.connectionState in ("failed", "closed"):
-            self._channel.hang_up()
-
-    def _note_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "audio" and self._track is None:
-            self._track = track
+            self.hang_up()
 
     def _tell(self, event: Event) -> None:
         self.connection.send(event)
@@ -183,9 +229,10 @@ async def _read_offer(request: Request) -> Offer:
             "unsupported_content_type",
             f"the content type is {shown(kind)}, expected application/sdp or multipart/form-data",
         )
-    if (found := sdp.count("a=candidate")) > MOST_CANDIDATES:
-        message = f"the SDP has {found} candidates, expected at most {MOST_CANDIDATES}"
-        raise RealtimeError(message, code="invalid_offer")
+    lines = sdp.splitlines()
+    for what, most in (("a=candidate", MOST_CANDIDATES), ("m=", MOST_SECTIONS)):
+        if (found := sum(line.startswith(what) for line in lines)) > most:
+            raise RealtimeError(f"the SDP has {found} lines {what}, expected at most {most}", code="invalid_offer")
     return Offer(sdp, session, model)
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from fractions import Fraction
 
 import numpy as np
-from aiortc import MediaStreamTrack, RTCPeerConnection
+from aiortc import MediaStreamTrack, RTCRtpReceiver
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
@@ -52,14 +52,15 @@ class PacketBuffer:
             oldest = held if uint16_gt(oldest.sequence_number, held.sequence_number) else oldest
         self._held.remove(oldest)
         self._last = oldest.sequence_number
-        return False, JitterFrame(oldest._data, oldest.timestamp)  # type: ignore[attr-defined]
+        data = oldest._data  # type: ignore[attr-defined]
+        if not data:  # which the decoder would take for the end
+            return False, None
+        return False, JitterFrame(data, oldest.timestamp)
 
 
-def order_packets(peer: RTCPeerConnection) -> None:
-    """Gives the receivers of sound a `PacketBuffer`; aiortc has no setting for it."""
-    for transceiver in peer.getTransceivers():
-        if transceiver.kind == "audio":
-            transceiver.receiver._RTCRtpReceiver__jitter_buffer = PacketBuffer()  # type: ignore[attr-defined]
+def order_packets(receiver: RTCRtpReceiver) -> None:
+    """Gives a receiver of sound a `PacketBuffer`; aiortc has no setting for it."""
+    receiver._RTCRtpReceiver__jitter_buffer = PacketBuffer()  # type: ignore[attr-defined]
 
 
 async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:
@@ -93,12 +94,18 @@ class Loudspeaker(MediaStreamTrack):
         self._due: deque[tuple[str, bytes | None]] = deque()  # a response's id with 20 ms of it, or its end
         self._rest = b""  # less than a frame
         self._playing = ""  # the response that is heard
+        self._cleared = ""  # the latest that is not to be heard any more
         self._plays_at_s = 0.0  # when the first frame of a voice is due
         self._next_s = 0.0  # when the next frame is due, on the loop's clock
         self._sent = 0  # samples
 
     def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
-        """More of a response's sound, PCM16 at 24 kHz; with the last the rest of a frame is filled up with silence."""
+        """More of a response's sound, PCM16 at 24 kHz; with the last the rest of a frame is filled up with silence.
+
+        Of a response that was cleared nothing more is played.
+        """
+        if response_id == self._cleared:
+            return
         if not self._due and not self._playing:
             self._plays_at_s = self._now() + CUSHION_S
         data = self._rest + pcm
@@ -117,6 +124,7 @@ class Loudspeaker(MediaStreamTrack):
         self._due.clear()
         self._rest, self._playing = b"", ""
         if response_id:
+            self._cleared = response_id
             self._say("cleared", response_id)
 
     async def recv(self) -> AudioFrame:
@@ -139,7 +147,9 @@ class Loudspeaker(MediaStreamTrack):
                     self._say("stopped", response_id)
                 self._playing = ""
                 continue
-            if not self._playing:
+            if self._playing != response_id:
+                if self._playing:
+                    self._say("stopped", self._playing)
                 self._playing = response_id
                 self._say("started", response_id)
             return frame

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from aiortc import RTCDataChannel
 
 LABEL = "oai-events"
-MOST_WAITING = 2000  # events of a client that have not been read
+MOST_WAITING = 2000  # events of a client that have not been read,
+MOST_WAITING_BYTES = 4 * 2**20  # and their length
 MOST_BUFFERED = 2**20  # bytes on their way to a client, past which the next event waits
 LOOK_S = 0.02  # between two looks at what is on its way
 
@@ -36,6 +37,7 @@ class DataChannel:
         self._channel: RTCDataChannel | None = None
         self._opened = asyncio.Event()
         self._came: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._waiting_bytes = 0
         self._is_gone = False
 
     def open(self, channel: RTCDataChannel) -> None:
@@ -47,23 +49,30 @@ class DataChannel:
         channel.on("close", self.hang_up)
         self._opened.set()
 
+    async def opened(self) -> None:
+        """Returns when events can go, if the client wants any, or when it has hung up."""
+        if self._is_offered:
+            await self._opened.wait()
+
     def hang_up(self) -> None:
         """The client is gone: what it sent before is still read."""
         if not self._is_gone:
             self._is_gone = True
+            self._opened.set()
             self._came.put_nowait({"type": "websocket.disconnect", "code": 1000})
 
     async def receive(self) -> dict[str, Any]:
         """See `Channel`."""
-        return await self._came.get()
+        message = await self._came.get()
+        self._waiting_bytes -= len(message.get("text") or message.get("bytes") or "")
+        return message
 
     async def send_text(self, data: str) -> None:
         """See `Channel`."""
-        if not self._is_offered:
+        await self.opened()
+        if self._channel is None:  # it wants no events, or is gone
             return
-        await self._opened.wait()
-        assert self._channel
-        while self._channel.bufferedAmount > MOST_BUFFERED:
+        while self._channel.readyState == "open" and self._channel.bufferedAmount > MOST_BUFFERED:
             await asyncio.sleep(LOOK_S)
         if self._channel.readyState == "open":
             self._channel.send(data)
@@ -78,8 +87,9 @@ class DataChannel:
     def _take(self, message: bytes | str) -> None:
         if self._is_gone:
             return
-        if self._came.qsize() >= MOST_WAITING:  # SCTP has no way to tell it to wait
-            self.hang_up()
+        self._waiting_bytes += len(message)
+        if self._came.qsize() >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
+            self.hang_up()  # SCTP has no way to tell it to wait
             return
         kind = "text" if isinstance(message, str) else "bytes"
         self._came.put_nowait({"type": "websocket.receive", kind: message})

@@ -54,12 +54,18 @@ class Clock:
         """Milliseconds of sound that wait."""
         return len(self._held) * 1000 // BYTES_A_SECOND
 
+    @property
+    def planned_ms(self) -> float:
+        """Milliseconds of ticks that will go as they are."""
+        return len(self._planned) * self._tick_s * 1000
+
     async def append(self, pcm: bytes) -> None:
         """More sound of the client; waits where a minute of it has not gone yet.
 
         Where sound waits for `commit`, the newest minute is held.
         """
-        await self._room.wait()
+        if not self.holds:
+            await self._room.wait()
         self._held += pcm
         if self.holds:
             del self._held[: max(0, len(self._held) - MOST_HELD_BYTES)]

@@ -83,9 +83,18 @@ class RealtimeConnection:
         await self._close()
         self._journal.ended(self._why)
 
+    def give_up(self, why: str) -> None:
+        """It does not even begin."""
+        self._over.set()
+        self._journal.ended(why)
+
     async def end(self, code: str, message: str, close_code: CloseCode) -> None:
         """Ends it from outside, with the reason."""
         self._fail(code, message, close_code)
+
+    def hang_up(self) -> None:
+        """The client is gone, whatever of its events has not been dealt with."""
+        self._over.set()
 
     async def tell(self, event: Event) -> None:
         """Says something that is not the engine's."""
@@ -93,6 +102,8 @@ class RealtimeConnection:
 
     async def hear(self, pcm: bytes) -> None:
         """Sound that came beside the events, PCM16 at 16 kHz."""
+        if self._over.is_set():  # an engine that began now would be nobody's
+            return
         try:
             await self._conversation.hear(pcm)
         except RefusedError as refusal:
@@ -156,7 +167,8 @@ class RealtimeConnection:
             self._conversation.fail(error)
             self._close_code = CloseCode.TRY_AGAIN_LATER if error.is_full else CloseCode.INTERNAL_ERROR
             self._why = "full" if error.is_full else "tick_failed"
-        self._over.set()
+        finally:
+            self._over.set()
 
     async def _ticks(self) -> AsyncIterator[TickIn]:
         options: Event | None = self._conversation.session.options()
@@ -176,6 +188,9 @@ class RealtimeConnection:
                 return
             except (WebSocketDisconnect, RuntimeError):
                 return  # RuntimeError is starlette's word for a socket already closed
+            except ValueError:  # longer than its data channel takes
+                self._close_code, self._why = CloseCode.MESSAGE_TOO_BIG, "event_too_long"
+                return
 
     def _finish_writing(self) -> None:
         try:

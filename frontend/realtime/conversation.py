@@ -128,6 +128,11 @@ class RealtimeConversation:
                 f"the buffer holds {held_ms} ms of sound, expected at least {LEAST_COMMIT_MS}",
                 code="input_audio_buffer_commit_empty",
             )
+        if self.clock.planned_ms > MOST_HELD_S * 1000:
+            message = (
+                f"{self.clock.planned_ms:.0f} ms of committed sound wait, expected at most {MOST_HELD_S * 1000:.0f}"
+            )
+            raise RealtimeError(message, code="input_audio_buffer_full")
         self._start()
         self._committed_by_client += 1
         self.clock.commit({"listen": True} if self.clock.holds else {})

@@ -124,8 +124,8 @@ class Response:
         is_last = self._left == 0
         events: list[Event] = []
         if self._play:
-            if self.modality == "audio" and not self.is_cancelled:
-                self._play(self.id, pcm, is_last)
+            if self.modality == "audio":
+                self._play(self.id, b"" if self.is_cancelled else pcm, is_last)
         elif self.modality == "audio" and (delta := self._loudspeaker.feed(pcm, last=is_last)):
             events.append({"type": "response.output_audio.delta", **self._place, "delta": delta})
         return [*events, *self._end()] if is_last else events

@@ -9,8 +9,11 @@ import urllib.request
 
 import numpy as np
 import pytest
+from aiortc import RTCRtpReceiver
 from openai import OpenAI
 
+from frontend.realtime.call import CONNECTS_S
+from frontend.realtime.call_sound import Loudspeaker
 from tests.conftest import Served
 from tests.realtime.caller import Caller, Network, calling
 from tests.test_bridge import health
@@ -129,6 +132,7 @@ def test_the_openai_package_makes_a_call_with_its_session(served_barista: Served
         (b"", "application/sdp", 400, "invalid_offer"),
         (b"v=0\r\nm=audio nonsense", "application/sdp", 400, "invalid_offer"),
         (b"v=0\r\n" + b"a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n" * 101, "application/sdp", 400, "invalid_offer"),
+        (b"v=0\r\n" + b"m=audio 9 UDP/TLS/RTP/SAVPF 0\r\n" * 5, "application/sdp", 400, "invalid_offer"),
         (b"x" * 300_000, "application/sdp", 413, "body_too_large"),
         (b"{}", "application/json", 415, "unsupported_content_type"),
         (b"no form", "multipart/form-data", 400, "invalid_form"),
@@ -143,6 +147,73 @@ def test_what_is_no_offer_is_an_error_that_says_so(served_barista: Served, body,
     assert health(served_barista)["sockets"] == 0
 
 
+def test_what_is_not_served_of_an_offer_is_not_received(served_barista: Served):
+    """A camera's pictures would pile up unread."""
+
+    async def call() -> None:
+        caller = Caller()
+        caller.peer.addTransceiver("video")
+        await caller.peer.setLocalDescription(await caller.peer.createOffer())
+        answer = await asyncio.to_thread(caller._post, served_barista.http, caller.peer.localDescription.sdp)
+        video = answer.split("m=video")[1].split("m=")[0]
+        assert "a=inactive" in video
+        request = urllib.request.Request(f"{served_barista.http}{caller.location}/hangup", b"")
+        await asyncio.to_thread(urllib.request.urlopen, request)
+        await caller.peer.close()
+
+    asyncio.run(call())
+    wait_until_gone(served_barista)
+
+
+@pytest.mark.parametrize("what", ["sound by G.711", "a text section", "a session without end"])
+def test_an_offer_that_cannot_be_answered_is_refused_and_its_place_is_free(served_barista: Served, what: str):
+    async def offer() -> str:
+        caller = Caller()
+        if what == "sound by G.711":
+            known = RTCRtpReceiver.getCapabilities("audio").codecs
+            caller.peer.getTransceivers()[0].setCodecPreferences([c for c in known if c.mimeType == "audio/PCMU"])
+        await caller.peer.setLocalDescription(await caller.peer.createOffer())
+        sdp = caller.peer.localDescription.sdp
+        await caller.peer.close()
+        return sdp + ("m=text 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:9\r\n" if what == "a text section" else "")
+
+    sdp, session = asyncio.run(offer()), "{}"
+    if what == "a session without end":
+        session = '{"x":' * 700 + "1" + "}" * 700
+    fields = {"sdp": sdp, "session": session}
+    head = '--here\r\nContent-Disposition: form-data; name="{}"\r\n\r\n'
+    parts = [f"{head.format(name)}{text}\r\n" for name, text in fields.items()]
+    body = "".join([*parts, "--here--\r\n"]).encode()
+    request = urllib.request.Request(
+        f"{served_barista.http}/v1/realtime/calls", body, {"Content-Type": "multipart/form-data; boundary=here"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 400
+    wait_until_gone(served_barista)
+
+
+def test_a_response_that_is_cleared_stays_silent_and_the_next_is_announced():
+    told: list[tuple[str, str]] = []
+
+    async def listen() -> None:
+        player = Loudspeaker(lambda event: told.append((event["type"].rsplit(".")[1], event["response_id"])))
+        second = bytes(48_000)
+        player.play("first", second, False)
+        for _ in range(8):
+            await player.recv()
+        player.clear()
+        player.play("first", second, True)
+        player.play("second", second[:1920], True)
+        player.play("third", second[:1920], True)
+        for _ in range(12):
+            await player.recv()
+
+    asyncio.run(listen())
+    expected = [("started", "first"), ("cleared", "first")]
+    assert told == [*expected, *[(what, which) for which in ("second", "third") for what in ("started", "stopped")]]
+
+
 def test_who_never_connects_gives_the_place_back(served_barista: Served):
     async def call() -> None:
         caller = Caller()
@@ -152,4 +223,4 @@ def test_who_never_connects_gives_the_place_back(served_barista: Served):
 
     asyncio.run(call())
     assert health(served_barista)["sockets"] == 1
-    wait_until_gone(served_barista, served_barista.settings.bridge.read_timeout_s + 3)
+    wait_until_gone(served_barista, CONNECTS_S + 3)
