@@ -31,7 +31,9 @@ async def _read(request: Request) -> bytes:
         body += part
         if len(body) > MOST_BODY:
             raise RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", f"expected a body of at most {MOST_BODY} bytes"
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "body_too_large",
+                f"the body is too long, expected at most {MOST_BODY} bytes",
             )
     return bytes(body)
 
