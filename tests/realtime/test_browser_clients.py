@@ -57,7 +57,9 @@ def test_it_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp
     assert found["errors"] == []
     assert found["cancelled"]["status_details"]["reason"] == "turn_detected"
     answer = found["completed"]["output"][0]["content"][0]["transcript"]
-    assert [item["role"] for item in found["history"]] == ["user", "assistant"] * 2
+    roles = [item["role"] for item in found["history"]]
+    assert roles == ["user", "assistant"] * (len(roles) // 2)
+    assert len(roles) >= 4, "a busy machine may hear a sentence as two"
     if transport == "websocket":
         assert found["interrupted"] >= 1
         assert found["played"] > 24_000 * 2
