@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import struct
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,11 +15,12 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc as service
+from tritonclient.utils import serialize_byte_tensor
 
+from benchmarks.paced import LOUDNESS
 from config import Settings
 
 SLOTS = 1000
-LOUDNESS = 8000
 SPEAKS = [  # what the engine says at the beginning of a conversation that is one answer
     {"type": "committed", "turn": 1, "audio_start_ms": 0},
     {"type": "answer_started", "turn": 1},
@@ -72,9 +72,8 @@ class StandIn(service.GRPCInferenceServiceServicer):
 
 
 def _bytes(text: str) -> bytes:
-    """A BYTES element as Triton has it: its length, then itself."""
-    data = text.encode()
-    return struct.pack("<I", len(data)) + data
+    """One element of Triton's type BYTES."""
+    return bytes(serialize_byte_tensor(np.array([text], object)).item())
 
 
 async def serve(port: int) -> None:

@@ -49,6 +49,26 @@ def ports_of(served: Served) -> dict[str, str]:
     }
 
 
+def test_the_bridge_alone_on_both_protocols(tmp_path):
+    run = sca("bench", "crowd", "--conversations", 2, "--idle", 3, "--seconds", 1.6, "--build", tmp_path)
+    assert run.returncode == 0, run.stderr
+    rows = rows_of(tmp_path, "crowd")
+    assert [(row["what"], row["conversations"], row["ticks"]) for row in rows] == [
+        ("/ws/pcm16, 3 idle beside", 2, 10),
+        ("/v1/realtime, 3 idle beside", 2, 10),
+    ]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+
+
+def test_its_memory_while_conversations_come_and_go(tmp_path):
+    run = sca("bench", "churn", "--conversations", 2, "--minutes", 0.3, "--build", tmp_path)
+    assert run.returncode == 0, run.stderr
+    samples = json.loads((tmp_path / "bench" / "churn.json").read_text())
+    assert len(samples) == 2
+    assert 0 < samples[0]["conversations"] < samples[1]["conversations"]
+    assert all(sample["memory_bytes"] > 10_000_000 for sample in samples)
+
+
 def test_the_engine_beside_transformers(tmp_path):
     run = sca(
         "bench", "engine", "--conversations", "1,2", "--ticks", 3, "--baseline", "transformers", "--build", tmp_path

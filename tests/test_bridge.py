@@ -34,9 +34,9 @@ def health(served: Reachable) -> dict:
         return json.load(response)
 
 
-def wait_until_empty(served: Reachable) -> None:
-    deadline = time.monotonic() + 10
-    while health(served)["conversations"]:
+def wait_until_empty(served: Reachable, of: str = "conversations", seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while health(served)[of]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -34,10 +34,18 @@ END = "$"  # after the last word, which has more silence than the same elsewhere
 Inputs = dict[str, np.ndarray]
 
 
+class Natural(NamedTuple):
+    """A text as Kokoro would time it."""
+
+    words: list[str]  # in its phonemes; the first is the silence before
+    durations: list[np.ndarray]  # of each word's phonemes, in its frames
+    inputs: Inputs
+
+
 class Sentence(NamedTuple):
     """A text on the grid."""
 
-    words: list[str]  # in Kokoro's phonemes; the first is the silence before
+    words: list[str]
     frames: list[int]  # of the codec, that each lasts
     inputs: Inputs
 
@@ -58,10 +66,10 @@ class SteadyVoice:
         self._melody = make_session(cut.extract_model([*Kokoro.INPUTS, "durations"], [PITCH, ENERGY]))
         cut = kokoro_graph({DURATIONS: "durations", PITCH: "pitch", ENERGY: "energy"})
 
-        self._durations: dict[str, np.ndarray] = {}
-        lengths = [self._natural(text) for text in texts]
-        self._durations = {word: np.mean(found, 0) for word, found in _by_word(lengths).items()}
-        sentences = [self._sentence(text) for text in texts]
+        naturals = [self._natural(text) for text in texts]
+        timed = _by_word((each.words, each.durations) for each in naturals)
+        self._durations = {word: np.mean(found, 0) for word, found in timed.items()}
+        sentences = [self._sentence(each) for each in naturals]
         sung = [(each.words, each.melodies(self._natural_melody(each))) for each in sentences]
         self._melodies = {word: _mean_melody(np.stack(found)) for word, found in _by_word(sung).items()}
         self._sound = make_session(self._with_constant_norms(cut, sentences[:REFERENCES]))
@@ -71,7 +79,7 @@ class SteadyVoice:
 
         Words that are spoken as one ("did not") have one beginning between them.
         """
-        sentence = self._sentence(text)
+        sentence = self._sentence(self._natural(text))
         natural = sentence.melodies(self._natural_melody(sentence))
         melody = [self._melodies.get(word, own) for word, own in zip(sentence.words, natural, strict=True)]
         samples = self._run(self._sound, sentence, np.concatenate(melody, axis=-1))[0].ravel()
@@ -80,24 +88,23 @@ class SteadyVoice:
         starts = np.cumsum(sentence.frames)[:-1] * CODEC_FRAME_MS / 1000
         return np.pad(samples, (0, max(0, whole - len(samples))))[:whole], [float(start) for start in starts]
 
-    def _natural(self, text: str) -> tuple[list[str], list[np.ndarray]]:
-        """The words of a text, the silence before it being one, and the natural durations of their phonemes."""
+    def _natural(self, text: str) -> Natural:
         phonemes = self._kokoro.phonemes(text)
         words = re.findall(r"\S+ ?", phonemes)
         lengths = [1, *(len(self._kokoro.tokens(word)) - 2 for word in words)]
         lengths[-1] += 1  # the token that ends the sentence goes with its last word, the one that begins it is alone
-        found = self._pace.run(None, self._kokoro.inputs(phonemes, self._style))[0][0]
-        parts = np.split(found, np.cumsum(lengths)[:-1])
+        inputs = self._kokoro.inputs(phonemes, self._style)
+        parts = np.split(self._pace.run(None, inputs)[0][0], np.cumsum(lengths)[:-1])
         parts[0][:], parts[-1][-2:] = UNIT, 1  # little silence before, and after
-        return ["", *words[:-1], words[-1] + END], parts
+        return Natural(["", *words[:-1], words[-1] + END], parts, inputs)
 
-    def _sentence(self, text: str) -> Sentence:
-        words, natural = self._natural(text)
-        parts = [self._durations.get(word, own) for word, own in zip(words, natural, strict=True)]
+    def _sentence(self, natural: Natural) -> Sentence:
+        """The text with the lengths that its words always have; one that is not known keeps its own."""
+        own = zip(natural.words, natural.durations, strict=True)
+        parts = [self._durations.get(word, durations) for word, durations in own]
         frames = [max(math.ceil(len(part) / UNIT), round(part.sum() / UNIT)) for part in parts]
-        durations = [_stretched(part, n * UNIT) for part, n in zip(parts, frames, strict=True)]
-        inputs = self._kokoro.inputs(self._kokoro.phonemes(text), self._style)
-        return Sentence(words, frames, {**inputs, "durations": np.concatenate(durations).astype(np.float32)[None]})
+        durations = np.concatenate([_stretched(part, n * UNIT) for part, n in zip(parts, frames, strict=True)])
+        return Sentence(natural.words, frames, {**natural.inputs, "durations": durations.astype(np.float32)[None]})
 
     def _natural_melody(self, sentence: Sentence) -> np.ndarray:
         """Pitch and energy, [2, STEPS a codec frame]."""

@@ -1,16 +1,13 @@
-"""Bodies of HTTP requests, within bounds."""
+"""The body of an HTTP request, within bounds."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from http import HTTPStatus
 
 from fastapi import Request
 
-from config.loader import is_unicode, shown
 from frontend.access import RefusedError
-from frontend.realtime.events import Event, RealtimeError
 
 MOST_BODY = 256 * 1024  # bytes
 BODY_S = 10.0  # in which it has to come
@@ -36,17 +33,3 @@ async def _read(request: Request) -> bytes:
                 f"the body is too long, expected at most {MOST_BODY} bytes",
             )
     return bytes(body)
-
-
-def parse_object(text: bytes | str, what: str) -> Event:
-    """JSON that must be an object. Raises `RealtimeError`."""
-    try:
-        wanted = json.loads(text or b"{}")
-        has_half = not is_unicode(json.dumps(wanted, ensure_ascii=False))
-    except (ValueError, RecursionError):
-        raise RealtimeError(f"{what} is not JSON", code="invalid_json") from None
-    if not isinstance(wanted, dict):
-        raise RealtimeError(f"{what} is {shown(wanted)}, expected an object")
-    if has_half:
-        raise RealtimeError(f"{what} holds half a character, expected Unicode", code="invalid_json")
-    return wanted

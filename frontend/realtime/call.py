@@ -18,12 +18,12 @@ from config.loader import shown
 from frontend.access import Caller, RefusedError
 from frontend.admission import Place
 from frontend.bridge import Bridge
-from frontend.realtime.body import parse_object, read_body
+from frontend.realtime.body import read_body
 from frontend.realtime.call_sound import Loudspeaker, heard, order_packets
 from frontend.realtime.channel import DataChannel
 from frontend.realtime.clock import BYTES_A_SECOND
 from frontend.realtime.connection import RealtimeConnection
-from frontend.realtime.events import Event, RealtimeError, new_id
+from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
 
 MOST_CANDIDATES = 100  # addresses of a client, each of which is tried
 MOST_SECTIONS = 4  # of an SDP: sound and events, with room for what is not served
@@ -222,7 +222,7 @@ async def _read_offer(request: Request) -> Offer:
         sdp, session = body.decode(errors="replace"), {}
     elif kind == "multipart/form-data":
         form = await _form(request, body)
-        sdp, session = form.get("sdp", ""), parse_object(form.get("session", ""), "session")
+        sdp, session = form.get("sdp", ""), parse_object(form.get("session") or "{}", "session")
     else:
         raise RefusedError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from aiortc import RTCDataChannel
 
+from frontend.inbox import Source
+
 LABEL = "oai-events"
 MOST_WAITING = 2000  # events of a client that have not been read,
 MOST_WAITING_BYTES = 4 * 2**20  # and their length
@@ -15,11 +17,8 @@ MOST_BUFFERED = 2**20  # bytes on their way to a client, past which the next eve
 LOOK_S = 0.02  # between two looks at what is on its way
 
 
-class Channel(Protocol):
-    """As much of starlette's WebSocket as a conversation needs; its messages are ASGI's."""
-
-    def receive(self) -> Awaitable[Any]:
-        """The client's next message."""
+class Channel(Source, Protocol):
+    """As much of starlette's WebSocket as a conversation needs."""
 
     def send_text(self, data: str) -> Awaitable[None]:
         """Sends an event; returns when there is room for the next."""

@@ -11,8 +11,8 @@ from fastapi import Request
 from config.loader import shown
 from frontend.access import RefusedError
 from frontend.bridge import Bridge
-from frontend.realtime.body import parse_object, read_body
-from frontend.realtime.events import Event, RealtimeError, new_id
+from frontend.realtime.body import read_body
+from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
 from frontend.realtime.session import Session
 
 LIFETIME_S = 600
@@ -23,7 +23,7 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
     """The answer: the key, when it expires, and its session. Raises `RefusedError`."""
     caller = bridge.access.check(request)
     try:
-        wanted = parse_object(await read_body(request), "the body")
+        wanted = parse_object(await read_body(request) or b"{}", "the body")
         lifetime_s = _lifetime_s(wanted.get("expires_after"))
         asked = wanted.get("session") or {}
         if not isinstance(asked, dict):

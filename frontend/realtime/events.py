@@ -10,6 +10,7 @@ from typing import Any
 from config.loader import is_unicode, shown
 
 Event = dict[str, Any]
+MOST_DEPTH = 20  # of what a client sends: dictionaries and lists in each other
 CLIENT_EVENTS = (
     "session.update",
     "input_audio_buffer.append",
@@ -78,16 +79,25 @@ def expect_text(value: Any, name: str) -> str:
     return value
 
 
+def parse_object(text: str | bytes, what: str, code: str = "invalid_value") -> Event:
+    """JSON that must be an object; `code` is the error's where it is something else. Raises `RealtimeError`."""
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        found = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise RealtimeError(f"{what} is not JSON", code="invalid_json") from None
+    if _is_deep(found):
+        raise RealtimeError(f"{what} is nested more than {MOST_DEPTH} deep", code="invalid_json")
+    if not isinstance(found, dict):
+        raise RealtimeError(f"{what} is {shown(found)}, expected an object", code=code)
+    if "\\u" in text and not is_unicode(json.dumps(found, ensure_ascii=False)):
+        raise RealtimeError(f"{what} holds half a character, expected Unicode", code="invalid_json")
+    return found
+
+
 def parse(text: str) -> ClientEvent:
     """A text frame as an event. Raises `RealtimeError`."""
-    try:
-        fields = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise RealtimeError(f"the frame {shown(text)} is not JSON", code="invalid_json") from None
-    if not isinstance(fields, dict):
-        raise RealtimeError(f"the frame {shown(text)} came, expected an object with a type", code="invalid_event")
-    if "\\u" in text and not is_unicode(json.dumps(fields, ensure_ascii=False)):
-        raise RealtimeError("the event holds half a character, expected Unicode", code="invalid_json")
+    fields = parse_object(text, f"the frame {shown(text)}", code="invalid_event")
     kind, event_id = fields.pop("type", None), fields.pop("event_id", None)
     if event_id is not None and (not isinstance(event_id, str) or len(event_id) > 512):
         raise RealtimeError("event_id is no text of at most 512 characters", param="event_id")
@@ -95,6 +105,17 @@ def parse(text: str) -> ClientEvent:
         message = f"the event type {shown(kind)} came, expected one of {', '.join(CLIENT_EVENTS)}"
         raise RealtimeError(message, code="unknown_event_type", param="type", event_id=event_id)
     return ClientEvent(kind, fields, event_id)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether dictionaries and lists are nested deeper than anything that the protocol has."""
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        level = [each for each in level if isinstance(each, (dict, list)) and each]
+        if not level:
+            return False
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def _no_constant(name: str) -> None:

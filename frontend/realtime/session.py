@@ -15,7 +15,6 @@ from frontend.realtime.sound import RATES
 BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 VAD_NUMBERS = {"threshold": (0.0, 1.0), "prefix_padding_ms": (0, 5000), "silence_duration_ms": (0, 10_000)}
 MODEL = "qwen3-omni"
-MOST_DEPTH = 20  # of what a client sends for a session
 
 
 class Session:
@@ -88,8 +87,6 @@ class Session:
     def update(self, wanted: Event, voice_is_fixed: bool = False) -> None:
         """Merges what is known of `wanted`, the beta's names too; the rest is left out. Raises `RealtimeError`."""
         changed = copy.deepcopy(self.about)
-        if _depth(wanted) > MOST_DEPTH:
-            raise RealtimeError(f"session is nested more than {MOST_DEPTH} deep", param="session")
         kind = wanted.get("type", "realtime")
         if kind != "realtime":
             raise RealtimeError(f"session.type is {shown(kind)}, expected 'realtime'", param="session.type")
@@ -171,15 +168,6 @@ class Session:
     def options(self) -> Event:
         """The engine's options at the start of a conversation."""
         return {"voice": self.voice, "system_prompt": self.instructions, **self.turn_options()}
-
-
-def _depth(value: Any) -> int:
-    """How deep dictionaries and lists are nested, at most one more than is allowed."""
-    depth, level = 0, [value]
-    while depth <= MOST_DEPTH and (level := [each for each in level if isinstance(each, (dict, list)) and each]):
-        depth += 1
-        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
-    return depth
 
 
 def instructions(value: Any, name: str) -> str:

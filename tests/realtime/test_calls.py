@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import urllib.error
 import urllib.request
 
@@ -13,22 +12,15 @@ from aiortc import RTCRtpReceiver
 from openai import OpenAI
 
 from frontend.realtime.call import CONNECTS_S
-from frontend.realtime.call_sound import Loudspeaker
 from tests.conftest import Served
 from tests.realtime.caller import Caller, Network, calling
-from tests.test_bridge import health
+from tests.test_bridge import health, wait_until_empty
 
 ORDER = "Can I get a medium dark roast latte with soy milk?"
 CHANGE = "Make it large."
 FRAMES_A_SECOND = 50
+GONE_S = 3  # in which the place of a call that has ended is free
 LOUD = 300  # of 32768: a frame with sound in it
-
-
-def wait_until_gone(served: Served, seconds: float = 3) -> None:
-    deadline = time.monotonic() + seconds
-    while health(served)["sockets"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def loud_frames(caller: Caller, first: int = 0) -> int:
@@ -88,7 +80,7 @@ def test_the_output_can_be_cleared_and_the_place_is_free_at_once(served_barista:
             await asyncio.sleep(0.5)
             assert loud_frames(caller, heard) == 0
             assert health(served_barista)["conversations"] == 1
-        await asyncio.to_thread(wait_until_gone, served_barista)
+        await asyncio.to_thread(wait_until_empty, served_barista, "sockets", GONE_S)
 
     asyncio.run(asyncio.wait_for(talk(), 60))
 
@@ -99,7 +91,7 @@ def test_a_call_can_be_ended_by_http(served_barista: Served):
             request = urllib.request.Request(f"{served_barista.http}{caller.location}/hangup", b"")
             with await asyncio.to_thread(urllib.request.urlopen, request) as answer:
                 assert answer.status == 200
-            await asyncio.to_thread(wait_until_gone, served_barista)
+            await asyncio.to_thread(wait_until_empty, served_barista, "sockets", GONE_S)
             with pytest.raises(urllib.error.HTTPError) as refused:
                 await asyncio.to_thread(urllib.request.urlopen, request)
             assert refused.value.code == 404
@@ -123,7 +115,7 @@ def test_the_openai_package_makes_a_call_with_its_session(served_barista: Served
     )
     assert "a=ice-ufrag" in answer.read().decode()
     client.realtime.calls.hangup(answer.response.headers["Location"].rsplit("/", 1)[1])
-    wait_until_gone(served_barista)
+    wait_until_empty(served_barista, "sockets", GONE_S)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +154,7 @@ def test_what_is_not_served_of_an_offer_is_not_received(served_barista: Served):
         await caller.peer.close()
 
     asyncio.run(call())
-    wait_until_gone(served_barista)
+    wait_until_empty(served_barista, "sockets", GONE_S)
 
 
 @pytest.mark.parametrize("what", ["sound by G.711", "a text section", "a session without end"])
@@ -190,28 +182,7 @@ def test_an_offer_that_cannot_be_answered_is_refused_and_its_place_is_free(serve
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=10)
     assert refused.value.code == 400
-    wait_until_gone(served_barista)
-
-
-def test_a_response_that_is_cleared_stays_silent_and_the_next_is_announced():
-    told: list[tuple[str, str]] = []
-
-    async def listen() -> None:
-        player = Loudspeaker(lambda event: told.append((event["type"].rsplit(".")[1], event["response_id"])))
-        second = bytes(48_000)
-        player.play("first", second, False)
-        for _ in range(8):
-            await player.recv()
-        player.clear()
-        player.play("first", second, True)
-        player.play("second", second[:1920], True)
-        player.play("third", second[:1920], True)
-        for _ in range(12):
-            await player.recv()
-
-    asyncio.run(listen())
-    expected = [("started", "first"), ("cleared", "first")]
-    assert told == [*expected, *[(what, which) for which in ("second", "third") for what in ("started", "stopped")]]
+    wait_until_empty(served_barista, "sockets", GONE_S)
 
 
 def test_who_never_connects_gives_the_place_back(served_barista: Served):
@@ -223,4 +194,4 @@ def test_who_never_connects_gives_the_place_back(served_barista: Served):
 
     asyncio.run(call())
     assert health(served_barista)["sockets"] == 1
-    wait_until_gone(served_barista, CONNECTS_S + 3)
+    wait_until_empty(served_barista, "sockets", CONNECTS_S + GONE_S)

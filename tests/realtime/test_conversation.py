@@ -100,3 +100,11 @@ def test_sound_that_nobody_commits_is_bounded(talk: Talk):
     assert talk.conversation.clock.held_ms == 60_000
     talk.say("input_audio_buffer.clear")
     talk.say("input_audio_buffer.append", audio=second)
+
+
+@pytest.mark.parametrize("deep", ['{"x":' * 700 + "1" + "}" * 700, "[" * 700 + "]" * 700])
+def test_what_is_nested_without_end_is_no_event(deep: str):
+    with pytest.raises(RealtimeError, match="nested more than 20 deep") as refused:
+        parse('{"type": "session.update", "session": {"x": ' + deep + "}}")
+    assert refused.value.code == "invalid_json"
+    assert len(refused.value.message) < 500

@@ -1,0 +1,109 @@
+"""The sound of a call: packets in order, lost ones as silence, one response after another."""
+
+from __future__ import annotations
+
+import asyncio
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from aiortc import MediaStreamTrack
+from aiortc.mediastreams import MediaStreamError
+from aiortc.rtp import RtpPacket
+from av import AudioFrame
+
+from frontend.realtime.call_sound import HELD_PACKETS, Loudspeaker, PacketBuffer, heard
+
+OPUS_HZ, FRAME = 48_000, 960
+
+
+def given(numbers: list[int], empty: int | None = None) -> list[int]:
+    """What a buffer gives of packets that come in this order, by their numbers; after the last, as many as it holds."""
+    buffer, found = PacketBuffer(), []
+    last = [max(numbers) + 1 + i for i in range(HELD_PACKETS)]
+    for number in [*numbers, *last]:
+        packet = RtpPacket(sequence_number=number % 2**16, timestamp=number)
+        packet._data = b"" if number == empty else b"sound"
+        _, frame = buffer.add(packet)
+        found += [frame.timestamp] if frame else []
+    return found
+
+
+@pytest.mark.parametrize("first", [0, 2**16 - 5], ids=["at the beginning", "where numbers begin anew"])
+@pytest.mark.parametrize(
+    ("came", "expected"),
+    [
+        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),
+        ([0, 2, 1, 5, 4, 3], [0, 1, 2, 3, 4, 5]),
+        ([0, 1, 3, 4, 5, 6], [0, 1, 3, 4, 5, 6]),  # one is lost, and no other
+        ([0, 1, 3, 4, 5, 6, 2, 7], [0, 1, 3, 4, 5, 6, 7]),  # too late: the next were given
+    ],
+    ids=["in order", "overtaken", "lost", "late"],
+)
+def test_packets_are_given_in_order_and_a_lost_one_holds_nothing_back(first: int, came: list[int], expected: list[int]):
+    assert given([first + number for number in came]) == [first + number for number in expected]
+
+
+def test_an_empty_packet_is_not_for_the_decoder():
+    assert given([0, 1, 2, 3], empty=1) == [0, 2, 3]
+
+
+class Track(MediaStreamTrack):
+    """Frames of 20 ms of a tone, some of them missing."""
+
+    kind = "audio"
+
+    def __init__(self, numbers: list[int]):
+        super().__init__()
+        self._numbers = list(numbers)
+
+    async def recv(self) -> AudioFrame:
+        if not self._numbers:
+            raise MediaStreamError
+        at = self._numbers.pop(0) * FRAME
+        tone = 10_000 * np.sin(2 * np.pi * 440 * np.arange(at, at + FRAME) / OPUS_HZ)
+        frame = AudioFrame.from_ndarray(np.repeat(tone, 2).astype(np.int16)[None], "s16", "stereo")
+        frame.sample_rate, frame.time_base, frame.pts = OPUS_HZ, Fraction(1, OPUS_HZ), at
+        return frame
+
+
+def listened(numbers: list[int]) -> np.ndarray:
+    async def listen() -> bytes:
+        return b"".join([pcm async for pcm in heard(Track(numbers))])
+
+    return np.frombuffer(asyncio.run(listen()), np.int16)
+
+
+def test_time_goes_on_where_packets_are_lost():
+    whole, holed = listened(list(range(50))), listened([*range(20), *range(25, 50)])
+    assert len(whole) == len(holed)
+    lost = slice(20 * 320, 25 * 320)
+    inner = slice(lost.start + 80, lost.stop - 80)  # the filter rings at both ends
+    assert np.abs(holed[inner]).max() < 100 < np.abs(whole[inner]).max()
+    for same in (slice(0, lost.start - 320), slice(lost.stop + 320, None)):
+        assert np.abs(whole[same].astype(int) - holed[same]).max() <= 1, "a rounding of the filter"
+
+
+def test_a_clock_that_jumps_is_no_silence_of_hours():
+    assert len(listened([*range(25), *range(10**6, 10**6 + 25)])) == len(listened(list(range(50))))
+
+
+def test_a_response_that_is_cleared_stays_silent_and_the_next_is_announced():
+    told: list[tuple[str, str]] = []
+
+    async def listen() -> None:
+        player = Loudspeaker(lambda event: told.append((event["type"].rsplit(".")[1], event["response_id"])))
+        second = bytes(48_000)
+        player.play("first", second, False)
+        for _ in range(8):
+            await player.recv()
+        player.clear()
+        player.play("first", second, True)
+        player.play("second", second[:1920], True)
+        player.play("third", second[:1920], True)
+        for _ in range(12):
+            await player.recv()
+
+    asyncio.run(listen())
+    expected = [("started", "first"), ("cleared", "first")]
+    assert told == [*expected, *[(what, which) for which in ("second", "third") for what in ("started", "stopped")]]
