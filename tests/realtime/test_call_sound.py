@@ -7,14 +7,16 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from aiortc import MediaStreamTrack
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
-from frontend.realtime.call_sound import HELD_PACKETS, Loudspeaker, PacketBuffer, heard
+from frontend.realtime.call_sound import HELD_PACKETS, Loudspeaker, PacketBuffer, heard, order_packets
+from tests.realtime.caller import Caller, Network
 
 OPUS_HZ, FRAME = 48_000, 960
+NO_SERVERS = RTCConfiguration(iceServers=[])
 
 
 def given(numbers: list[int], empty: int | None = None) -> list[int]:
@@ -42,6 +44,34 @@ def given(numbers: list[int], empty: int | None = None) -> list[int]:
 )
 def test_packets_are_given_in_order_and_a_lost_one_holds_nothing_back(first: int, came: list[int], expected: list[int]):
     assert given([first + number for number in came]) == [first + number for number in expected]
+
+
+def test_aiortc_loses_no_more_than_the_network_does():
+    """A real receiver of aiortc, whose own buffer drops what came behind a lost packet."""
+
+    async def listen() -> tuple[int, int]:
+        network, server, caller = Network(loss=0.08, jitter_s=0.02), RTCPeerConnection(NO_SERVERS), Caller()
+        await network.open()
+        await caller.peer.setLocalDescription(await caller.peer.createOffer())
+        offer = network.offer(caller.peer.localDescription.sdp)
+        await server.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+        receiver = server.getTransceivers()[0].receiver
+        order_packets(receiver)
+        await server.setLocalDescription(await server.createAnswer())
+        answer = network.answer(server.localDescription.sdp)
+        await caller.peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+        first = await receiver.track.recv()
+        before, missing, due = network.lost, 0, first.pts + FRAME
+        for _ in range(300):
+            frame = await receiver.track.recv()
+            missing += (frame.pts - due) // FRAME
+            due = frame.pts + FRAME
+        await asyncio.gather(caller.peer.close(), server.close())
+        network.close()
+        return missing, network.lost - before
+
+    missing, lost = asyncio.run(asyncio.wait_for(listen(), 60))
+    assert 5 < missing <= lost + HELD_PACKETS
 
 
 def test_an_empty_packet_is_not_for_the_decoder():
