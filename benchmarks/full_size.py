@@ -1,4 +1,6 @@
-"""Qwen3-Omni-30B-A3B's architecture with random weights, made on the device: speed needs no download.
+"""Qwen3-Omni-30B-A3B's architecture with random weights: speed needs no download.
+
+    python -m benchmarks.full_size FOLDER    writes it as a checkpoint that can be served, 71 GB
 
 The numbers are those of the published checkpoint's config.json (Qwen/Qwen3-Omni-30B-A3B-Instruct). The tokenizer is
 the random checkpoint's: what is said means nothing anyhow.
@@ -6,13 +8,28 @@ the random checkpoint's: what is said means nothing anyhow.
 
 from __future__ import annotations
 
-import torch
-from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, WhisperFeatureExtractor
+import argparse
+import json
+from pathlib import Path
 
-from engine.checkpoint import Checkpoint, take_device
+import numpy as np
+import torch
+from rich.progress import track
+from safetensors.torch import save_file
+from transformers import (
+    GenerationConfig,
+    Qwen3OmniMoeConfig,
+    Qwen3OmniMoeForConditionalGeneration,
+    WhisperFeatureExtractor,
+)
+
+from engine.checkpoint import Checkpoint, resolve_device, take_device
 from export.byte_tokenizer import make_tokenizer
+from export.random_checkpoint import SEED, draw
+from export.weights import INDEX_FILE
 
 SPREAD = 0.02  # standard deviation of the weights, the config's initializer_range
+SHARD_BYTES = 4 * 10**9
 ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
 MROPE = {**ROPE, "mrope_section": [24, 20, 20], "interleaved": True, "mrope_interleaved": True}
 
@@ -114,11 +131,7 @@ def full_checkpoint(device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig 
 def _make(module: torch.nn.Module, device: str, random: torch.Generator) -> None:
     """Gives a module's own tensors a place and values; norms are ones, buffers what their module computes."""
     for name, parameter in module.named_parameters(recurse=False):
-        values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-        if name == "weight" and parameter.ndim == 1:
-            values.fill_(1.0)
-        else:
-            values.normal_(std=SPREAD, generator=random)
+        values = _values(name, parameter, parameter.dtype, device, random)
         setattr(module, name, torch.nn.Parameter(values, requires_grad=False))
     if not list(module.named_buffers(recurse=False)):
         return
@@ -129,3 +142,62 @@ def _make(module: torch.nn.Module, device: str, random: torch.Generator) -> None
             fresh = type(module)(module.length, module.channels, module.max_timescale)
     for name, buffer in fresh.named_buffers(recurse=False):
         module.register_buffer(name, buffer.to(device), persistent=False)
+
+
+def _values(
+    name: str, parameter: torch.Tensor, dtype: torch.dtype, device: str, random: torch.Generator
+) -> torch.Tensor:
+    """A norm's ones, or normal draws."""
+    values = torch.empty(parameter.shape, dtype=dtype, device=device)
+    if name == "weight" and parameter.ndim == 1:
+        return values.fill_(1.0)
+    return values.normal_(std=SPREAD, generator=random)
+
+
+def write_checkpoint(folder: Path, device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig | None = None) -> None:
+    """All of the model as files that `from_pretrained` loads; drawn on the device, a shard in memory at a time.
+
+    code2wav is scaled as the random checkpoint's: with weights of `SPREAD` its waveform would be silence.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config or full_config()
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = Qwen3OmniMoeForConditionalGeneration(config)
+    random, of_code2wav = torch.Generator(device).manual_seed(0), np.random.RandomState(SEED)
+    files: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+
+    def save() -> None:
+        file = f"model-{len(set(files.values())):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        files.update(dict.fromkeys(shard, file))
+        shard.clear()
+
+    for name, parameter in track(list(model.named_parameters()), description="random weights"):
+        if name.startswith("code2wav."):
+            values = torch.from_numpy(draw(of_code2wav, name, tuple(parameter.shape))).to(dtype)
+        else:
+            values = _values(name.rpartition(".")[2], parameter, dtype, device, random)
+        shard[name] = values.cpu()
+        if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
+            save()
+    save()
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=128, return_attention_mask=True).save_pretrained(folder)
+
+
+def main() -> None:
+    """Writes the checkpoint in bfloat16, drawn on a GPU where there is one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write_checkpoint(parser.parse_args().folder, resolve_device("auto"), torch.bfloat16)
+
+
+if __name__ == "__main__":
+    main()

@@ -40,7 +40,7 @@ def make_random_checkpoint(folder: Path) -> Path:
     model = model.to_empty(device="cpu")
     random = np.random.RandomState(SEED)
     for name, parameter in sorted(model.named_parameters()):
-        parameter.data = torch.from_numpy(_draw(random, name, tuple(parameter.shape)))
+        parameter.data = torch.from_numpy(draw(random, name, tuple(parameter.shape)))
     model.thinker.lm_head.weight.data[tokenizer.eos_token_id] *= TEXT_END
     model.talker.codec_head.weight.data[config.talker_config.codec_eos_token_id] *= SPEECH_END
     model.generation_config = GenerationConfig(
@@ -141,7 +141,7 @@ def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
     )
 
 
-def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A parameter that keeps the variance of what passes through it, float32.
 
     Scales and gates of residual branches are near one half, not near zero: a branch that hardly moves the output
