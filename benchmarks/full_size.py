@@ -3,7 +3,7 @@
     python -m benchmarks.full_size FOLDER    writes it as a checkpoint that can be served, 71 GB
 
 The numbers are those of the published checkpoint's config.json (Qwen/Qwen3-Omni-30B-A3B-Instruct). The tokenizer is
-the random checkpoint's: what is said means nothing anyhow.
+the random checkpoint's, and so are the ids of special tokens: what is said means nothing anyhow.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import (
 
 from engine.checkpoint import Checkpoint, resolve_device, take_device
 from export.byte_tokenizer import make_tokenizer
+from export.chat_format import modality_ids, turn_ids
 from export.random_checkpoint import SEED, draw
 from export.weights import INDEX_FILE
 
@@ -36,17 +37,12 @@ MROPE = {**ROPE, "mrope_section": [24, 20, 20], "interleaved": True, "mrope_inte
 
 def full_config() -> Qwen3OmniMoeConfig:
     """The published architecture."""
-    modality_ids = {
-        "audio_token_id": 151675,
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_start_token_id": 151652,
-        "audio_start_token_id": 151669,
-    }
+    tokenizer = make_tokenizer()
+    modalities = modality_ids(tokenizer)
     return Qwen3OmniMoeConfig(
         thinker_config={
-            **modality_ids,
-            "user_token_id": 872,
+            **modalities,
+            "user_token_id": turn_ids(tokenizer)["user_token_id"],
             "audio_config": {"output_dim": 2048},  # all else is transformers' default
             "vision_config": {"out_hidden_size": 2048},
             "text_config": {
@@ -65,7 +61,7 @@ def full_config() -> Qwen3OmniMoeConfig:
             },
         },
         talker_config={
-            **modality_ids,
+            **modalities,
             "thinker_hidden_size": 2048,
             "accept_hidden_layer": 24,
             "num_code_groups": 16,
@@ -104,8 +100,7 @@ def full_config() -> Qwen3OmniMoeConfig:
                 "rope_parameters": ROPE,
             },
         },
-        tts_bos_token_id=151672,
-        tts_pad_token_id=151671,
+        **turn_ids(tokenizer),
     )
 
 

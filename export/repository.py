@@ -37,9 +37,10 @@ TENSORS = "tensors.json"  # beside a stage's graph: its inputs, states and outpu
 PREDICTOR = "code_predictor"
 
 # Greatest differences from torch that an export may show, each with its reason: 1e-3 in log10 is what float32 leaves of
-# the weakest cells; one step of PCM16 is a rounding; float16 has 11 bits, through some 40 layers.
+# the weakest cells; at full size torch and ONNX Runtime are each within one step of PCM16 of float64, so within two of
+# each other (a peak of 22,000); float16 has 11 bits, through some 40 layers.
 MEL_TOLERANCES = {"LOG_MEL": 1e-3}
-CODE2WAV_TOLERANCES: dict[str, dict[str, float]] = {"float32": {"AUDIO_OUT": 1}, "float16": {"AUDIO_OUT": 3277}}
+CODE2WAV_TOLERANCES: dict[str, dict[str, float]] = {"float32": {"AUDIO_OUT": 2}, "float16": {"AUDIO_OUT": 3277}}
 
 Report = Callable[[str], None]
 

@@ -15,17 +15,20 @@ import soundfile
 import torch
 import tritonclient.grpc as triton
 
-from benchmarks import floor, turn, turn_bridge
+from benchmarks import floor, full_size, turn, turn_bridge
 from benchmarks.engine import bench_engine
 from benchmarks.floor import bandwidth, tick_bytes
 from benchmarks.full_size import full_checkpoint, full_config
 from benchmarks.perf_analyzer import PerfAnalyzerError, input_data, read_wav, row_of
 from benchmarks.report import Row, show
 from config.settings import INPUT_HZ
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.conversation import TickOutput
 from engine.engine import Engine
+from engine.turn.chat_template import ChatTemplate
+from export.byte_tokenizer import make_tokenizer
 from export.random_checkpoint import random_config
+from export.weights import load_code2wav
 from tests.conftest import BUILD, Served
 from tests.sound import speech
 from tests.test_commands import sca
@@ -216,6 +219,23 @@ def test_full_size_is_the_published_size():
     text = sum(p.numel() for part in (model.thinker.model, model.thinker.lm_head) for p in part.parameters())
     assert round(text / 1e9, 1) == 30.5
     assert round(sum(count.values()) / 1e9, 1) == 35.3
+
+
+def test_the_full_size_takes_turns():
+    """Its config names the special tokens that its tokenizer has."""
+    template = ChatTemplate(make_tokenizer(), full_config())
+    assert len(template.answer_opening) == 3
+
+
+def test_the_full_size_as_files_is_whole(tmp_path, settings, checkpoint: Checkpoint, monkeypatch):
+    """With the random checkpoint's sizes, in several shards."""
+    monkeypatch.setattr(full_size, "SHARD_BYTES", 3_000_000)
+    full_size.write_checkpoint(tmp_path, "cpu", torch.float32, random_config(checkpoint.tokenizer))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    loaded = load_checkpoint(tmp_path, settings.qwen)
+    assert loaded.model.generation_config.eos_token_id == checkpoint.tokenizer.eos_token_id
+    waveform = load_code2wav(str(tmp_path))(torch.randint(0, 512, (1, 16, 20)))
+    assert 0.01 < float(waveform.std()) < 0.3
 
 
 def test_weights_made_on_the_device_compute(checkpoint: Checkpoint, settings, ticks):
