@@ -1,6 +1,6 @@
 """The engine in this process: ticks of so many conversations at once, as fast as it can.
 
-In the dialect `sca`, greedy: every conversation does the same work in every tick, the most that a tick can ask for.
+In the dialect `sca`, where every conversation does the same work in every tick, the most that a tick can ask for.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ PEAK = 1.0  # log10 of the energy of their loudest cells
 class Conversations:
     """So many at once on an engine of their own."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int, sampled: bool = False):
         torch.set_num_threads(settings.engine.cpu_threads)
-        chosen = settings.with_values(engine={"slots": slots, "dialect": "sca", "tick_share": 1.0}, sampling=GREEDY)
+        chosen = settings.with_values(engine={"slots": slots, "dialect": "sca", "tick_share": 1.0})
+        chosen = chosen if sampled else chosen.with_values(sampling=GREEDY)
         self.engine: Engine[ScaConversation] = Engine(checkpoint, chosen, served_predictor(checkpoint))
         self.engine.warm_up()
         self._tick_ms = settings.audio.tick_ms
@@ -75,18 +76,20 @@ def bench_engine(
     ticks: int,
     age_s: float = 0,
     paced: bool = False,
+    sampled: bool = False,
 ) -> Iterator[Row]:
     """A row for each number of conversations; more than `engine.slots` are given slots of their own.
 
     Conversations are `age_s` seconds old when measuring begins: so much of their caches is read. `paced` waits until
-    each tick is due, as a server does: a machine that has rested is slower at first.
+    each tick is due, as a server does: a machine that has rested is slower at first. `sampled`: as settings say, in
+    place of greedy.
     """
     device = checkpoint.model.device
     bytes_per_s = bandwidth(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    running = Conversations(checkpoint, settings, max(conversations))
+    running = Conversations(checkpoint, settings, max(conversations), sampled)
     for count in conversations:
         running.open(count, age_s)
         for tick in range(WARM_UP_TICKS):
@@ -99,7 +102,7 @@ def bench_engine(
                 time.sleep(max(0.0, settings.audio.tick_ms / 1000 - latencies[-1]))
         spent = running.engine.stage_seconds - before  # a slide may be among them, or not
         row = Row.of(
-            "engine, paced" if paced else "engine",
+            "engine" + (", sampled" if sampled else "") + (", paced" if paced else ""),
             count,
             settings.audio.tick_ms,
             latencies,

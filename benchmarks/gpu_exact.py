@@ -1,4 +1,4 @@
-"""On a CUDA machine: the kernel against torch's attention, graphs against none, the random model against transformers.
+"""On a CUDA machine: kernels against torch, graphs against none, the random model against transformers.
 
     python -m benchmarks.gpu_exact
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Hashable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.engine import GREEDY
+from benchmarks.full_size import full_checkpoint, full_config
 from config import Settings
 from engine import layer
 from engine.attention import CachePositions
@@ -25,6 +27,8 @@ from engine.attention_kernel import KernelAttention
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
+from engine.fused_layer import FusedLayer
+from engine.layer import Layer, Places, rotations
 from engine.options import Controls
 from export.random_checkpoint import make_random_checkpoint
 from tests.oracle import ScaOracle
@@ -35,6 +39,7 @@ TICKS = 12
 Ticks = Sequence[TickInput]
 SHAPES = [(1, 1, 32, 4, 128), (64, 1, 32, 4, 128), (7, 4, 16, 2, 128), (2, 40, 4, 2, 16)]  # as in the kernel's test
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of values of order one; bfloat16 has 8 bits
+LAYER_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative
 
 
 def kernel_difference(dtype: torch.dtype) -> float:
@@ -56,6 +61,44 @@ def kernel_difference(dtype: torch.dtype) -> float:
         ).transpose(1, 2)
         worst = max(worst, float((found.double() - expected).abs().max()))
     return worst
+
+
+def layer_differences(dtype: torch.dtype) -> tuple[float, float]:
+    """Relative errors of a full-size layer as the engine has it on CUDA, and of torch's operations in its place.
+
+    Against the latter in float32; the worst of a thinker's, a talker's and a code predictor's, for few rows and many.
+    """
+    config = full_config()
+    predictor = config.talker_config.code_predictor_config
+    for part in (config.thinker_config.text_config, config.talker_config.text_config, predictor):
+        part.num_hidden_layers = 1
+    config.thinker_config.audio_config.encoder_layers = 1
+    model = full_checkpoint("cuda", dtype, config).model
+    worst = [0.0, 0.0]
+    for part in (model.thinker.model, model.talker.model, model.talker.code_predictor.model):
+        exact = deepcopy(part).float()
+        plain, reference = (torch_layer(each.layers[0]) for each in (part, exact))
+        fused = FusedLayer(part.layers[0])
+        for rows, length in ((1, 1), (1, 4), (64, 1), (40, 7)):
+            indices = torch.randint(0, 90, (rows, 1), device="cuda") + torch.arange(length, device="cuda")
+            hidden = torch.randn(rows, length, exact.norm.weight.shape[0], device="cuda", dtype=dtype)
+            outputs = []
+            for each, of, kind in ((reference, exact, torch.float32), (fused, part, dtype), (plain, part, dtype)):
+                cos, sin = (table[indices] for table in rotations(of, 100))
+                slots = torch.arange(rows, device="cuda").flip(0)
+                cache = torch.zeros(rows, 2 * each.key_heads, 100, each.head_size, device="cuda", dtype=kind)
+                queries = each.project(hidden.to(kind), Places(slots, indices, cos, sin), cache)
+                after = each.finish(hidden.to(kind).clone(), queries.flatten(2))
+                outputs.append([tensor.float() for tensor in (queries, cache, after)])
+            for which in (0, 1):
+                for found, expected in zip(outputs[1 + which], outputs[0], strict=True):
+                    worst[which] = max(worst[which], float((found - expected).norm() / expected.norm()))
+    return worst[0], worst[1]
+
+
+def torch_layer(layer: Any) -> Layer:
+    """The layer by torch's operations, with transformers' own experts."""
+    return Layer(deepcopy(layer))
 
 
 def speak(checkpoint: Checkpoint, settings: Settings, ticks: Ticks, graphs: bool, **options: object) -> list:
@@ -139,6 +182,12 @@ def main() -> int:
         difference = kernel_difference(dtype)
         wrong += not difference < bound
         print(f"kernel, {dtype}: differs from float64 attention by {difference:.1e}, at most {bound:g}")
+    for dtype, bound in LAYER_BOUNDS.items():
+        fused, plain = layer_differences(dtype)
+        wrong += not fused < bound
+        print(
+            f"layers, {dtype}: differ from float32 by {fused:.1e}, at most {bound:g}; torch's operations by {plain:.1e}"
+        )
     noise = np.random.RandomState(1).randint(-3000, 3000, 30 * 5120)
     pcm = with_knock(noise.astype(np.int16))
     with tempfile.TemporaryDirectory() as folder:

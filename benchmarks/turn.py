@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from rich.progress import track
@@ -26,9 +26,8 @@ from engine.turn.conversation import TurnConversation
 
 SPOKEN_S = (1.5, 7.0)  # a user's turn
 ANSWER_FRAMES = 40  # of an answer at most: 3.1 s
-REPEATS = 20  # turns of each of two lengths that are compared
-LENGTHS_S = (5, 60)
-TURNS = 10
+LENGTHS_S = (5, 60)  # of two turns that are compared, each for every fifth turn that is measured
+TURNS = 10  # of a conversation, the first and the last of which are compared, likewise
 
 
 class Talks:
@@ -63,11 +62,13 @@ class Talks:
         return seconds, {key: spoken for key, spoken in said.items() if isinstance(spoken, TickOutput)}  # type: ignore[misc]
 
 
-def bench_turn(checkpoint: Checkpoint, settings: Settings, conversations: Sequence[int], turns: int) -> list[Row]:
+def bench_turn(checkpoint: Checkpoint, settings: Settings, conversations: Sequence[int], turns: int) -> Iterator[Row]:
     """Rows of ticks in which a turn ends: by number of conversations, for turns short and long, first and tenth."""
-    rows = [_among(checkpoint, settings, count, turns) for count in conversations]
-    talks = Talks(checkpoint, settings, 1)
-    return rows + _lengths(talks) + _first_and_tenth(talks)
+    for count in conversations:
+        yield _among(checkpoint, settings, count, turns)
+    talks, repeats = Talks(checkpoint, settings, 1), max(1, turns // 5)
+    yield from _lengths(talks, repeats)
+    yield from _first_and_tenth(talks, repeats)
 
 
 def _among(checkpoint: Checkpoint, settings: Settings, count: int, turns: int) -> Row:
@@ -98,10 +99,10 @@ def _among(checkpoint: Checkpoint, settings: Settings, count: int, turns: int) -
     return _row("end of turn", talks, count, latencies, {name: spent / ticks * 1000 for name, spent in stages.items()})
 
 
-def _lengths(talks: Talks) -> list[Row]:
+def _lengths(talks: Talks, repeats: int) -> list[Row]:
     """The end of a short turn and of a long one, alternately: a machine is not as fast at all times."""
     latencies: dict[int, list[float]] = {seconds: [] for seconds in LENGTHS_S}
-    for _ in track(range(REPEATS), description="short and long turns", transient=True):
+    for _ in track(range(repeats), description="short and long turns", transient=True):
         for length, found in latencies.items():
             talks.open(0)
             for _ in range(round(length * 1000 / talks.settings.audio.tick_ms) - 1):
@@ -110,10 +111,10 @@ def _lengths(talks: Talks) -> list[Row]:
     return [_row(f"end of {length} s", talks, 1, found) for length, found in latencies.items()]
 
 
-def _first_and_tenth(talks: Talks) -> list[Row]:
+def _first_and_tenth(talks: Talks, repeats: int) -> list[Row]:
     """The first turn's end and the tenth's, of turns of one length."""
     latencies: list[list[float]] = [[] for _ in range(TURNS)]
-    for _ in track(range(REPEATS), description="ten turns", transient=True):
+    for _ in track(range(repeats), description="ten turns", transient=True):
         talks.open(0)
         for found in latencies:
             for _ in range(10):

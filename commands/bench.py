@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", dest="architecture", choices=("served", "full"), default="served", help="full: the 30B architecture"
     )
     engine.add_argument("--age-s", type=float, default=0, help="how old the conversations are (default: 0)")
+    engine.add_argument("--sampled", action="store_true", help="sampling as by default, in place of greedy")
     engine.add_argument("--paced", action="store_true", help="a tick when it is due, in place of as fast as they go")
     engine.add_argument("--baseline", choices=("transformers",), help="the same ticks through transformers too")
     engine.add_argument("--baseline-ticks", type=int, help="fewer of them (default: as many)")
@@ -177,13 +178,28 @@ def _here(arguments: argparse.Namespace, settings: Settings, conversations: list
         checkpoint = _checkpoint(arguments, settings)
         if arguments.what == "age":
             return bench_age(checkpoint, settings)
-        if arguments.what == "turn":
-            return bench_turn(checkpoint, settings, conversations, arguments.ticks)
         rows: list[Row] = []
-        for row in bench_engine(checkpoint, settings, conversations, arguments.ticks, arguments.age_s, arguments.paced):
+        of_turns = arguments.what == "turn"
+        for row in (
+            bench_turn(checkpoint, settings, conversations, arguments.ticks)
+            if of_turns
+            else bench_engine(
+                checkpoint,
+                settings,
+                conversations,
+                arguments.ticks,
+                arguments.age_s,
+                arguments.paced,
+                arguments.sampled,
+            )
+        ):
             rows.append(row)
-            write(rows, arguments.build.resolve() / "bench" / "engine.json")  # should the next never end
-            console.print(f"{row.conversations} conversations: p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f}")
+            write(rows, arguments.build.resolve() / "bench" / f"{arguments.what}.json")  # should the next never end
+            console.print(
+                f"{row.what}, {row.conversations} conversations: p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f}"
+            )
+        if of_turns:
+            return rows
         if arguments.profile:
             print(profile(checkpoint, settings, conversations[-1], arguments.age_s))
         if arguments.baseline:

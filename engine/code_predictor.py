@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.layer import Layer, norm, rotations
-from engine.sampler import residual_params, sample
+from engine.layer import Places, make_layer, norm, rotations
+from engine.sampler import RESIDUAL_TOP_K, residual_params, sample
 
 
 class Frame(NamedTuple):
@@ -45,7 +45,7 @@ class TorchCodePredictor:
         predictor = talker.code_predictor
         self._model, self._heads = predictor.model, list(predictor.lm_head)
         self._tables = list(predictor.model.codec_embedding)
-        self._layers = [Layer(layer) for layer in self._model.layers]
+        self._layers = [make_layer(layer) for layer in self._model.layers]
         first = self._layers[0]
         self._key_heads, self._groups = first.key_heads, first.heads // first.key_heads
         positions = talker.config.num_code_groups
@@ -53,6 +53,9 @@ class TorchCodePredictor:
             len(self._layers), rows, 2 * first.key_heads, positions, first.head_size
         )  # keys, then values
         self._cos, self._sin = rotations(self._model, positions)
+        device = self._cache.device
+        self._slots = torch.arange(rows, device=device)  # a row's own
+        self._indices = torch.arange(positions, device=device).expand(rows, -1)
 
     def __call__(self, hidden: Tensor, first: Tensor, temperature: Tensor | None, uniforms: Tensor | None) -> Frame:
         """As `CodePredictor`."""
@@ -66,7 +69,7 @@ class TorchCodePredictor:
             if temperature is None or uniforms is None:
                 code = logits.argmax(dim=-1)
             else:
-                code = sample(logits, residual_params(temperature), uniforms[:, step])
+                code = sample(logits, residual_params(temperature), uniforms[:, step], RESIDUAL_TOP_K)
             embedding = table(code)
             total = total + embedding
             codes.append(code)
@@ -74,14 +77,14 @@ class TorchCodePredictor:
         return Frame(torch.stack(codes, dim=1), total)
 
     def _forward(self, inputs: Tensor, start: int) -> Tensor:
-        """Appends [B, T, H] at positions `start`...; returns the last position's hidden state [B, H]."""
+        """Appends [B, T, H] at positions `start`..., and may write into it; returns the last hidden state [B, H]."""
         batch, length, _ = inputs.shape
         end = start + length
-        cos, sin = self._cos[start:end], self._sin[start:end]
+        cos, sin = (table[start:end].expand(batch, -1, -1, -1) for table in (self._cos, self._sin))
+        places = Places(self._slots[:batch], self._indices[:batch, start:end], cos, sin)
         hidden = inputs
         for layer, cache in zip(self._layers, self._cache[:, :batch], strict=True):
-            queries, keys_values = layer.project(hidden, cos, sin)
-            cache[:, :, start:end] = keys_values.transpose(1, 2)
+            queries = layer.project(hidden, places, cache)
             keys, values = cache[:, : self._key_heads, :end], cache[:, self._key_heads :, :end]
             if length == 1:  # a key head's queries as positions: the fast kernels want as many of one as of the other
                 folded = queries[:, 0].unflatten(1, (self._key_heads, self._groups))

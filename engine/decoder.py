@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.attention import CachePositions, CpuAttention
 from engine.kv_cache import KVCache
-from engine.layer import Layer, norm, rotations
+from engine.layer import Places, make_layer, norm, rotations
 from engine.onnx_steps import OnnxSteps
 
 Attend = Callable[[Tensor, Tensor, float], Tensor]
@@ -30,7 +30,7 @@ class Decoder:
         self._norm = model.norm
         self._last_attention: CpuAttention | None = None  # of a single step
         self._steps = OnnxSteps(model) if OnnxSteps.possible(model) else None  # single positions on a CPU
-        self._layers = [Layer(layer) for layer in model.layers]
+        self._layers = [make_layer(layer) for layer in model.layers]
         self._cache = cache
         self._cos, self._sin = rotations(model, cache.positions)
         self.device: torch.device = cache.buffer.device
@@ -48,16 +48,14 @@ class Decoder:
         """As `forward`, and the hidden states after the first `layer_count` layers [R, T, H]."""
         length = embeddings.shape[1]
         indices = positions.starts[:, None] + torch.arange(length, device=self.device)
-        written = (positions.slots[:, None], slice(None), indices)
-        cos, sin = self._cos[indices], self._sin[indices]
+        places = Places(positions.slots, indices, self._cos[indices], self._sin[indices])
         attend = self._attention(positions, length)
-        hidden = middle = embeddings
+        middle, hidden = embeddings, embeddings.clone()  # layers may write into it
         for number, (layer, cache) in enumerate(zip(self._layers, self._cache.buffer, strict=True), start=1):
-            queries, keys_values = layer.project(hidden, cos, sin)
-            cache[written] = keys_values
+            queries = layer.project(hidden, places, cache)
             hidden = layer.finish(hidden, attend(queries, cache, layer.scale))
             if number == layer_count:
-                middle = hidden
+                middle = hidden.clone()
         positions.advance(length)
         return norm(hidden, self._norm), middle
 

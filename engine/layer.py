@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,16 @@ from torch.nn import functional as F
 
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden, chosen, weights -> hidden
 DENSE_SHARE = 4  # all experts are computed where a token's own are at least this fraction of them
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a batch's new positions lie in the caches, and how they are rotated."""
+
+    slots: Tensor  # [R]
+    indices: Tensor  # [R, T], positions
+    cos: Tensor  # [R, T, 1, D]
+    sin: Tensor  # likewise
 
 
 class Layer:
@@ -35,23 +46,40 @@ class Layer:
             ]
         )  # [heads + key heads, D]
         self._head_eps: float = attention.q_norm.variance_epsilon
-        self._feed_forward = feed_forward(layer.mlp)
+        self._feed_forward = self.make_feed_forward(layer.mlp)
 
-    def project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden [B, T, H] -> queries [B, T, heads, D]; keys, then values, [B, T, 2 * key heads, D]; rotated.
+    def make_feed_forward(self, mlp: Any) -> Callable[[Tensor], Tensor]:
+        """What follows attention, in the form that is fastest."""
+        return feed_forward(mlp)
 
-        cos, sin: of `rotations`, at the positions of `hidden`: [T, 1, D] or [B, T, 1, D].
+    def project(self, hidden: Tensor, places: Places, cache: Tensor) -> Tensor:
+        """hidden [R, T, H] -> queries [R, T, heads, D], rotated; keys and values go to their places in the cache.
+
+        cache: the layer's, [slots, 2 * key heads, positions, D], keys before values.
         """
         packed = F.linear(norm(hidden, self._in_norm), self._qkv).unflatten(-1, (-1, self.head_size))
         rotating = packed[:, :, : self.heads + self.key_heads]
         normed = F.rms_norm(rotating, (self.head_size,), eps=self._head_eps) * self._head_norm
-        rotating.copy_(rotate(normed, cos, sin))
-        return packed[:, :, : self.heads], packed[:, :, self.heads :]
+        rotating.copy_(rotate(normed, places.cos, places.sin))
+        cache[places.slots[:, None], :, places.indices] = packed[:, :, self.heads :]
+        return packed[:, :, : self.heads]
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer: hidden [B, T, H] and what it attended to [B, T, heads * D] -> [B, T, H]."""
+        """The rest of the layer: hidden [R, T, H] and what it attended to [R, T, heads * D] -> [R, T, H].
+
+        It may write into `hidden`.
+        """
         hidden = hidden + F.linear(attended, self._out)
         return hidden + self._feed_forward(norm(hidden, self._out_norm))
+
+
+def make_layer(layer: Any) -> Layer:
+    """A layer of transformers' in the form for its device."""
+    if layer.self_attn.q_proj.weight.is_cuda:
+        from engine.fused_layer import FusedLayer  # its compiler comes with torch for CUDA alone
+
+        return FusedLayer(layer)
+    return Layer(layer)
 
 
 def pack(linears: Sequence[Any]) -> Tensor:
@@ -92,13 +120,7 @@ def feed_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
     """`mlp` in the form that is fastest: transformers' own experts only where there is no better one."""
     if not hasattr(mlp, "experts"):
         return GatedMlp(mlp)
-    if is_dense(mlp):
-        return Mixture(mlp, DenseExperts(mlp.experts))
-    if mlp.gate.weight.is_cuda:
-        from engine.experts_kernel import KernelExperts  # its compiler comes with torch for CUDA alone
-
-        return Mixture(mlp, KernelExperts(mlp.experts))
-    return Mixture(mlp, mlp.experts)
+    return Mixture(mlp, DenseExperts(mlp.experts) if is_dense(mlp) else mlp.experts)
 
 
 class GatedMlp:
@@ -154,3 +176,7 @@ class DenseExperts:
         gate, up = F.linear(hidden, self._in).chunk(2, dim=-1)
         activated = (F.silu(gate) * up).unflatten(1, (self._count, -1)) * routing[:, :, None]  # [N, E, I]
         return torch.bmm(activated.transpose(0, 1), self._out).sum(dim=0)  # short sums: few rows have the same bits
+
+    def add_to(self, hidden: Tensor, x: Tensor, chosen: Tensor, weights: Tensor) -> None:
+        """The same of x [N, H], added to hidden [N, H]."""
+        hidden += self(x, chosen, weights)

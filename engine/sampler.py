@@ -100,13 +100,19 @@ def residual_params(temperature: Tensor) -> SamplingParams:
     )
 
 
-def sample(logits: Tensor, params: SamplingParams, uniforms: Tensor) -> Tensor:
-    """logits [B, V] float32, uniforms [B] in [0, 1) -> tokens [B]: top-k, then top-p, as transformers' warpers."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+def sample(logits: Tensor, params: SamplingParams, uniforms: Tensor, most: int = 0) -> Tensor:
+    """logits [B, V] float32, uniforms [B] in [0, 1) -> tokens [B]: top-k, then top-p, as transformers' warpers.
+
+    `most`: no row's top-k is 0 or greater than this, so that no more need to be in order.
+    """
+    if most:
+        ordered, order = logits.topk(min(most, logits.shape[1]))
+    else:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     greedy = params.temperature == 0
     below_likeliest = ordered - ordered[:, :1]  # so that no temperature, however low, overflows
     scores = below_likeliest / torch.where(greedy, 1.0, params.temperature)[:, None]
-    rank = torch.arange(logits.shape[1], device=logits.device)
+    rank = torch.arange(ordered.shape[1], device=logits.device)
     among_top_k = (rank < params.top_k[:, None]) | (params.top_k[:, None] == 0)
     probabilities = scores.masked_fill(~among_top_k, -torch.inf).softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities

@@ -40,7 +40,7 @@ def test_the_kernels_compute_what_the_cpu_does(checkpoint_folder: str):
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    for what, count in (("attention", 6), ("experts", 8)):
+    for what, count in (("attention", 6), ("layers", 9), ("experts", 10)):
         found = ast.literal_eval(re.search(rf"^{what} (.*)$", run.stdout, re.MULTILINE)[1])
         assert len(found) == count
         assert max(found) < FLOAT32_SUMS, what
@@ -81,13 +81,31 @@ def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, pa
 def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, choices):
     from engine import experts_kernel as kernels
 
-    types = dict.fromkeys(("hidden", "activated", "weight", "weights", "out"), f"*{kind}") | {"chosen": "*i64"}
-    chosen = {"experts": 128, "choices": choices, "size": size, "inner": inner}
+    types = dict.fromkeys(("hidden", "activated", "weight", "weights", "given"), f"*{kind}") | {"chosen": "*i64"}
+    chosen = {"experts": 128, "choices": choices, "block_choices": 8, "size": size, "inner": inner}
     chosen |= {"block_out": kernels.BLOCK_OUT, "block_in": kernels.BLOCK_IN, "block_pairs": kernels.BLOCK_PAIRS}
     chosen |= {"block_columns": kernels.BLOCK_COLUMNS, "block_inner": kernels.BLOCK_INNER}
-    types |= dict.fromkeys(("order", "expert_of", "first_of", "end_of"), "*i64") | {"given": f"*{kind}"}
-    for kernel in (kernels.gate_up, kernels.down, kernels.block_gate_up, kernels.block_down):
+    types |= dict.fromkeys(("order", "places", "expert_of", "first_of", "end_of"), "*i64")
+    for kernel in (kernels.gate_up, kernels.block_gate_up, kernels.block_down):
         compile_kernel(kernel, types, chosen, capability)
+    compile_kernel(kernels.down, types, chosen | {"block_out": kernels.DOWN_OUT, "block_in": 128}, capability)
+    compile_kernel(kernels.combine, types, chosen | {"block": 1024}, capability)
+    compile_kernel(kernels.sort_by_expert, types | {"ends": "*i32"}, {"block": 1024}, capability)
+    types = {"packed": f"*{kind}", "out": f"*{kind}"}
+    compile_kernel(kernels.silu_multiply, types, {"inner": inner, "block": 1024, "gated": True}, capability)
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+@pytest.mark.parametrize(("kind", "heads", "key_heads"), [("bf16", 32, 4), ("fp32", 16, 2)])
+def test_the_layers_kernels_compile_for_gpus(capability, kind, heads, key_heads):
+    from engine.fused_layer import choose, rotate_and_keep
+
+    types = dict.fromkeys(("packed", "weight", "cos", "sin", "queries", "cache"), f"*{kind}")
+    types |= {"slots": "*i64", "indices": "*i64", "eps": "fp32", "cache_slot": "i64"}
+    compile_kernel(rotate_and_keep, types, {"heads": heads, "key_heads": key_heads, "size": 128}, capability)
+    types = {"logits": f"*{kind}", "weights": f"*{kind}", "chosen": "*i64"}
+    sizes = {"experts": 128, "choices": 6, "block": 128, "block_choices": 8, "normalise": True}
+    compile_kernel(choose, types, sizes, capability)
 
 
 def test_blocks_hold_every_pair_once_and_one_expert_each():
@@ -97,11 +115,12 @@ def test_blocks_hold_every_pair_once_and_one_expert_each():
     for seed, experts in ((0, 8), (1, 128), (2, 3)):
         random = torch.Generator().manual_seed(seed)
         chosen = torch.randint(0, experts, (100, 2), generator=random)
-        blocks = blocks_by_expert(chosen, experts)
+        order = chosen.flatten().argsort(stable=True)
+        blocks = blocks_by_expert(chosen.flatten().bincount(minlength=experts).cumsum(0).int(), 200)
         found: list[int] = []
         for expert, first, end in zip(blocks.expert, blocks.first, blocks.end, strict=True):
             if expert < experts:
-                pairs = blocks.order[first : min(int(end), int(first) + BLOCK_PAIRS)]
+                pairs = order[first : min(int(end), int(first) + BLOCK_PAIRS)]
                 assert len(pairs)
                 assert (chosen.flatten()[pairs] == expert).all()
                 found += pairs.tolist()

@@ -6,12 +6,13 @@ A program of its own, since the interpreter is chosen when a kernel is defined: 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
 
 from config import Settings
-from engine import attention_kernel
+from engine import attention_kernel, code_predictor, decoder, layer
 from engine.attention import CachePositions, CpuAttention
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import load_checkpoint
@@ -19,7 +20,8 @@ from engine.conversation import TickInput
 from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.experts_kernel import KernelExperts
-from engine.layer import Mixture
+from engine.fused_layer import FusedLayer, FusedMixture
+from engine.layer import Layer, Places, rotations
 from engine.onnx_steps import OnnxSteps
 
 CAPACITY = 1024
@@ -33,20 +35,45 @@ SHAPES = [  # rows, new positions, query heads, key heads, head size
 ]
 
 
-def expert_differences(checkpoint_folder: str) -> list[float]:
-    """Greatest difference of the experts' kernels from transformers' own experts, thinker's and talker's."""
-    settings = Settings.load(environ={})
-    model = load_checkpoint(checkpoint_folder, settings.qwen).model
+def expert_differences(model: Any) -> list[float]:
+    """Greatest difference of the experts' kernels from transformers' own, thinker's and talker's."""
+    layer.DENSE_SHARE = 0  # experts as at full size
     found = []
     for mlp in (model.thinker.model.layers[0].mlp, model.talker.model.layers[1].mlp):
+        fused = FusedMixture(mlp)
         for tokens in (1, 5, 40):  # the last by blocks of pairs
-            hidden = torch.randn(tokens, 1, 64)
-            found.append(float((Mixture(mlp, KernelExperts(mlp.experts))(hidden) - mlp(hidden)).abs().max()))
-        hidden = torch.randn(70, 64)
+            x, hidden = torch.randn(tokens, 64), torch.randn(tokens, 64)
+            expected = hidden + mlp(x[:, None])[:, 0]
+            fused.add_to(hidden, x)
+            found.append(float((hidden - expected).abs().max()))
+        x, hidden = torch.randn(70, 64), torch.randn(70, 64)
         chosen, weights = torch.full((70, 2), 3), torch.rand(70, 2)
         chosen[:, 1] = torch.arange(70) % 2  # most experts have no token, one has all
-        kernel, expected = KernelExperts(mlp.experts), mlp.experts(hidden, chosen, weights)
-        found.append(float((kernel(hidden, chosen, weights) - expected).abs().max()))
+        expected = hidden + mlp.experts(x, chosen, weights)
+        grouped = hidden.clone()
+        KernelExperts(mlp.experts).add_to(hidden, x, chosen, weights)
+        KernelExperts(mlp.experts).grouped(grouped, x, chosen, weights)
+        found += [float((each - expected).abs().max()) for each in (hidden, grouped)]
+    return found
+
+
+def layer_differences(model: Any) -> list[float]:
+    """Greatest difference between a fused layer and a plain one: queries, the cache, the hidden states after."""
+    found = []
+    for decoder_model, length in (
+        (model.thinker.model, 1),
+        (model.talker.model, 3),
+        (model.talker.code_predictor.model, 2),
+    ):
+        plain, fused = Layer(decoder_model.layers[0]), FusedLayer(decoder_model.layers[0])
+        cos, sin = rotations(decoder_model, 50)
+        indices = torch.tensor([[4], [0], [40]]) + torch.arange(length)
+        places = Places(torch.tensor([2, 0, 3]), indices, cos[indices], sin[indices])
+        hidden = torch.randn(3, length, 64)
+        caches = torch.zeros(2, 4, 2 * plain.key_heads, 50, plain.head_size)
+        queries = [each.project(hidden, places, cache) for each, cache in zip((plain, fused), caches, strict=True)]
+        after = [each.finish(hidden.clone(), queries[0].flatten(2)) for each in (plain, fused)]
+        found += [float((one - other).abs().max()) for one, other in (queries, caches, after)]
     return found
 
 
@@ -74,6 +101,7 @@ def ticks(checkpoint_folder: str, kernel: bool) -> list[torch.Tensor]:
     if kernel:
         OnnxSteps.possible = staticmethod(lambda _: False)  # type: ignore[method-assign]
         attention_kernel.PROGRAMS = 16  # read in two parts: the interpreter runs programs one after another
+        decoder.make_layer = code_predictor.make_layer = FusedLayer
         Decoder._attention = lambda _, positions, length: KernelAttention(positions, length)  # type: ignore[method-assign]
     engine = Engine(load_checkpoint(checkpoint_folder, settings.qwen), settings)
     noise = torch.rand(3, 128, settings.audio.mel_frames, generator=torch.Generator().manual_seed(1)) * 4 - 2
@@ -88,7 +116,9 @@ def ticks(checkpoint_folder: str, kernel: bool) -> list[torch.Tensor]:
 
 if __name__ == "__main__":
     print("attention", attention_differences())
-    print("experts", expert_differences(sys.argv[1]))
+    model = load_checkpoint(sys.argv[1], Settings.load(environ={}).qwen).model
+    print("layers", layer_differences(model))
+    print("experts", expert_differences(model))
     expected = ticks(sys.argv[1], kernel=False)
     found = ticks(sys.argv[1], kernel=True)
     print("codes equal", all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)))
