@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.experts_kernel import KernelExperts, silu_times
-from engine.layer import DenseExperts, Layer, Places, is_dense, norm, pack
+from engine.layer import DenseExperts, Layer, Places, is_dense, pack
 
 GATE_ROWS = 8  # that the shared expert's gate takes in a packed product: rows come in eights
 
@@ -36,7 +36,7 @@ class FusedLayer(Layer):
 
     def project(self, hidden: Tensor, places: Places, cache: Tensor) -> Tensor:
         """As `Layer.project`."""
-        packed = F.linear(norm(hidden, self._in_norm), self._qkv)
+        packed = F.linear(rms_norm(hidden, self._in_norm), self._qkv)
         rows, length, _ = packed.shape
         queries = packed.new_empty(rows, length, self.heads, self.head_size)
         rotate_and_keep[rows * length, self.heads + 2 * self.key_heads](
@@ -50,7 +50,7 @@ class FusedLayer(Layer):
         """As `Layer.finish`."""
         flat = hidden.flatten(0, 1)
         flat.addmm_(attended.flatten(0, 1), self._out.T)
-        self._feed_forward.add_to(flat, norm(flat, self._out_norm))  # type: ignore[attr-defined]
+        self._feed_forward.add_to(flat, rms_norm(flat, self._out_norm))  # type: ignore[attr-defined]
         return hidden
 
 
@@ -87,6 +87,15 @@ class FusedMixture:
             hidden.addmm_(silu_times(F.linear(x, packed), out.shape[1], gated=True), out.T)
 
 
+def rms_norm(hidden: Tensor, module: Any) -> Tensor:
+    """transformers' RMS norm of hidden [..., H]."""
+    out, size = torch.empty_like(hidden), hidden.shape[-1]
+    norm_rows[hidden.numel() // size,](
+        hidden, module.weight, out, module.variance_epsilon, size=size, block=triton.next_power_of_2(size)
+    )
+    return out
+
+
 def choose_experts(logits: Tensor, router: Any) -> tuple[Tensor, Tensor]:
     """transformers' routing of logits [N, experts]: weights [N, k] and experts [N, k] int64."""
     tokens, experts = logits.shape
@@ -98,6 +107,16 @@ def choose_experts(logits: Tensor, router: Any) -> tuple[Tensor, Tensor]:
         block_choices=triton.next_power_of_2(router.top_k), normalise=bool(router.norm_topk_prob), num_warps=1,
     )  # fmt: skip
     return weights, chosen
+
+
+@triton.jit
+def norm_rows(hidden, weight, out, eps, size: tl.constexpr, block: tl.constexpr):
+    """One row."""
+    channel = tl.arange(0, block)
+    place = tl.program_id(0).to(tl.int64) * size + channel
+    x = tl.load(hidden + place, mask=channel < size, other=0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, 0) / size + eps) * tl.load(weight + channel, mask=channel < size).to(tl.float32)
+    tl.store(out + place, x.to(out.dtype.element_ty), mask=channel < size)
 
 
 @triton.jit

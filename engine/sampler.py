@@ -16,6 +16,9 @@ from config.options import Options
 RESIDUAL_TOP_K = 50  # what transformers' talker gives to its code predictor
 RESIDUAL_TOP_P = 0.8
 
+# Among how many of the likeliest a batch samples: to put a whole vocabulary in order takes longer than to compute it.
+GREEDY, FEW, ALL = 0, 64, 1 << 30
+
 
 class SamplingParams(NamedTuple):
     """How the rows of a batch sample one kind of token, each [B]; temperature 0 is greedy."""
@@ -93,6 +96,13 @@ class SamplingState:
         return _shift(mixed, 40).float() / 2**24
 
 
+def candidates(samples: bool, top_k: int) -> int:
+    """GREEDY, FEW or ALL, for a conversation's top-k."""
+    if not samples:
+        return GREEDY
+    return FEW if 0 < top_k <= FEW else ALL
+
+
 def residual_params(temperature: Tensor) -> SamplingParams:
     """Of codes of the other codebooks, for temperatures [B]."""
     return SamplingParams(
@@ -100,13 +110,13 @@ def residual_params(temperature: Tensor) -> SamplingParams:
     )
 
 
-def sample(logits: Tensor, params: SamplingParams, uniforms: Tensor, most: int = 0) -> Tensor:
+def sample(logits: Tensor, params: SamplingParams, uniforms: Tensor, most: int = ALL) -> Tensor:
     """logits [B, V] float32, uniforms [B] in [0, 1) -> tokens [B]: top-k, then top-p, as transformers' warpers.
 
-    `most`: no row's top-k is 0 or greater than this, so that no more need to be in order.
+    `most`: unless it is ALL, no row samples among more.
     """
-    if most:
-        ordered, order = logits.topk(min(most, logits.shape[1]))
+    if most < logits.shape[1]:
+        ordered, order = logits.topk(most)
     else:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     greedy = params.temperature == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.attention import CachePositions
 from engine.buckets import set_rows
-from engine.sampler import sample
+from engine.sampler import GREEDY, sample
 from engine.slots import SlotState
 from engine.thinker import Thinker
 
@@ -21,7 +21,7 @@ class TextRow(NamedTuple):
     slot: int
     start: int  # the thinker's position of its next token
     rng_offset: int
-    samples: bool
+    candidates: int  # GREEDY, FEW or ALL
     tokens_left: int = 0  # of the answer; 0: no limit
 
 
@@ -38,12 +38,12 @@ class TextBatch:
         self.positions = CachePositions(self.slots, torch.zeros_like(self.slots))  # the thinker's
         self.token = torch.zeros_like(self.slots)  # the step's
         self.tick = torch.zeros(rows, tokens, dtype=torch.int64, device=device)  # the tick's
-        self.samples = False  # whether any row samples; else all are greedy
+        self.candidates = GREEDY  # the most of any row
 
     @property
     def variant(self) -> Hashable:
-        """Rows, and whether they sample."""
-        return len(self.slots), self.samples
+        """Rows, and how they sample."""
+        return len(self.slots), self.candidates
 
     def fill(self, rows: Sequence[TextRow]) -> None:
         """Sets the rows, sorted by slot; the others are padding."""
@@ -51,7 +51,7 @@ class TextBatch:
         tensors = (self.slots, self.positions.starts, self.rng_offset, self.tokens_left)
         set_rows(values, self._padding_slot, tensors)
         self.positions.set_host([row.slot for row in rows], [row.start for row in rows])
-        self.samples = any(row.samples for row in rows)
+        self.candidates = max(row.candidates for row in rows)
 
     def set_padding(self) -> None:
         """Makes every row padding."""
@@ -62,8 +62,8 @@ class TextBatch:
 def next_token(batch: TextBatch, thinker: Thinker, slots: SlotState) -> Tensor:
     """A token of each row [R], from its slot's last hidden state."""
     logits = thinker.logits(slots.thinker_hidden[batch.slots])
-    if not batch.samples:
+    if batch.candidates == GREEDY:
         return logits.argmax(dim=-1)
     (uniforms,) = slots.sampling.uniforms(batch.slots, batch.rng_offset, 1).unbind(1)
     batch.rng_offset += 1
-    return sample(logits, slots.sampling.text(batch.slots), uniforms)
+    return sample(logits, slots.sampling.text(batch.slots), uniforms, batch.candidates)

@@ -275,9 +275,8 @@ def test_the_floor_counts_weights_once_a_step(checkpoint: Checkpoint, settings):
 
 def test_the_end_of_a_turn_is_measured(checkpoint, settings, monkeypatch):
     """A tick in which a turn ends reads and speaks; a turn of 60 s is as long as it says."""
-    monkeypatch.setattr(turn, "REPEATS", 1)
     monkeypatch.setattr(turn, "SPOKEN_S", (0.6, 2.0))
-    rows = turn.bench_turn(checkpoint, settings, [3], turns=5)
+    rows = list(turn.bench_turn(checkpoint, settings, [3], turns=5))
     assert [row.what for row in rows] == ["end of turn", "end of 5 s", "end of 60 s", "first turn", "tenth turn"]
     assert rows[0].conversations == 3
     assert rows[0].ticks >= 5

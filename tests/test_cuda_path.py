@@ -98,8 +98,10 @@ def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, cho
 @pytest.mark.parametrize("capability", [80, 89, 90, 120])
 @pytest.mark.parametrize(("kind", "heads", "key_heads"), [("bf16", 32, 4), ("fp32", 16, 2)])
 def test_the_layers_kernels_compile_for_gpus(capability, kind, heads, key_heads):
-    from engine.fused_layer import choose, rotate_and_keep
+    from engine.fused_layer import choose, norm_rows, rotate_and_keep
 
+    types = dict.fromkeys(("hidden", "weight", "out"), f"*{kind}") | {"eps": "fp32"}
+    compile_kernel(norm_rows, types, {"size": 2048, "block": 2048}, capability)
     types = dict.fromkeys(("packed", "weight", "cos", "sin", "queries", "cache"), f"*{kind}")
     types |= {"slots": "*i64", "indices": "*i64", "eps": "fp32", "cache_slot": "i64"}
     compile_kernel(rotate_and_keep, types, {"heads": heads, "key_heads": key_heads, "size": 128}, capability)

@@ -33,6 +33,7 @@ from engine.graph_runner import GraphRunner
 from engine.log_mel import normalise
 from engine.options import Controls
 from engine.prompt import PrefillBudget, PromptChunk, PromptPrefill
+from engine.sampler import ALL, FEW, GREEDY, candidates
 from engine.sca.conversation import ScaConfig, ScaConversation
 from engine.slots import SlotState
 from engine.talker import Talker
@@ -175,7 +176,8 @@ class ScaDialect:
             conversation: ScaConversation = row.conversation
             sampling, place = conversation.options.sampling, conversation.positions
             samples = sampling.text_temperature > 0 or sampling.temperature > 0
-            text_rows.append(TextRow(conversation.slot, place.thinker, place.rng_offset, samples))
+            among = candidates(samples, sampling.text_top_k)
+            text_rows.append(TextRow(conversation.slot, place.thinker, place.rng_offset, among))
             codec_rows.append(CodecRow(conversation.slot, place.talker, place.rng_offset, samples))
         plan.text, plan.codec = self._text_batches.of(len(plan.rows)), self._codec_batches.of(len(plan.rows))
         plan.text.fill(text_rows)
@@ -220,9 +222,9 @@ class ScaDialect:
             audio, codec = self._audio_batches.with_rows(rows), self._codec_batches.with_rows(rows)
             self._run.capture("encoder", self._encode, audio, enabled)
             self._run.capture("prefill", self._append_audio, audio, enabled)
-            for samples in (False, True):
-                audio.text.samples = codec.samples = samples
+            for audio.text.candidates in (GREEDY, FEW, ALL):
                 self._run.capture("text", self._text_step, audio.text, enabled)
+            for codec.samples in (False, True):
                 self._codec.capture(codec, enabled)
 
     def _log_mel(self, rows: Sequence[Row]) -> Tensor:

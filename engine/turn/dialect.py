@@ -28,6 +28,7 @@ from engine.dialect import Row
 from engine.graph_runner import GraphRunner
 from engine.options import Controls
 from engine.prompt import PrefillBudget, PromptPrefill
+from engine.sampler import ALL, FEW, GREEDY
 from engine.slots import SlotState
 from engine.talker import Talker
 from engine.talker_prefix import talker_prefix
@@ -196,9 +197,9 @@ class TurnDialect:
         self._prefill.capture(enabled)
         for rows in self._slots.buckets.all():
             text, codec = self._text_batches.with_rows(rows), self._codec_batches.with_rows(rows)
-            for samples in (False, True):
-                text.samples = codec.samples = samples
+            for text.candidates in (GREEDY, FEW, ALL):
                 self._run.capture("text", self._text_step, text, enabled)
+            for codec.samples in (False, True):
                 self._codec.capture(codec, enabled)
 
     def _speech_probabilities(self, rows: Sequence[Row]) -> dict[int, list[float]]:

@@ -8,6 +8,7 @@ from engine.codec_decoder import CodecBatch, CodecRow
 from engine.conversation import Evictions
 from engine.errors import ConversationError
 from engine.prompt import PromptChunk
+from engine.sampler import candidates
 from engine.text_decoder import TextBatch, TextRow
 from engine.turn.actions import Decode
 from engine.turn.conversation import TurnConversation
@@ -41,13 +42,9 @@ class TurnPlan:
 
 def text_row(conversation: TurnConversation, decode: Decode) -> TextRow:
     """A conversation whose answer emits text."""
-    return TextRow(
-        conversation.slot,
-        decode.thinker_start,
-        decode.text_rng_offset,
-        conversation.options.sampling.text_temperature > 0,
-        decode.tokens_left,
-    )
+    sampling = conversation.options.sampling
+    among = candidates(sampling.text_temperature > 0, sampling.text_top_k)
+    return TextRow(conversation.slot, decode.thinker_start, decode.text_rng_offset, among, decode.tokens_left)
 
 
 def codec_row(conversation: TurnConversation, decode: Decode) -> CodecRow:
