@@ -144,4 +144,6 @@ def write(rows: Sequence[Row], file: Path) -> None:
 
 def command() -> str:
     """What this process was called with."""
-    return "./sca bench " + " ".join(sys.argv[sys.argv.index("bench") + 1 :])
+    if "bench" in sys.argv:
+        return "./sca bench " + " ".join(sys.argv[sys.argv.index("bench") + 1 :])
+    return f"python -m benchmarks.{Path(sys.argv[0]).stem} " + " ".join(sys.argv[1:])

@@ -25,7 +25,7 @@ from engine.options import Controls
 from engine.turn.conversation import TurnConversation
 
 SPOKEN_S = (1.5, 7.0)  # a user's turn
-ANSWER_FRAMES = 40  # of an answer at most: 3.1 s
+ANSWER_FRAMES = 40  # of an answer at most, 3.1 s; and as many tokens, since random weights hardly ever end their text
 LENGTHS_S = (5, 60)  # of two turns that are compared, each for every fifth turn that is measured
 TURNS = 10  # of a conversation, the first and the last of which are compared, likewise
 
@@ -44,7 +44,13 @@ class Talks:
 
     def open(self, key: int) -> None:
         """Begins a conversation, greedy."""
-        options = {"detection": "manual", "answer_frames": ANSWER_FRAMES, **GREEDY, "seed": key}
+        options = {
+            "detection": "manual",
+            "answer_frames": ANSWER_FRAMES,
+            "answer_tokens": ANSWER_FRAMES,
+            **GREEDY,
+            "seed": key,
+        }
         self.engine.open(key, self.engine.parse_options(options))
 
     def tick(self, controls: dict[int, Controls]) -> tuple[float, dict[int, TickOutput]]:

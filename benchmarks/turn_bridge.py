@@ -104,7 +104,7 @@ async def _talk(settings: Settings, count: int, seconds: float, said: np.ndarray
 
 async def _user(settings: Settings, number: int, seconds: float, said: np.ndarray | None) -> list[float]:
     chance, noise = random.Random(number), np.random.RandomState(number)
-    options = f"detection=manual&answer_frames={ANSWER_FRAMES}&seed={number}"
+    options = f"detection=manual&answer_frames={ANSWER_FRAMES}&answer_tokens={ANSWER_FRAMES}&seed={number}"
     if said is None:
         options += "&text_temperature=1"  # no two answers alike
     url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?{options}"

@@ -1,0 +1,68 @@
+"""On a CUDA machine: the full-size architecture's ticks and turns, all with one set of random weights.
+
+    python -m benchmarks.gpu_speed FOLDER
+
+Prints each table as it is there, and writes figures, pictures and profiles to the folder. A part that fails is told
+at the end, with status 1; the others still run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from benchmarks.engine import bench_engine, bench_transformers, profile
+from benchmarks.full_size import full_checkpoint
+from benchmarks.report import Row, show
+from benchmarks.turn import bench_turn
+from config import Settings
+
+AGE_S = 100  # of every conversation: their caches are nearly as full as they get
+CROWDS = (1, 2, 4, 8, 16, 32, 64, 128)
+TALKS = (1, 8, 32, 64)
+
+
+def main() -> int:
+    """All parts; 0 when none failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    settings = Settings.load()
+    eager = settings.with_values(engine={"cuda_graphs": False})
+    checkpoint = full_checkpoint("cuda", torch.bfloat16)
+    parts: dict[str, Callable[[], Iterable[Row]]] = {
+        "engine": lambda: bench_engine(checkpoint, settings, CROWDS, 20, AGE_S),
+        "sampled": lambda: bench_engine(checkpoint, settings, (1, 32, 64), 10, AGE_S, sampled=True),
+        "turn": lambda: bench_turn(checkpoint, settings, TALKS, 24),
+        "eager": lambda: bench_engine(checkpoint, eager, (1, 64), 5, AGE_S),
+        "transformers": lambda: [bench_transformers(checkpoint, settings, 3)],
+    }
+    failed = []
+    for name, measure in parts.items():
+        rows: list[Row] = []
+        try:
+            for row in measure():
+                rows.append(row)
+                print(f"{row.what}, {row.conversations}: p50 {row.p50_ms:.1f} ms", flush=True)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+        if rows:
+            show(rows, folder / f"{name}.json")
+        gc.collect()  # an engine's graphs hold their pool until they are gone
+        torch.cuda.empty_cache()
+    for count in (1, 64):
+        table = profile(checkpoint, settings, count, AGE_S)
+        (folder / f"profile_{count}.txt").write_text(table, encoding="utf-8")
+    print(f"failed: {', '.join(failed)}" if failed else "all parts ran")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
