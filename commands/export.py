@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         with steps() as shown:
-            repository = build_repository(settings, arguments.build.resolve(), shown.begin)
+            repository = build_repository(settings, arguments.build.resolve(), shown.begin, arguments.tensorrt)
             if arguments.tensorrt:
                 try:
                     from export.tensorrt import build_engines, build_tensorrt_repository

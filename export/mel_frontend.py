@@ -32,9 +32,11 @@ class MelFrontend(StatefulModule):
     """
 
     dft: Tensor
+    places: Tensor | None
     filters: Tensor
 
-    def __init__(self, extractor: WhisperFeatureExtractor, samples: int):
+    def __init__(self, extractor: WhisperFeatureExtractor, samples: int, products: bool = False):
+        """`products`: without a convolution, see `export/products.py`."""
         super().__init__()
         self.frames = samples // HOP
         self.inputs = (TensorSpec("AUDIO_IN", torch.int16, (samples,)),)
@@ -48,6 +50,8 @@ class MelFrontend(StatefulModule):
         window = torch.hann_window(WINDOW).double()  # in float32 first, as the extractor's: half the difference from it
         dft = torch.cat([angle.cos() * window, -angle.sin() * window])
         self.register_buffer("dft", dft[:, None].float())  # [402, 1, 400]
+        places = torch.arange(self.frames)[:, None] * HOP + torch.arange(WINDOW)
+        self.register_buffer("places", places if products else None)  # of each frame's samples, [frames, 400]
         self.register_buffer("filters", torch.from_numpy(extractor.mel_filters).float().T.contiguous())  # [128, 201]
 
     def forward(self, audio: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +63,11 @@ class MelFrontend(StatefulModule):
         mirrored = F.pad(samples[:, 1 : WINDOW // 2 + 1].flip(1), (CONTEXT - WINDOW // 2, 0))
         signal = torch.cat([torch.where(begun, past[:, :CONTEXT], mirrored), samples], dim=1)
 
-        real, imaginary = F.conv1d(signal[:, None], self.dft, stride=HOP).chunk(2, dim=1)  # [B, 201, frames]
+        if self.places is None:
+            spectrum = F.conv1d(signal[:, None], self.dft, stride=HOP)
+        else:
+            spectrum = (signal[:, self.places] @ self.dft[:, 0].T).transpose(1, 2)
+        real, imaginary = spectrum.chunk(2, dim=1)  # [B, 201, frames]
         energy = self.filters @ (real**2 + imaginary**2)
         log_mel = energy.clamp(min=1e-10).log10()
         before_clip = F.pad(~begun, (0, self.frames - 1))[:, None]  # the delay's frame, on the first tick

@@ -27,6 +27,7 @@ from export.fetch import fetch_checkpoint
 from export.graphs import ROOT, GraphCache
 from export.mel_frontend import MelFrontend
 from export.onnx_stage import export_onnx
+from export.products import as_products
 from export.random_checkpoint import make_random_checkpoint
 from export.stateful_module import StatefulModule
 from export.weights import load_code2wav, load_predictor
@@ -45,19 +46,20 @@ CODE2WAV_TOLERANCES: dict[str, dict[str, float]] = {"float32": {"AUDIO_OUT": 2},
 Report = Callable[[str], None]
 
 
-def build_repository(settings: Settings, build: Path, report: Report) -> Path:
+def build_repository(settings: Settings, build: Path, report: Report, tensorrt: bool = False) -> Path:
     """Makes `build`/repository; returns it.
 
-    `report` is told each step before it begins. Raises `CheckpointError`, `ExportError`, `MemoryRefusedError` or
-    `SettingsError`.
+    `report` is told each step before it begins; `tensorrt`: its graphs are to become TensorRT engines. Raises
+    `CheckpointError`, `ExportError`, `MemoryRefusedError` or `SettingsError`.
     """
     checkpoint = find_checkpoint(settings, build, report)
     settings = settle_slots(settings, checkpoint)
     graphs = GraphCache(build / "graphs", report)
     weights = _identity(checkpoint)
+    products = triton_config.runs_on_gpu(settings) and not tensorrt  # where ONNX Runtime is slow to take another batch
     stages = {
-        "mel_frontend": _mel_frontend(graphs, checkpoint, settings),
-        "code2wav": _code2wav(graphs, checkpoint, weights, settings),
+        "mel_frontend": _mel_frontend(graphs, checkpoint, settings, products),
+        "code2wav": _code2wav(graphs, checkpoint, weights, settings, products),
     }
     predictor = _code_predictor(graphs, checkpoint, weights, settings)
 
@@ -142,26 +144,27 @@ def read_stamp(folder: Path) -> Any:
         return None
 
 
-def _mel_frontend(graphs: GraphCache, checkpoint: str, settings: Settings) -> Path:
+def _mel_frontend(graphs: GraphCache, checkpoint: str, settings: Settings, products: bool) -> Path:
     extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
 
     def make(folder: Path) -> str:
-        stage = MelFrontend(extractor, settings.audio.input_samples)
+        stage = MelFrontend(extractor, settings.audio.input_samples, products)
         return _export_stage(stage, folder, MEL_TOLERANCES)
 
-    follows_from = {"extractor": extractor.to_dict(), "samples": settings.audio.input_samples}
+    follows_from = {"extractor": extractor.to_dict(), "samples": settings.audio.input_samples, "products": products}
     return graphs.get("mel_frontend", "PCM16 to log-mel, to ONNX", ["export/mel_frontend.py"], follows_from, make)
 
 
-def _code2wav(graphs: GraphCache, checkpoint: str, weights: Any, settings: Settings) -> Path:
+def _code2wav(graphs: GraphCache, checkpoint: str, weights: Any, settings: Settings, products: bool) -> Path:
     precision, frames = settings.triton.onnx_precision, settings.audio.codec_frames
 
     def make(folder: Path) -> str:
-        stage = Code2Wav(load_code2wav(checkpoint, getattr(torch, precision)), frames)
+        code2wav = load_code2wav(checkpoint, getattr(torch, precision))
+        stage = Code2Wav(as_products(code2wav) if products else code2wav, frames)
         return _export_stage(stage, folder, CODE2WAV_TOLERANCES[precision])
 
-    follows_from = {"weights": weights, "precision": precision, "frames": frames}
-    code = ["export/code2wav.py", "export/weights.py"]
+    follows_from = {"weights": weights, "precision": precision, "frames": frames, "products": products}
+    code = ["export/code2wav.py", "export/products.py", "export/weights.py"]
     return graphs.get("code2wav", f"codec frames to waveform, to ONNX in {precision}", code, follows_from, make)
 
 

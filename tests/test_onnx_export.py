@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from tritonclient.grpc import model_config_pb2
 
 from engine.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from engine.log_mel import normalise
 from export.code2wav import Code2Wav
 from export.mel_frontend import MelFrontend
 from export.onnx_stage import ExportError, compare, export_onnx
+from export.products import as_products
 from export.repository import build_repository
 from export.triton_config import complete_stage, read_config, tensors_of
 from export.weights import load_code2wav
@@ -27,6 +29,18 @@ PEAK = 2.6  # log10 of the energy of the loudest cell in the speech
 @pytest.fixture(scope="module")
 def repository(settings):
     return build_repository(settings, BUILD / "in_process", print)
+
+
+@pytest.fixture(scope="module")
+def products(settings):
+    """As for ONNX Runtime on a GPU."""
+    changed = settings.with_values(triton={"instance": "gpu"})
+    return build_repository(changed, BUILD / "in_process_products", print)
+
+
+@pytest.fixture(params=["repository", "products"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 def session(file) -> onnxruntime.InferenceSession:
@@ -48,8 +62,8 @@ def stream(graph: onnxruntime.InferenceSession, name: str, ticks: list[np.ndarra
     return outputs
 
 
-def test_the_mel_graph_equals_torch_over_a_whole_clip(repository, extractor, pcm):
-    graph = session(repository / "mel_frontend" / "1" / "model.onnx")
+def test_the_mel_graph_equals_torch_over_a_whole_clip(either, extractor, pcm):
+    graph = session(either / "mel_frontend" / "1" / "model.onnx")
     ticks = [pcm[None, start : start + 5120] for start in range(0, len(pcm) - 5119, 5120)]
     for found, expected in zip(stream(graph, "AUDIO_IN", ticks), stream_inputs(extractor, pcm), strict=True):
         ours, torchs = (normalise(cells, PEAK) for cells in (torch.from_numpy(found["LOG_MEL"][0]), expected.log_mel))
@@ -69,13 +83,35 @@ def test_in_a_batch_the_mel_graph_gives_the_same_bits(repository, pcm):
         assert np.array_equal(together[row], alone[0])
 
 
-def test_the_code2wav_graph_equals_one_shot(repository, checkpoint: Checkpoint):
+def test_the_code2wav_graph_equals_one_shot(either, checkpoint: Checkpoint):
     codes = torch.randint(0, 512, (16, 120), generator=torch.Generator().manual_seed(2))
-    graph = session(repository / "code2wav" / "1" / "model.onnx")
+    graph = session(either / "code2wav" / "1" / "model.onnx")
     ticks = [codes[None, :, start : start + 4].numpy() for start in range(0, 120, 4)]
     sound = np.concatenate([found["AUDIO_OUT"][0] for found in stream(graph, "CODES", ticks)])
     expected = (one_shot_waveform(checkpoint.model.code2wav, codes) * 32767).round().numpy()
     assert np.abs(sound - expected).max() <= 1, "one step of PCM16"
+
+
+@pytest.mark.parametrize("name", ["mel_frontend", "code2wav"])
+def test_on_a_gpu_nothing_is_planned_anew_for_another_batch(products, name):
+    """By ONNX Runtime: its CUDA provider plans convolutions, and nothing else of these graphs."""
+    kinds = {node.op_type for node in onnx.load(products / name / "1" / "model.onnx").graph.node}
+    assert "MatMul" in kinds
+    assert not {kind for kind in kinds if "Conv" in kind or "LSTM" in kind or "Pool" in kind}
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(4, 6, 3, stride=2),
+        nn.Conv1d(4, 6, 3, padding=1),
+        nn.Conv1d(4, 4, 3, groups=2),
+        nn.ConvTranspose1d(4, 6, 5, stride=2),
+    ],
+)
+def test_a_convolution_that_is_no_product_is_refused(conv):
+    with pytest.raises(ValueError, match="cannot be a product: expected"):
+        as_products(nn.Sequential(conv))
 
 
 def test_the_float16_graph_is_as_exact_as_float16_is(checkpoint: Checkpoint, checkpoint_folder, tmp_path):
