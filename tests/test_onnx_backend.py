@@ -1,0 +1,107 @@
+"""The Python-based ONNX Runtime backend, with a stand-in for the module that Triton gives it: whose states are whose."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from export.repository import build_repository
+from export.triton_config import read_config
+from tests.conftest import BUILD, ROOT
+
+START, END = 1, 2
+TYPES = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_INT16": np.int16, "TYPE_FP16": np.float16}
+
+
+def stand_in() -> ModuleType:
+    module: Any = ModuleType("triton_python_backend_utils")
+    module.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, module.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = START, END
+    module.TritonModelException = RuntimeError
+    module.triton_string_to_numpy = TYPES.__getitem__
+    module.get_input_tensor_by_name = lambda request, name: SimpleNamespace(as_numpy=lambda: request.tensors[name])
+    module.Tensor = lambda name, array: SimpleNamespace(name=name, array=array)
+    module.InferenceResponse = lambda tensors=(), error=None: SimpleNamespace(tensors=tensors, error=error)
+    module.TritonError = SimpleNamespace
+    module.TritonError = type(
+        "TritonError", (), {"INVALID_ARG": 3, "__init__": lambda self, text, _: setattr(self, "text", text)}
+    )
+    return module
+
+
+@pytest.fixture(params=["HostStates", "DeviceStates"])
+def code2wav(request, monkeypatch, settings) -> Any:
+    """The stage with its states in numpy's arrays, and in torch's, bound as on a GPU."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stand_in())
+    spec = importlib.util.spec_from_file_location("onnx_backend", ROOT / "backends" / "onnxruntime" / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if request.param == "DeviceStates":
+        module.HostStates = lambda specs, outputs: module.DeviceStates(specs, outputs, "cpu")
+    repository = build_repository(settings, BUILD / "in_process", print)
+    config = json_format.MessageToDict(read_config(repository / "code2wav"), preserving_proto_field_name=True)
+    config |= {"max_batch_size": 4}
+    model = module.TritonPythonModel()
+    arguments = {"model_config": json.dumps(config), "model_repository": str(repository / "code2wav")}
+    model.initialize({**arguments, "model_version": "1", "model_instance_kind": "CPU"})
+    return model
+
+
+def tick(key: Any, number: int, flags: int = 0) -> Any:
+    """Of a conversation, whose codes follow from its key and its age."""
+    codes = np.random.RandomState(hash((key, number)) % 2**31).randint(0, 512, (1, 16, 4))
+    tensors = {"CODES": codes, "BEGIN": np.zeros((1, 1), np.int64)}
+    return SimpleNamespace(correlation_id=lambda: key, flags=lambda: flags, tensors=tensors)
+
+
+def sound_of(response: Any) -> np.ndarray:
+    assert response.error is None, response.error.text
+    return response.tensors[0].array[0]
+
+
+def test_sequences_that_come_and_go_are_as_alone(code2wav):
+    """Three share batches, out of step; one ends, and another takes its row; an id is used again."""
+    alone = {}
+    for key in (11, 12, 13):
+        ticks = [sound_of(code2wav.execute([tick(key, n, START if n == 0 else END * (n == 5))])[0]) for n in range(6)]
+        alone[key] = ticks
+    assert np.abs(alone[11][3]).max() > 100
+    ages = {11: 0, 12: -2, 13: -4}
+    for _ in range(10):
+        going = [key for key, age in ages.items() if 0 <= age < 6]
+        requests = [tick(key, ages[key], START if ages[key] == 0 else END * (ages[key] == 5)) for key in going]
+        for key, response in zip(going, code2wav.execute(requests), strict=True):
+            assert np.abs(sound_of(response).astype(int) - alone[key][ages[key]]).max() <= 1
+        ages = {key: age + 1 for key, age in ages.items()}
+    assert code2wav.sequences.count <= 5, "rows are used again"
+    again = code2wav.execute([tick(11, 0, START), tick(11, 1), tick(11, 0, START), tick(11, 1)])
+    for response, number in zip(again, (0, 1, 0, 1), strict=True):
+        assert np.abs(sound_of(response).astype(int) - alone[11][number]).max() <= 1
+
+
+def test_a_sequence_that_did_not_begin_gets_an_error_of_its_own(code2wav):
+    first, second = code2wav.execute([tick(21, 3), tick(22, 0, START)])
+    assert first.error.text.startswith("code2wav: sequence 21 has no state here, expected START")
+    sound_of(second)
+
+
+def test_a_sequence_that_idled_for_too_long_is_forgotten(code2wav, monkeypatch):
+    code2wav.execute([tick(31, 0, START)])
+    monkeypatch.setattr(code2wav.sequences, "_idle_s", -1.0)
+    (response,) = code2wav.execute([tick(31, 1)])
+    assert "has no state here" in response.error.text
+
+
+def test_many_sequences_at_once_find_room(code2wav):
+    alone = sound_of(code2wav.execute([tick(40, 0, START)])[0])
+    for number in range(2):
+        responses = code2wav.execute([tick(40 + i, number, START * (number == 0)) for i in range(20)])
+        assert all(response.error is None for response in responses)
+    code2wav.execute([tick(40, 0, START)])
+    assert np.abs(sound_of(code2wav.execute([tick(40, 0, START)])[0]).astype(int) - alone).max() <= 1
