@@ -1,4 +1,4 @@
-"""The Python-based ONNX Runtime backend, with a stand-in for the module that Triton gives it: whose states are whose."""
+"""The Python-based ONNX Runtime backend, with a stand-in for the module that Triton gives it: states stay their own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ START, END = 1, 2
 TYPES = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_INT16": np.int16, "TYPE_FP16": np.float16}
 
 
+class TritonError:
+    INVALID_ARG = 3
+
+    def __init__(self, text: str, code: int):
+        self.text = text
+
+
 def stand_in() -> ModuleType:
     module: Any = ModuleType("triton_python_backend_utils")
     module.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, module.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = START, END
@@ -28,10 +35,7 @@ def stand_in() -> ModuleType:
     module.get_input_tensor_by_name = lambda request, name: SimpleNamespace(as_numpy=lambda: request.tensors[name])
     module.Tensor = lambda name, array: SimpleNamespace(name=name, array=array)
     module.InferenceResponse = lambda tensors=(), error=None: SimpleNamespace(tensors=tensors, error=error)
-    module.TritonError = SimpleNamespace
-    module.TritonError = type(
-        "TritonError", (), {"INVALID_ARG": 3, "__init__": lambda self, text, _: setattr(self, "text", text)}
-    )
+    module.TritonError = TritonError
     return module
 
 
