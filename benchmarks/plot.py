@@ -23,6 +23,9 @@ def draw(rows: Sequence[Row], file: Path) -> Path:
         conversations = [row.conversations for row in mine]
         (line,) = times.plot(conversations, [row.p50_ms for row in mine], marker="o", label=f"{what} p50")
         times.plot(conversations, [row.p99_ms for row in mine], ":", color=line.get_color(), label=f"{what} p99")
+        floors = [row.floor_ms for row in mine if row.floor_ms]
+        if len(floors) == len(mine):
+            times.plot(conversations, floors, "--", color=line.get_color(), alpha=0.5, label=f"{what} floor")
         missed = [100 * row.deadline_misses / row.ticks for row in mine]
         misses.plot(conversations, missed, marker="o", color=line.get_color(), label=what)
     times.axhline(rows[0].tick_ms, color="gray", linestyle="--", label="the next tick is due")

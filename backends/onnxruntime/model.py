@@ -227,8 +227,9 @@ class TritonPythonModel:
                 self.sequences.free(_key(requests[index]))
 
     def _warm_up(self, config: dict[str, Any]) -> None:
-        """Runs zeros, alone and in a full batch: a first tick is as fast as a second."""
-        for batch in {1, max(1, int(config["max_batch_size"]))}:
+        """Runs zeros, a full batch and smaller ones: a first tick of a size is as fast as a second."""
+        most = max(1, int(config["max_batch_size"]))
+        for batch in (most, *(1 << power for power in range(most.bit_length()))):  # the full one takes memory for all
             zeros = {tensor["name"]: np.zeros((batch, *_dims(tensor)), _dtype(tensor)) for tensor in config["input"]}
             self.states.step(zeros, [ZEROS] * batch)
 
