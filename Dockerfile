@@ -2,6 +2,12 @@
 #   docker build -t sca-server .
 FROM nvcr.io/nvidia/tritonserver:26.07-py3
 
+# The compiler of the CUDA kernels wants a C compiler and Python's headers.
+# hadolint ignore=DL3008
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv && \
+    rm -rf /var/lib/apt/lists/*
+
 WORKDIR /opt/sca
 COPY requirements.lock ./
 COPY deploy/install.sh deploy/install.sh

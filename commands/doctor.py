@@ -191,9 +191,13 @@ def _disk(build: Path) -> Finding:
 def _gpu(settings: Settings) -> Finding:
     import torch
 
+    from engine.kernel_compiler import compiler_problem
+
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return Finding("GPU", ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus))
+        found = ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
+        problem = compiler_problem()
+        return Finding("GPU", f"{found}; its kernels cannot be compiled", problem) if problem else Finding("GPU", found)
     asked = [
         name
         for name, value in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
@@ -17,8 +18,9 @@ from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.code_predictor import CodePredictor, OnnxCodePredictor, TorchCodePredictor
 from engine.conversation import TickInput, TickResult
 from engine.dialect import C, Dialect, Row
-from engine.errors import ConversationError, DeviceLostError, EngineFullError
+from engine.errors import ConversationError, DeviceLostError, EngineFullError, KernelError
 from engine.graph_runner import GraphRunner
+from engine.kernel_compiler import compiler_problem
 from engine.memory import CUDA_WORKING, available_bytes, fill_slots, plan_memory, resolve_slots
 from engine.options import parse_options
 from engine.sca.dialect import ScaDialect
@@ -225,8 +227,8 @@ class Engine(Generic[C]):
 def load_engine(source: str, settings: Settings, predictor: Path | None = None) -> Engine[Any]:
     """An engine over the checkpoint at `source`, alone in its process.
 
-    `predictor` is a folder with the code predictor's ONNX graphs, for the CPU. Raises `CheckpointError` or
-    `OptionError`.
+    `predictor` is a folder with the code predictor's ONNX graphs, for the CPU. Raises `CheckpointError`, `OptionError`
+    or, where the CUDA kernels cannot be compiled, `KernelError`.
     """
     torch.set_num_threads(settings.engine.cpu_threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: in TF32 nothing here would be exact
@@ -239,8 +241,19 @@ def load_engine(source: str, settings: Settings, predictor: Path | None = None) 
         graphs = OnnxCodePredictor(predictor) if on_cpu and predictor else None
         return Engine(checkpoint, chosen, graphs, cuda_working=cuda_working)
 
-    if settings.engine.slots or checkpoint.model.device.type == "cpu":
-        engine = make(settings)
-        engine.warm_up()
-        return engine
-    return fill_slots(make, settings, checkpoint.model.device)
+    if checkpoint.model.device.type == "cpu":
+        return _warmed_up(make(settings))
+    try:
+        if settings.engine.slots:
+            return _warmed_up(make(settings))
+        return fill_slots(make, settings, checkpoint.model.device)
+    except (subprocess.CalledProcessError, RuntimeError) as error:
+        problem = compiler_problem()  # asked only now: kernels compiled before need nothing
+        if problem:
+            raise KernelError(f"the CUDA kernels cannot be compiled: {problem}") from error
+        raise
+
+
+def _warmed_up(engine: Engine[Any]) -> Engine[Any]:
+    engine.warm_up()
+    return engine

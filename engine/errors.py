@@ -25,5 +25,9 @@ class CheckpointError(Exception):
     """A checkpoint cannot be served: not Qwen3-Omni, weights missing, or not found."""
 
 
+class KernelError(RuntimeError):
+    """The CUDA kernels cannot be compiled on this machine; the message says what is missing."""
+
+
 class MemoryRefusedError(RuntimeError):
     """What the settings ask for does not fit into the device's memory."""

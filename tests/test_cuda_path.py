@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
-from engine import layer, slots
+from engine import engine as engine_module
+from engine import kernel_compiler, layer, slots
 from engine.buckets import BatchBuckets
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import TorchCodePredictor
 from engine.decoder import Decoder
 from engine.engine import DIALECTS
+from engine.errors import KernelError
 from engine.graph_runner import GraphRunner
 from engine.slots import SlotState
 from engine.stage_timer import StageTimer
@@ -203,6 +206,41 @@ def test_the_watch_sees_what_it_watches_for():
     assert watch.found
     with pytest.raises(Exception, match="_local_scalar_dense"), FakeTensorMode():
         torch.ones(3).sum().item()
+
+
+def test_what_the_kernels_compiler_lacks_is_said(monkeypatch, tmp_path):
+    """As on a machine with a GPU where its headers, or its C compiler, are missing."""
+    monkeypatch.setattr(kernel_compiler.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CPATH", raising=False)
+    assert kernel_compiler.compiler_problem().endswith("install gcc")
+    monkeypatch.setenv("CC", "cc")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert kernel_compiler.compiler_problem() == (
+        f"Python.h of Python {version} is not in {tmp_path}: install python{version}-dev"
+    )
+    (tmp_path / "Python.h").touch()
+    assert kernel_compiler.compiler_problem() == ""
+
+
+def test_an_engine_whose_kernels_cannot_be_compiled_says_why(monkeypatch, settings, checkpoint: Checkpoint):
+    class OnCuda:
+        """A checkpoint whose model says that it is on a GPU."""
+
+        model = SimpleNamespace(device=torch.device("cuda"), thinker=SimpleNamespace())
+
+    def fails(*_, **__):
+        raise subprocess.CalledProcessError(1, ["gcc", "cuda_utils.c"])
+
+    monkeypatch.setattr(engine_module, "load_checkpoint", lambda *_: OnCuda)
+    monkeypatch.setattr(engine_module, "Engine", fails)
+    monkeypatch.setattr(engine_module, "compiler_problem", lambda: "no C compiler")
+    with pytest.raises(KernelError, match="the CUDA kernels cannot be compiled: no C compiler"):
+        engine_module.load_engine("", settings.with_values(engine={"slots": 2}))
+    monkeypatch.setattr(engine_module, "compiler_problem", lambda: "")
+    with pytest.raises(subprocess.CalledProcessError):
+        engine_module.load_engine("", settings.with_values(engine={"slots": 2}))
 
 
 def test_graphs_are_captured_for_every_number_of_rows():
