@@ -17,6 +17,7 @@ PROGRAMS = {  # program: the Debian package that brings it
     "flite": "flite",  # speaks orders in voices that the barista was not trained on
     "node": "nodejs",  # a client of its own
     "npm": "npm",
+    "promtool": "prometheus",  # checks the alarm rules, and runs their tests
     "ps": "procps",  # tells which processes are left
     "sox": "sox",  # resamples that speech
 }

