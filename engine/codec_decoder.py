@@ -34,12 +34,11 @@ class CodecBatch:
 
     def __init__(self, rows: int, frames: int, slots: SlotState, talker: Talker):
         """For `frames` codec frames a tick."""
-        device, dtype = talker.decoder.device, talker.decoder.dtype
+        device = talker.decoder.device
         self._padding_slot = slots.padding_slot
         self.slots = torch.full((rows,), slots.padding_slot, device=device)
         self.rng_offset = torch.zeros_like(self.slots)
         self.positions = CachePositions(self.slots, torch.zeros_like(self.slots))  # the talker's
-        self.hidden = torch.zeros(rows, talker.hidden_size, dtype=dtype, device=device)
         self.first = torch.zeros_like(self.slots)  # the frame's code of the first codebook
         self.codes = torch.zeros(rows, talker.codebooks, dtype=torch.int64, device=device)  # the frame
         self.tick = torch.zeros(rows, frames, talker.codebooks, dtype=torch.int64, device=device)  # the tick's frames
@@ -90,7 +89,7 @@ class CodecDecoder:
         slots, sampling = self._slots, self._slots.sampling
         inputs = slots.last_frame[batch.slots] + slots.text_condition[batch.slots]
         hidden = self.talker.decoder.forward(inputs[:, None], batch.positions)[:, -1]
-        batch.hidden.copy_(hidden)
+        slots.talker_hidden[batch.slots] = hidden
         logits = sampling.penalise(self.talker.logits(hidden, self._ends), batch.slots)
         if batch.samples:
             (uniforms,) = sampling.uniforms(batch.slots, batch.rng_offset, 1).unbind(1)
@@ -110,7 +109,8 @@ class CodecDecoder:
             temperature = self._slots.sampling.residual_temperature(batch.slots)
             uniforms = self._slots.sampling.uniforms(batch.slots, batch.rng_offset, others)
             batch.rng_offset += others
-        codes, embedding = self._predictor(batch.hidden, first, temperature, uniforms)
+        hidden = self._slots.talker_hidden[batch.slots]
+        codes, embedding = self._predictor(hidden, first, temperature, uniforms)
         batch.codes.copy_(codes)
         if self._ends:
             batch.codes[:, 0] = batch.first  # the end of speech is told by it

@@ -91,6 +91,10 @@ class Engine(Generic[C]):
         except BaseException as error:
             self._fail(list(rows), error)
             raise
+        for slot in self.slots.broken([row.conversation.slot for row in rows.values()]):
+            outputs[slot] = ConversationError(
+                "the model's numbers overflowed (NaN or infinity), the conversation is closed"
+            )
         for key, row in rows.items():
             results[key] = self._settle(key, row, outputs[row.conversation.slot])
         self.stage_seconds.update(self.timer.read())

@@ -6,6 +6,7 @@ about a speaker without the conversation noticing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class SlotState:
         self.sampling = SamplingState(self.count, codes, weight.device)
         hidden_size, talker_size = (part.config.text_config.hidden_size for part in (model.thinker, model.talker))
         self.thinker_hidden = weight.new_zeros(self.count + 1, hidden_size)  # the last hidden state
+        self.talker_hidden = weight.new_zeros(self.count + 1, talker_size)  # likewise
         self.talker_prefix = weight.new_zeros(self.count + 1, TALKER_PREFIX, talker_size)  # of an answer: the voice
         self.text_condition = weight.new_zeros(self.count + 1, talker_size)  # of the next codec frame
         self.text_ended = torch.zeros(self.count + 1, dtype=torch.bool, device=weight.device)
@@ -68,6 +70,7 @@ class SlotState:
         self.talker_cache.reset(slot)
         self.sampling.reset(slot)
         self.thinker_hidden[slot] = 0
+        self.talker_hidden[slot] = 0
         self.talker_prefix[slot] = 0
         self.text_condition[slot] = 0
         self.text_ended[slot] = False
@@ -79,6 +82,12 @@ class SlotState:
     def reset_scratch(self) -> None:
         """Forgets what was asked about a speaker."""
         self.thinker_cache.reset(self.scratch_slot)
+
+    def broken(self, slots: Sequence[int]) -> list[int]:
+        """Those of the slots in which a model's hidden state is not finite. Waits for the device."""
+        index = torch.tensor(slots, device=self.thinker_hidden.device)
+        finite = self.thinker_hidden[index].isfinite().all(dim=1) & self.talker_hidden[index].isfinite().all(dim=1)
+        return [slot for slot, is_finite in zip(slots, finite.tolist(), strict=True) if not is_finite]
 
     def begin(self, slot: int, options: Options) -> None:
         """Sets a slot that was reset to a conversation's options."""

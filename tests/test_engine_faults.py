@@ -9,7 +9,7 @@ from config.settings import MOST_PROMPT_CHARACTERS
 from engine.checkpoint import Checkpoint
 from engine.conversation import TickOutput
 from engine.engine import Engine
-from engine.errors import DeviceLostError, EngineFullError, OptionError
+from engine.errors import ConversationError, DeviceLostError, EngineFullError, OptionError
 from engine.options import Controls
 from engine.prompt import PrefillBudget
 from engine.stage_timer import StageTimer
@@ -72,6 +72,41 @@ def test_memory_that_runs_out_is_not_the_end_of_the_device(engine: Engine, ticks
     monkeypatch.undo()
     engine.open("b", engine.parse_options({}))
     assert isinstance(engine.tick({"b": ticks[0]})["b"], TickOutput)
+
+
+@pytest.mark.parametrize("dialect", ["sca", "turn"])
+@pytest.mark.parametrize("model", ["thinker", "talker"])
+def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settings, ticks, dialect, model):
+    """As from an overflow in half precision: it stays in the caches. The slot's next conversation is as any."""
+    changed = settings.with_values(engine={"slots": 2, "dialect": dialect}, turn={"detection": "manual"})
+    engine = Engine(checkpoint, changed)
+
+    def tick(number: int, *keys: str) -> dict:
+        controls = Controls(commit=number == 4) if dialect == "turn" else Controls()
+        return engine.tick({key: ticks[number]._replace(controls=controls) for key in keys})
+
+    def said_alone(key: str) -> list:
+        engine.open(key, engine.parse_options({}))
+        found = [tick(number, key)[key] for number in range(7)]
+        engine.close(key)
+        return [(output.tokens, output.codes.tolist()) for output in found]
+
+    expected = said_alone("before")
+    for key in ("broken", "whole"):
+        engine.open(key, engine.parse_options({}))
+    slot = engine.conversation("broken").slot
+    for number in range(5):
+        tick(number, "broken", "whole")
+    getattr(engine.slots, f"{model}_cache").buffer[0, slot, :, 0] = torch.nan
+    results = tick(5, "broken", "whole")
+    assert isinstance(results["broken"], ConversationError)
+    assert "NaN or infinity" in str(results["broken"])
+    assert (results["whole"].tokens, results["whole"].codes.tolist()) == expected[5]
+    assert engine.open_conversations == 1
+    assert said_alone("after") == expected
+    results = tick(6, "broken", "whole")
+    assert "is not open" in str(results["broken"])
+    assert (results["whole"].tokens, results["whole"].codes.tolist()) == expected[6]
 
 
 def test_a_conversation_more_is_refused_when_ticks_have_no_time_for_it():
