@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
 import time
 import wave
 from collections.abc import Iterator
@@ -81,6 +82,30 @@ def test_a_replay_gives_the_same_answer(served: Served, conversation: tuple[Path
     run = replayed(served, conversation[0])
     assert run.returncode == 0, run.stderr
     assert "the same answer: 9 ticks, 2.9 s" in run.stdout
+
+
+def test_a_disk_that_is_full_ends_no_conversation(served: Served, tmp_path, pcm):
+    """The system refuses to write further, as it does there; the log tells, and the next conversation is kept again."""
+    folder = tmp_path / "kept"
+    with bridge(served, tmp_path / "log", record_folder=str(folder)) as running:
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        _, most = resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (150_000, most))
+        with connect(running.websocket) as socket:
+            event(socket, "conversation.opened")
+            socket.send(pcm[: TICKS * TICK].tobytes())
+            heard, code = end(socket)
+        assert code == 1000
+        assert len(heard) >= TICKS * 7680
+        assert len(read_recording(kept(folder, set()))) < TICKS
+        assert "cannot be written, the conversation goes on without" in running.log.read_text()
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        before = set(folder.glob("*.wav"))
+        with connect(running.websocket) as socket:
+            event(socket, "conversation.opened")
+            socket.send(pcm[: TICKS * TICK].tobytes())
+            assert end(socket)[1] == 1000
+        assert len(read_recording(kept(folder, before))) >= TICKS
 
 
 @pytest.mark.parametrize(
