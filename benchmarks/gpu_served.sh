@@ -28,5 +28,4 @@ until "$python" -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$por
 done
 echo "ready after $((SECONDS - begun)) s"
 "$python" -m commands bench turn-bridge --build "$OUT" --conversations "$CONVERSATIONS" --seconds "$SECONDS_EACH"
-"$python" -m commands bench bridge --build "$OUT" --conversations "$CONVERSATIONS" --seconds 8  # where a tick's time goes
 cp "$OUT/build/triton.log" "$OUT/triton.log"

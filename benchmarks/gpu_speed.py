@@ -58,8 +58,12 @@ def main() -> int:
         gc.collect()  # an engine's graphs hold their pool until they are gone
         torch.cuda.empty_cache()
     for count in (1, 64):
-        table = profile(checkpoint, settings, count, AGE_S)
-        (folder / f"profile_{count}.txt").write_text(table, encoding="utf-8")
+        try:
+            table = profile(checkpoint, settings, count, AGE_S)
+            (folder / f"profile_{count}.txt").write_text(table, encoding="utf-8")
+        except Exception:
+            traceback.print_exc()
+            failed.append(f"profile of {count}")
     print(f"failed: {', '.join(failed)}" if failed else "all parts ran")
     return int(bool(failed))
 

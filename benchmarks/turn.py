@@ -35,6 +35,8 @@ class Talks:
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, slots: int):
         torch.set_num_threads(settings.engine.cpu_threads)
+        if checkpoint.model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         engine = {"slots": slots, "dialect": "turn", "tick_share": 1.0}
         self.settings = settings.with_values(engine=engine, turn={"detection": "manual"})
         self.engine: Engine[TurnConversation] = Engine(checkpoint, self.settings, served_predictor(checkpoint))

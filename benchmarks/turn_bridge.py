@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.paced import LOUDNESS
 from benchmarks.report import Row
-from benchmarks.server import DIRECT
+from benchmarks.server import DIRECT, Counters
 from benchmarks.turn import ANSWER_FRAMES, SPOKEN_S
 from config import Settings
 
@@ -48,6 +49,7 @@ def bench_turn_bridge(
         servers[f", port {beside}"] = settings.with_values(bridge={"port": beside})
     rows = []
     for count in conversations:
+        counters = Counters.read(settings)
         turns: dict[str, list[float]] = defaultdict(list)
         ticks: dict[str, Buckets] = {}
         for _ in range(ROUNDS if beside else 1):
@@ -65,7 +67,10 @@ def bench_turn_bridge(
                 )
                 raise RuntimeError(f"no turn was answered in {seconds:g} s{why}")
             rows.append(Row.of(f"end of turn{name}", count, settings.audio.tick_ms, turns[name]))
-            rows.append(_row_of_ticks(f"a tick meanwhile{name}", count, settings.audio.tick_ms, ticks[name]))
+            row = _row_of_ticks(f"a tick meanwhile{name}", count, settings.audio.tick_ms, ticks[name])
+            if not beside:  # of the one Triton whose counters are at hand
+                row = replace(row, stages_ms=Counters.read(settings).stages_since(counters, row.mean_ms))
+            rows.append(row)
     return rows
 
 

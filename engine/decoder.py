@@ -50,7 +50,7 @@ class Decoder:
         indices = positions.starts[:, None] + torch.arange(length, device=self.device)
         places = Places(positions.slots, indices, self._cos[indices], self._sin[indices])
         attend = self._attention(positions, length)
-        middle, hidden = embeddings, embeddings.clone()  # layers may write into it
+        middle, hidden = embeddings, embeddings.clone(memory_format=torch.contiguous_format)  # layers write into it
         for number, (layer, cache) in enumerate(zip(self._layers, self._cache.buffer, strict=True), start=1):
             queries = layer.project(hidden, places, cache)
             hidden = layer.finish(hidden, attend(queries, cache, layer.scale))

@@ -1,4 +1,4 @@
-"""A decoder layer on CUDA: everything between two matrix products is one kernel, in the Triton language.
+"""A decoder layer on CUDA: but for attention and experts, what lies between two matrix products is one kernel.
 
 A tick is hundreds of layers on few rows. What such a layer costs beside its weights is the number of its kernels, some
 two microseconds each: as torch's own operations they would be twice as many. Sums are in float32 until they are stored.
@@ -28,7 +28,7 @@ class FeedForward(Protocol):
 
 
 class FusedLayer(Layer):
-    """As `Layer`, in a third of the kernels; `finish` writes into the hidden states that it is given."""
+    """As `Layer`, in half the kernels; `finish` writes into the hidden states that it is given."""
 
     def make_feed_forward(self, mlp: Any) -> FeedForward:  # type: ignore[override]
         """A form that adds to what it is given."""
@@ -48,7 +48,7 @@ class FusedLayer(Layer):
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """As `Layer.finish`."""
-        flat = hidden.flatten(0, 1)
+        flat = hidden.view(-1, hidden.shape[2])
         flat.addmm_(attended.flatten(0, 1), self._out.T)
         self._feed_forward.add_to(flat, rms_norm(flat, self._out_norm))  # type: ignore[attr-defined]
         return hidden
@@ -165,7 +165,7 @@ def choose(
     found = tl.zeros([block_choices], tl.float32)
     best = tl.zeros([block_choices], tl.int32)
     for choice in range(choices):
-        likeliest = tl.argmax(share, 0)
+        likeliest = tl.minimum(tl.argmax(share, 0), experts - 1)  # of NaNs it may be any lane
         found = tl.where(place == choice, tl.max(share, 0), found)
         best = tl.where(place == choice, likeliest, best)
         share = tl.where(expert == likeliest, -1.0, share)

@@ -24,8 +24,10 @@ class ExportError(RuntimeError):
     """An exported graph does not compute what its torch module computes."""
 
 
-def export_onnx(stage: StatefulModule, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
-    """Writes `stage` to `path`, then runs both on the same ticks.
+def export_onnx(
+    stage: StatefulModule, path: Path, tolerances: dict[str, float], reference: StatefulModule | None = None
+) -> dict[str, float]:
+    """Writes `stage` to `path`, then runs it and `reference`, by default `stage` itself, on the same ticks.
 
     `tolerances` holds the greatest absolute difference allowed for each output; returns the differences found.
     Raises `ExportError` when one is exceeded.
@@ -47,7 +49,7 @@ def export_onnx(stage: StatefulModule, path: Path, tolerances: dict[str, float])
             verbose=False,
         )
     onnx.checker.check_model(str(path), full_check=not _is_large(stage))
-    return compare(stage, path, tolerances)
+    return compare(reference or stage, path, tolerances)
 
 
 def compare(stage: StatefulModule, path: Path, tolerances: dict[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ SOURCES = ROOT / "model_repository"
 STAMP = "built_from.json"
 TENSORS = "tensors.json"  # beside a stage's graph: its inputs, states and outputs
 PREDICTOR = "code_predictor"
+PRODUCTS = "_products"  # of a graph whose convolutions are products: both are kept
 
 # Greatest differences from torch that an export may show, each with its reason: 1e-3 in log10 is what float32 leaves of
 # the weakest cells; at full size torch and ONNX Runtime are each within one step of PCM16 of float64, so within two of
@@ -148,11 +150,12 @@ def _mel_frontend(graphs: GraphCache, checkpoint: str, settings: Settings, produ
     extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
 
     def make(folder: Path) -> str:
-        stage = MelFrontend(extractor, settings.audio.input_samples, products)
-        return _export_stage(stage, folder, MEL_TOLERANCES)
+        plain, served = (MelFrontend(extractor, settings.audio.input_samples, each) for each in (False, products))
+        return _export_stage(served, folder, MEL_TOLERANCES, plain)
 
     follows_from = {"extractor": extractor.to_dict(), "samples": settings.audio.input_samples, "products": products}
-    return graphs.get("mel_frontend", "PCM16 to log-mel, to ONNX", ["export/mel_frontend.py"], follows_from, make)
+    name = "mel_frontend" + PRODUCTS * products
+    return graphs.get(name, "PCM16 to log-mel, to ONNX", ["export/mel_frontend.py"], follows_from, make)
 
 
 def _code2wav(graphs: GraphCache, checkpoint: str, weights: Any, settings: Settings, products: bool) -> Path:
@@ -160,12 +163,14 @@ def _code2wav(graphs: GraphCache, checkpoint: str, weights: Any, settings: Setti
 
     def make(folder: Path) -> str:
         code2wav = load_code2wav(checkpoint, getattr(torch, precision))
-        stage = Code2Wav(as_products(code2wav) if products else code2wav, frames)
-        return _export_stage(stage, folder, CODE2WAV_TOLERANCES[precision])
+        plain = Code2Wav(code2wav, frames)
+        served = Code2Wav(as_products(deepcopy(code2wav)), frames) if products else plain
+        return _export_stage(served, folder, CODE2WAV_TOLERANCES[precision], plain)
 
     follows_from = {"weights": weights, "precision": precision, "frames": frames, "products": products}
     code = ["export/code2wav.py", "export/products.py", "export/weights.py"]
-    return graphs.get("code2wav", f"codec frames to waveform, to ONNX in {precision}", code, follows_from, make)
+    name = "code2wav" + PRODUCTS * products
+    return graphs.get(name, f"codec frames to waveform, to ONNX in {precision}", code, follows_from, make)
 
 
 def _code_predictor(graphs: GraphCache, checkpoint: str, weights: Any, settings: Settings) -> Path | None:
@@ -185,8 +190,8 @@ def _code_predictor(graphs: GraphCache, checkpoint: str, weights: Any, settings:
     return graphs.get(PREDICTOR, "the talker's loop over codebooks, to ONNX", code, {"weights": weights}, make)
 
 
-def _export_stage(stage: StatefulModule, folder: Path, tolerances: dict[str, float]) -> str:
-    differences = export_onnx(stage, folder / "model.onnx", tolerances)
+def _export_stage(stage: StatefulModule, folder: Path, tolerances: dict[str, float], reference: StatefulModule) -> str:
+    differences = export_onnx(stage, folder / "model.onnx", tolerances, reference)
     (folder / TENSORS).write_text(json.dumps(triton_config.tensors_of(stage)), encoding="utf-8")
     return ", ".join(f"{name} differs from torch by {value:.1e} at most" for name, value in differences.items())
 

@@ -47,7 +47,7 @@ def code2wav(request, monkeypatch, settings) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if request.param == "DeviceStates":
-        module.HostStates = lambda specs, outputs: module.DeviceStates(specs, outputs, "cpu")
+        module.HostStates = lambda specs, outputs, rows: module.DeviceStates(specs, outputs, rows, "cpu")
     repository = build_repository(settings, BUILD / "in_process", print)
     config = json_format.MessageToDict(read_config(repository / "code2wav"), preserving_proto_field_name=True)
     config |= {"max_batch_size": 4}
@@ -100,6 +100,24 @@ def test_a_sequence_that_idled_for_too_long_is_forgotten(code2wav, monkeypatch):
     monkeypatch.setattr(code2wav.sequences, "_idle_s", -1.0)
     (response,) = code2wav.execute([tick(31, 1)])
     assert "has no state here" in response.error.text
+
+
+def test_states_that_cannot_be_kept_are_nobodys(code2wav, monkeypatch):
+    """As when memory runs out for further rows."""
+    code2wav.execute([tick(51, n, START * (n == 0)) for n in range(1)])
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(code2wav.states, "keep", fails)
+    with pytest.raises(MemoryError):
+        code2wav.execute([tick(51, 1), *(tick(key, 0, START) for key in range(52, 60))])
+    monkeypatch.undo()
+    for key in (51, 52, 59):
+        (response,) = code2wav.execute([tick(key, 1)])
+        assert "has no state here" in response.error.text
+    began = code2wav.execute([tick(key, 0, START) for key in range(52, 60)])
+    assert all(response.error is None for response in began)
 
 
 def test_many_sequences_at_once_find_room(code2wav):

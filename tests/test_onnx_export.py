@@ -106,6 +106,8 @@ def test_on_a_gpu_nothing_is_planned_anew_for_another_batch(products, name):
         nn.Conv1d(4, 6, 3, stride=2),
         nn.Conv1d(4, 6, 3, padding=1),
         nn.Conv1d(4, 4, 3, groups=2),
+        nn.Conv1d(4, 6, 3, bias=False),
+        nn.ConvTranspose1d(4, 6, 4, stride=2, bias=False),
         nn.ConvTranspose1d(4, 6, 5, stride=2),
     ],
 )

@@ -14,7 +14,7 @@ from transformers import (
 from config import Settings
 from config.options import Options
 from config.settings import SamplingSettings
-from engine.sampler import SamplingState, residual_params, sample
+from engine.sampler import ALL, FEW, GREEDY, SamplingParams, SamplingState, candidates, residual_params, sample
 
 VOCABULARY = 40
 SLOT = torch.tensor([0])
@@ -106,3 +106,22 @@ def test_the_top_of_the_range_samples_a_token_that_may_be_sampled():
     params = state(temperature=1.0, top_k=3).first_code(SLOT)
     sampled = sample(logits, params, torch.tensor([1.0]))  # beyond any number that is sampled
     assert int(sampled) == int(logits.topk(3).indices[0, 2])
+
+
+def test_among_few_the_same_is_drawn_as_among_all():
+    """Of a whole vocabulary in float32, where hardly two are equally likely."""
+    random = torch.Generator().manual_seed(3)
+    logits = torch.randn(50, 152_064, generator=random) * 3
+    params = SamplingParams(
+        torch.tensor([0.0, 0.6, 1.0, 0.7, 1.3] * 10),
+        torch.tensor([20.0, 20.0, 64.0, 1.0, 50.0] * 10),
+        torch.tensor([0.95, 0.95, 1.0, 0.5, 0.3] * 10),
+    )
+    uniforms = torch.rand(50, generator=random)
+    assert torch.equal(sample(logits, params, uniforms, FEW), sample(logits, params, uniforms))
+    assert len(set(sample(logits, params, uniforms, FEW).tolist())) > 20
+
+
+def test_candidates_are_as_many_as_a_top_k_asks_for():
+    assert [candidates(True, top_k) for top_k in (0, 1, 64, 65)] == [ALL, FEW, FEW, ALL]
+    assert candidates(False, 0) == GREEDY

@@ -66,11 +66,12 @@ class Sequences:
 class HostStates:
     """The states of all sequences in this process's memory, [rows, *dims] each, and steps of the model on them."""
 
-    def __init__(self, specs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]):
+    def __init__(self, specs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]], rows: int):
+        """With `rows` at first."""
         self._specs = specs
         self._names = [output["name"] for output in outputs] + [spec["output_name"] for spec in specs]
         self._outputs = len(outputs)
-        self._states = [np.zeros((NOBODYS + 1, *_dims(spec)), _dtype(spec)) for spec in specs]
+        self._states = [np.zeros((rows, *_dims(spec)), _dtype(spec)) for spec in specs]
 
     def load(self, file: Path, options: Any) -> None:
         """Loads the model."""
@@ -97,13 +98,14 @@ class DeviceStates:
     ONNX Runtime works on torch's stream, so that each sees what the other has written.
     """
 
-    def __init__(self, specs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]], device: str):
+    def __init__(self, specs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]], rows: int, device: str):
         import torch  # brings CUDA's libraries too
 
         self._torch, self._device = torch, torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._input_names = [spec["input_name"] for spec in specs]
-        self._states = [self._zeros(NOBODYS + 1, spec) for spec in specs]
+        with self._on_stream():
+            self._states = [self._zeros(rows, spec) for spec in specs]
         self._outputs = [(output["name"], output) for output in outputs]
         self._new = [(spec["output_name"], spec) for spec in specs]
 
@@ -178,6 +180,9 @@ class TritonPythonModel:
                     f"state {spec['input_name']} has an initial_state from a file, expected zero_data: true"
                 )
 
+        rows = (
+            NOBODYS + 1 + int(config["max_batch_size"])
+        )  # as many sequences as the engine has slots: none in mid-tick
         options = onnxruntime.SessionOptions()
         threads = config.get("parameters", {}).get("intra_op_thread_count")
         options.intra_op_num_threads = int(threads["string_value"]) if threads else 0
@@ -189,9 +194,9 @@ class TritonPythonModel:
                     "set triton.instance to cpu, or install onnxruntime-gpu"
                 )
             device = f"cuda:{args['model_instance_device_id']}"
-            self.states: Any = DeviceStates(specs, config["output"], device)
+            self.states: Any = DeviceStates(specs, config["output"], rows, device)
         else:
-            self.states = HostStates(specs, config["output"])
+            self.states = HostStates(specs, config["output"], rows)
         self.states.load(Path(args["model_repository"]) / args["model_version"] / "model.onnx", options)
         self._warm_up(config)
 
@@ -227,7 +232,7 @@ class TritonPythonModel:
                 self.sequences.free(_key(requests[index]))
 
     def _warm_up(self, config: dict[str, Any]) -> None:
-        """Runs zeros, a full batch and smaller ones: a first tick of a size is as fast as a second."""
+        """Runs zeros, a full batch and every power of two below: a first tick is as fast as a second."""
         most = max(1, int(config["max_batch_size"]))
         for batch in (most, *(1 << power for power in range(most.bit_length()))):  # the full one takes memory for all
             zeros = {tensor["name"]: np.zeros((batch, *_dims(tensor)), _dtype(tensor)) for tensor in config["input"]}
@@ -237,8 +242,13 @@ class TritonPythonModel:
         sizes = [tensors[0].shape[0] for tensors in inputs]  # 1 in a sequence; a model without states may get more
         feed = {name: np.concatenate([tensors[i] for tensors in inputs]) for i, name in enumerate(self.inputs)}
         outputs, states = self.states.step(feed, np.repeat(rows, sizes).tolist())
-        written = [self.sequences.write(_key(request)) for request in requests]
-        self.states.keep(np.repeat(written, sizes).tolist(), states, self.sequences.count)
+        try:
+            written = [self.sequences.write(_key(request)) for request in requests]
+            self.states.keep(np.repeat(written, sizes).tolist(), states, self.sequences.count)
+        except BaseException:  # their rows hold what is not theirs
+            for request in requests:
+                self.sequences.free(_key(request))
+            raise
         responses, first = [], 0
         for size in sizes:
             tensors = [

@@ -176,7 +176,7 @@ class ScaDialect:
             conversation: ScaConversation = row.conversation
             sampling, place = conversation.options.sampling, conversation.positions
             samples = sampling.text_temperature > 0 or sampling.temperature > 0
-            among = candidates(samples, sampling.text_top_k)
+            among = candidates(samples, sampling.text_top_k if sampling.text_temperature > 0 else FEW)
             text_rows.append(TextRow(conversation.slot, place.thinker, place.rng_offset, among))
             codec_rows.append(CodecRow(conversation.slot, place.talker, place.rng_offset, samples))
         plan.text, plan.codec = self._text_batches.of(len(plan.rows)), self._codec_batches.of(len(plan.rows))
