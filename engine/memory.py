@@ -22,9 +22,7 @@ CPU_SLOTS = 8  # what `engine.slots = 0` means where no GPU says how many fit
 MOST_SLOTS = 128  # and where one does
 QUESTION_POSITIONS = 256  # more of them in the thinker's cache: a question about the speaker, in the scratch slot
 EVICTION_COPIES = 2  # of a slot: its keys and values while they move, its keys in float32
-CUDA_WORKING = (
-    3 * 10**9
-)  # libraries' workspaces, graphs, a tick's tensors: a guess; 3.2 of 64 slots on an H200, 6 of 128
+CUDA_WORKING = 3 * 10**9  # libraries, graphs, a tick's tensors: a guess; 64 slots took 3.2e9 on an H200, 128 took 6e9
 
 
 @dataclass(frozen=True)
