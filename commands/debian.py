@@ -15,6 +15,7 @@ PROGRAMS = {  # program: the Debian package that brings it
     "curl": "curl",  # a client of its own
     "espeak-ng": "espeak-ng",  # the speech in the tests
     "flite": "flite",  # speaks orders in voices that the barista was not trained on
+    "haproxy": "haproxy",  # a balancer before two servers
     "node": "nodejs",  # a client of its own
     "npm": "npm",
     "promtool": "prometheus",  # checks the alarm rules, and runs their tests

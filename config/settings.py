@@ -219,6 +219,7 @@ class TritonSettings:
     host: str
     http_port: int
     grpc_port: int
+    replicas: int
     metrics_port: int
     instance: str
     onnx_precision: str
@@ -229,6 +230,7 @@ class TritonSettings:
         expect(0 <= self.http_port < 65536, "triton.http_port", self.http_port, "a port, or 0 for none")
         for name in ("grpc_port", "metrics_port"):
             expect(0 < getattr(self, name) < 65536, f"triton.{name}", getattr(self, name), "a port, 1 to 65535")
+        expect(self.replicas >= 1, "triton.replicas", self.replicas, "a number from 1")
         expect(self.instance in ("auto", "cpu", "gpu"), "triton.instance", self.instance, "auto, cpu or gpu")
         precisions = ("float32", "float16")
         expect(self.onnx_precision in precisions, "triton.onnx_precision", self.onnx_precision, "float32 or float16")

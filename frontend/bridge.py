@@ -68,7 +68,7 @@ class Bridge:
             if await self.link.is_ready():
                 try:
                     self.engine = await self.link.engine()
-                    self.admission.slots = self.engine.slots
+                    self.admission.slots = self.engine.slots * self.settings.triton.replicas
                     await self.pulse.say(WARM_UP_TICKS)
                     self._not_ready = None
                 except Exception as error:  # tried again, and /readyz tells

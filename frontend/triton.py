@@ -9,7 +9,8 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ CHANNEL = [
 ]
 WATCH_S = 0.5  # how often an overdue answer is looked for
 
+
+CONVERSATION = "sca-conversation"  # the header by which a balancer keeps a conversation on one replica
 
 FULL = "try again later"  # how the engine's refusals of one conversation too many end
 
@@ -96,6 +99,8 @@ class TritonLink:
         self.url = f"{settings.triton.host}:{settings.triton.grpc_port}"
         self._samples = settings.audio.input_samples
         self._timeout_s = settings.bridge.response_timeout_s
+        replicas = settings.triton.replicas
+        self._attempts = 2 * replicas if replicas > 1 else 1  # a balancer may choose the full one twice
         self._client = triton.InferenceServerClient(self.url, channel_args=CHANNEL)
         self.answered_s = -math.inf  # when Triton answered a tick last
         self._ending: set[asyncio.Task[None]] = set()  # conversations whose END is on its way by itself
@@ -117,13 +122,38 @@ class TritonLink:
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
         """Answers of one conversation, one a tick and in order, until `ticks` ends.
 
-        A tick that Triton refuses is answered with its `TickError`; the stream goes on. Raises `TickError` when
+        A tick that Triton refuses is answered with its `TickError`; the stream goes on. One replica that is full is not
+        the last word: the conversation begins anew, by another id, twice for each replica. Raises `TickError` when
         there is no Triton any more, or when an answer is overdue. However it ends, Triton gets an END.
         """
+        if self._attempts == 1:
+            async for answer in self._converse(sequence_id, ticks):
+                yield answer
+            return
+        given = FromTheFirst(ticks)
+        try:
+            for left in reversed(range(self._attempts)):
+                is_refused = False
+                async with aclosing(self._converse(sequence_id, given.again())) as answers:
+                    async for answer in answers:
+                        is_refused = not given.is_settled and isinstance(answer, TickError) and answer.is_full
+                        if is_refused and left:
+                            break
+                        given.settle()
+                        yield answer
+                if not (is_refused and left):
+                    return
+                sequence_id = new_sequence_id()
+        finally:
+            given.close()
+
+    async def _converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncGenerator[TickOut | TickError]:
         sent: deque[float] = deque()  # when each tick on its way was sent
         failures: list[Exception] = []
         progress = _Progress()
-        responses = self._client.stream_infer(self._requests(sequence_id, ticks, sent, failures, progress))
+        responses = self._client.stream_infer(
+            self._requests(sequence_id, ticks, sent, failures, progress), headers={CONVERSATION: str(sequence_id)}
+        )
         try:
             while True:
                 try:
@@ -156,7 +186,12 @@ class TritonLink:
         audio.set_data_from_numpy(np.zeros((1, self._samples), np.int16))
         try:
             await self._client.infer(
-                MODEL, [audio], sequence_id=sequence_id, sequence_end=True, client_timeout=END_TIMEOUT_S
+                MODEL,
+                [audio],
+                sequence_id=sequence_id,
+                sequence_end=True,
+                headers={CONVERSATION: str(sequence_id)},
+                client_timeout=END_TIMEOUT_S,
             )
         except (InferenceServerException, grpc.RpcError) as error:  # it has ended there already, or Triton is gone
             logger.info("conversation %s could not be ended: %s", sequence_id, error)
@@ -202,6 +237,41 @@ class TritonLink:
         except Exception as error:
             failures.append(error)
             raise
+
+
+class FromTheFirst:
+    """A conversation's ticks, which are given again from the first on until it has been answered."""
+
+    def __init__(self, ticks: AsyncIterator[TickIn]):
+        self._ticks = ticks
+        self._kept: list[TickIn] = []
+        self._next: asyncio.Future[TickIn] | None = None  # of who gave up waiting for it, too
+        self.is_settled = False
+
+    def settle(self) -> None:
+        """They are not wanted again."""
+        self.is_settled = True
+        self._kept.clear()
+
+    async def again(self) -> AsyncIterator[TickIn]:
+        """The ticks so far, and those that come. A waiting that is cancelled loses none."""
+        for tick in list(self._kept):
+            yield tick
+        while True:
+            self._next = self._next or asyncio.ensure_future(anext(self._ticks))
+            try:
+                tick = await asyncio.shield(self._next)
+            except StopAsyncIteration:
+                return
+            self._next = None
+            if not self.is_settled:
+                self._kept.append(tick)
+            yield tick
+
+    def close(self) -> None:
+        """Nobody waits for a tick any more."""
+        if self._next:
+            self._next.cancel()
 
 
 def _tick_out(result: Any, took_s: float) -> TickOut | TickError:

@@ -1,0 +1,192 @@
+"""Two real servers behind a stock balancer: conversations stay whole, and a full or dead server is its own trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from client.python_websocket import talk
+from frontend.triton import FromTheFirst, TickIn
+from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
+from tests.test_bridge import end, event
+from tests.test_outage import triton_of
+from tests.test_triton import TICK
+
+SLOTS = 2  # of each server
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Two servers, and a bridge that reaches both by the balancer."""
+
+    servers: tuple[Served, Served]
+    websocket: str
+    log: Path
+
+
+@contextmanager
+def balancer(servers: list[Served], folder: Path) -> Iterator[int]:
+    """HAProxy as in deploy/, with these servers' ports; gives its own."""
+    port = free_port()
+    text = (ROOT / "deploy" / "haproxy.cfg").read_text().replace("127.0.0.1:8101", f"127.0.0.1:{port}")
+    for example, server in zip(("127.0.0.1:8001", "127.0.0.1:8011"), servers, strict=True):
+        assert example in text
+        text = text.replace(example, server.triton_grpc)
+    (folder / "haproxy.cfg").write_text(text)
+    with (folder / "haproxy.log").open("w") as log:
+        process = subprocess.Popen(["haproxy", "-db", "-f", folder / "haproxy.cfg"], stdout=log, stderr=log)
+    try:
+        wait_until_listening(port, process, folder / "haproxy.log")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    folder = tmp_path_factory.mktemp("replicas")
+    with ExitStack() as stack:
+        environment = {"SCA_ENGINE_SLOTS": str(SLOTS)}
+        servers = [
+            stack.enter_context(
+                contextmanager(serve)(serve_environment() | environment, folder / f"log{number}", folder / str(number))
+            )
+            for number in range(2)
+        ]
+        grpc_port = stack.enter_context(balancer(servers, folder))
+        bridge_port = free_port()
+        environment |= serve_environment() | {
+            "SCA_ENGINE_SLOTS": str(SLOTS),
+            "SCA_TRITON_GRPC_PORT": str(grpc_port),
+            "SCA_TRITON_REPLICAS": "2",
+            "SCA_BRIDGE_PORT": str(bridge_port),
+        }
+        with (folder / "bridge.log").open("w") as log:
+            bridge = subprocess.Popen([ROOT / "sca", "bridge"], env=environment, stdout=log, stderr=log, text=True)
+        stack.callback(bridge.wait)
+        stack.callback(bridge.kill)
+        wait_until_answered(f"http://127.0.0.1:{bridge_port}/readyz", bridge, folder / "bridge.log")
+        yield Replicas((servers[0], servers[1]), f"ws://127.0.0.1:{bridge_port}/ws/pcm16", folder / "bridge.log")
+
+
+def taken(server: Served) -> int:
+    """Conversations that a server holds."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.settings.triton.metrics_port}/metrics", timeout=5) as answer:
+        return int(float(re.search(r'^sca_slots\{.*what="taken".*\} (\S+)$', answer.read().decode(), re.MULTILINE)[1]))
+
+
+def speak(client: ClientConnection, pcm: np.ndarray) -> None:
+    """A tick, and the wait for its answer."""
+    client.send(pcm[:TICK].tobytes())
+    event(client, "text")
+
+
+def told(client: ClientConnection) -> str:
+    """Whether a tick is answered by text or by an error."""
+    while True:
+        message = client.recv(timeout=20)
+        if isinstance(message, str) and (kind := str(json.loads(message)["type"])) in ("text", "error"):
+            return kind
+
+
+def test_conversations_at_once_are_as_alone_and_on_both(replicas: Replicas, pcm):
+    said = [pcm[start * TICK : (start + 6) * TICK].tobytes() for start in range(4)]
+    alone = [asyncio.run(talk(replicas.servers[0].websocket, sound)).pcm for sound in said]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(replicas.websocket)) for _ in said]
+        for client, sound in zip(clients, said, strict=True):
+            client.send(sound[: 2 * TICK])
+            event(client, "text")
+        assert [taken(server) for server in replicas.servers] == [SLOTS, SLOTS]
+        for client, sound in zip(clients, said, strict=True):
+            client.send(sound[2 * TICK :])
+        heard = [end(client)[0] for client in clients]
+    for found, expected in zip(heard, alone, strict=True):
+        length = min(len(found), len(expected) // 2)
+        assert length >= 6 * 7680
+        difference = found[:length].astype(int) - np.frombuffer(expected, np.int16)[:length]
+        assert np.abs(difference).max() <= 1, "a step of PCM16"
+
+
+def test_a_server_that_is_full_is_not_the_last_word(replicas: Replicas, pcm):
+    """The balancer knows nothing of slots: who meets the full one is tried on the other."""
+    with ExitStack() as stack:
+        for _ in range(SLOTS):
+            speak(stack.enter_context(connect(replicas.servers[0].websocket)), pcm)
+        assert taken(replicas.servers[0]) == SLOTS
+        for count in range(1, SLOTS + 1):
+            speak(stack.enter_context(connect(replicas.websocket)), pcm)
+            assert taken(replicas.servers[1]) == count
+        refused = stack.enter_context(connect(replicas.websocket))
+        refused.send(pcm[:TICK].tobytes())
+        assert event(refused, "error")["code"] == "full"
+    with connect(replicas.websocket) as client:
+        speak(client, pcm)
+
+
+def test_a_server_that_is_killed_is_its_conversations_trouble_alone(replicas: Replicas, pcm):
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(replicas.websocket)) for _ in range(2)]
+        for client in clients:
+            speak(client, pcm)
+        assert [taken(server) for server in replicas.servers] == [1, 1]
+        os.kill(triton_of(replicas.servers[0]), signal.SIGKILL)
+        for client in clients:
+            client.send(pcm[:TICK].tobytes())
+        kinds = [told(client) for client in clients]
+        assert sorted(kinds) == ["error", "text"]
+        speak(stack.enter_context(connect(replicas.websocket)), pcm)
+    replicas_http = replicas.servers[0].http
+    wait_until_answered(f"{replicas_http}/readyz", replicas.servers[0].process, replicas.log)  # started anew
+
+
+def test_ticks_are_given_again_until_they_are_answered():
+    """Also one that was waited for when the first server refused."""
+
+    async def ticks() -> AsyncIterator[TickIn]:
+        for number in range(4):
+            await asyncio.sleep(0.02)
+            yield TickIn(bytes([number]))
+
+    async def check() -> None:
+        given = FromTheFirst(ticks())
+        first = given.again()
+        assert [(await anext(first)).pcm[0] for _ in range(2)] == [0, 1]
+        waiting = asyncio.ensure_future(anext(first))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        second = given.again()
+        assert [(await anext(second)).pcm[0] for _ in range(3)] == [0, 1, 2]
+        given.settle()
+        assert [tick.pcm[0] async for tick in second] == [3]
+        given.close()
+
+    asyncio.run(check())
