@@ -203,7 +203,7 @@ class ScaDialect:
                 frame += 1
 
     def postprocess(self, plan: ScaPlan) -> dict[int, TickResult]:
-        """Results by slot. Device-to-host copies: the only synchronisation in a tick."""
+        """Results by slot. Device-to-host copies: here a tick waits for the device."""
         results: dict[int, TickResult] = dict(plan.failures)
         for conversation in plan.waiting:
             results[conversation.slot] = TickOutput(no_frames(self.talker.codebooks, self._frames), [], "")

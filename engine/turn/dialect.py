@@ -178,7 +178,7 @@ class TurnDialect:
             self._classifier.ask(plan.conversations, busy=any(decode.is_first for decode in plan.decodes.values()))
 
     def postprocess(self, plan: TurnPlan) -> dict[int, TickResult]:
-        """Results by slot. Device-to-host copies: the only synchronisation in a tick."""
+        """Results by slot. Device-to-host copies: here a tick waits for the device."""
         tokens = plan.text.tick.tolist() if plan.text else []
         frames = [*plan.codec.tick.to("cpu", copy=True)] if plan.codec else []
         tokens_of = dict(zip(plan.decoding("text"), tokens, strict=False))  # rows past the slots are padding
