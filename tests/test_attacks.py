@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
+import re
 import socket
 import struct
 import time
@@ -13,15 +15,19 @@ import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
+import psutil
 import pytest
+from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from client.python_grpc import converse
 from client.python_websocket import talk
 from config import Settings
 from launch.triton_server import http_arguments
 from tests.conftest import IDLE_TIMEOUT_S, Served
 from tests.test_bridge import event, health, wait_until_empty
+from tests.test_triton import TICK
 
 TICK_BYTES = 10240
 MESSAGE = json.dumps({"type": "message", "text": "a large latte please " * 100})
@@ -169,6 +175,47 @@ def test_the_page_may_load_nothing_from_elsewhere_and_there_are_no_other_pages(s
 def test_tritons_http_listens_only_where_a_setting_asks_for_it():
     settings = Settings.load(environ={}).triton
     assert http_arguments(settings) == ["--allow-http=false"]
+
+
+def test_a_thousand_conversations_that_are_abandoned_leave_nothing(served: Served, pcm):
+    """Each begins and is gone without a word, eight at a time for four slots; who is refused comes again."""
+    expected, _ = converse(served.triton_grpc, pcm[: 3 * TICK])
+    sound = pcm[:TICK].tobytes()
+
+    chance = random.Random(0)
+
+    async def abandon(at_once: asyncio.Semaphore) -> None:
+        async with at_once:
+            while True:
+                with contextlib.suppress(InvalidStatus, ConnectionClosed):  # refused: it is full
+                    client = await connect_async(served.websocket)
+                    await client.send(sound)
+                    if chance.random() < 0.5:
+                        await client.recv()
+                    client.transport.abort()
+                    return
+                await asyncio.sleep(0.02)
+
+    async def abandon_all(count: int) -> None:
+        at_once = asyncio.Semaphore(8)
+        await asyncio.gather(*(abandon(at_once) for _ in range(count)))
+
+    asyncio.run(abandon_all(100))
+    before = memory_of(served)
+    asyncio.run(abandon_all(900))
+    wait_until_empty(served, seconds=30)
+    wait_until_empty(served, of="sockets", seconds=30)
+    assert memory_of(served) - before < 40_000_000
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.settings.triton.metrics_port}/metrics", timeout=5) as answer:
+        assert re.search(r'^sca_slots\{.*what="taken".*\} 0(\.0*)?$', answer.read().decode(), re.MULTILINE)
+    found, _ = converse(served.triton_grpc, pcm[: 3 * TICK])
+    assert np.abs(found.astype(int) - expected).max() <= 1, "a step of PCM16"
+
+
+def memory_of(served: Served) -> int:
+    """Bytes that the bridge, Triton and its stages hold."""
+    process = psutil.Process(served.process.pid)
+    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
 def test_silent_sockets_take_no_place(served: Served, pcm_bytes):
