@@ -3,7 +3,7 @@
 #
 #   PYTHON=python3 OUT=folder benchmarks/gpu.sh
 #
-# Tables go to the terminal; all figures, pictures, profiles and logs to $OUT. Seven minutes on one H200.
+# Tables go to the terminal; all figures, pictures, profiles and logs to $OUT. Under five minutes on one H200.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

@@ -44,7 +44,7 @@ LAYER_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative
 
 def kernel_difference(dtype: torch.dtype) -> float:
     """Greatest difference from float64 attention over all shapes."""
-    found_differences = []
+    differences = []
     for rows, length, heads, key_heads, size in SHAPES:
         cache = torch.randn(rows + 2, 2 * key_heads, 3000, size, device="cuda", dtype=dtype)
         queries = torch.randn(rows, length, heads, size, device="cuda", dtype=dtype)
@@ -59,8 +59,8 @@ def kernel_difference(dtype: torch.dtype) -> float:
         expected = F.scaled_dot_product_attention(
             queries.double().transpose(1, 2), keys, values, attn_mask=visible, scale=size**-0.5, enable_gqa=True
         ).transpose(1, 2)
-        found_differences.append((found.double() - expected).abs().max())
-    return float(torch.stack(found_differences).max())  # NaN where there is one
+        differences.append((found.double() - expected).abs().max())
+    return float(torch.stack(differences).max())  # NaN where there is one
 
 
 def layer_differences(dtype: torch.dtype) -> tuple[float, float]:
@@ -77,7 +77,7 @@ def layer_differences(dtype: torch.dtype) -> tuple[float, float]:
     errors: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for part in (model.thinker.model, model.talker.model, model.talker.code_predictor.model):
         exact = deepcopy(part).float()
-        plain, reference = (torch_layer(each.layers[0]) for each in (part, exact))
+        plain, reference = Layer(deepcopy(part.layers[0])), Layer(exact.layers[0])  # with transformers' own experts
         fused = FusedLayer(part.layers[0])
         for rows, length in ((1, 1), (1, 4), (64, 1), (40, 7)):
             indices = torch.randint(0, 90, (rows, 1), device="cuda") + torch.arange(length, device="cuda")
@@ -94,11 +94,6 @@ def layer_differences(dtype: torch.dtype) -> tuple[float, float]:
                 for found, expected in zip(outputs[1 + which], outputs[0], strict=True):
                     errors[which].append((found - expected).norm() / expected.norm())
     return float(torch.stack(errors[0]).max()), float(torch.stack(errors[1]).max())  # NaN where there is one
-
-
-def torch_layer(layer: Any) -> Layer:
-    """The layer by torch's operations, with transformers' own experts."""
-    return Layer(deepcopy(layer))
 
 
 def speak(checkpoint: Checkpoint, settings: Settings, ticks: Ticks, graphs: bool, **options: object) -> list:

@@ -178,21 +178,14 @@ def _here(arguments: argparse.Namespace, settings: Settings, conversations: list
         checkpoint = _checkpoint(arguments, settings)
         if arguments.what == "age":
             return bench_age(checkpoint, settings)
-        rows: list[Row] = []
         of_turns = arguments.what == "turn"
-        for row in (
-            bench_turn(checkpoint, settings, conversations, arguments.ticks)
-            if of_turns
-            else bench_engine(
-                checkpoint,
-                settings,
-                conversations,
-                arguments.ticks,
-                arguments.age_s,
-                arguments.paced,
-                arguments.sampled,
-            )
-        ):
+        if of_turns:
+            measured = bench_turn(checkpoint, settings, conversations, arguments.ticks)
+        else:
+            how = (arguments.ticks, arguments.age_s, arguments.paced, arguments.sampled)
+            measured = bench_engine(checkpoint, settings, conversations, *how)
+        rows: list[Row] = []
+        for row in measured:
             rows.append(row)
             write(rows, arguments.build.resolve() / "bench" / f"{arguments.what}.json")  # should the next never end
             console.print(

@@ -30,8 +30,8 @@ class FeedForward(Protocol):
 class FusedLayer(Layer):
     """As `Layer`, in half the kernels; `finish` writes into the hidden states that it is given."""
 
-    def make_feed_forward(self, mlp: Any) -> FeedForward:  # type: ignore[override]
-        """A form that adds to what it is given."""
+    def make_feed_forward(self, mlp: Any) -> FeedForward:
+        """As `Layer.make_feed_forward`."""
         return FusedMixture(mlp) if hasattr(mlp, "experts") else FusedMlp(mlp)
 
     def project(self, hidden: Tensor, places: Places, cache: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class FusedLayer(Layer):
         """As `Layer.finish`."""
         flat = hidden.view(-1, hidden.shape[2])
         flat.addmm_(attended.flatten(0, 1), self._out.T)
-        self._feed_forward.add_to(flat, rms_norm(flat, self._out_norm))  # type: ignore[attr-defined]
+        self._feed_forward.add_to(flat, rms_norm(flat, self._out_norm))
         return hidden
 
 

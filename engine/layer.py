@@ -48,8 +48,8 @@ class Layer:
         self._head_eps: float = attention.q_norm.variance_epsilon
         self._feed_forward = self.make_feed_forward(layer.mlp)
 
-    def make_feed_forward(self, mlp: Any) -> Callable[[Tensor], Tensor]:
-        """What follows attention, in the form that is fastest."""
+    def make_feed_forward(self, mlp: Any) -> Any:
+        """What follows attention, as `finish` calls it."""
         return feed_forward(mlp)
 
     def project(self, hidden: Tensor, places: Places, cache: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from config import Settings
+from frontend.from_the_first import FromTheFirst
 from frontend.metrics import TICK
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,7 @@ CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 2000),  # of its own it waits up to two minutes for a Triton that is back
 ]
 WATCH_S = 0.5  # how often an overdue answer is looked for
-
-
 CONVERSATION = "sca-conversation"  # the header by which a balancer keeps a conversation on one replica
-
 FULL = "try again later"  # how the engine's refusals of one conversation too many end
 
 
@@ -237,41 +235,6 @@ class TritonLink:
         except Exception as error:
             failures.append(error)
             raise
-
-
-class FromTheFirst:
-    """A conversation's ticks, which are given again from the first on until it has been answered."""
-
-    def __init__(self, ticks: AsyncIterator[TickIn]):
-        self._ticks = ticks
-        self._kept: list[TickIn] = []
-        self._next: asyncio.Future[TickIn] | None = None  # of who gave up waiting for it, too
-        self.is_settled = False
-
-    def settle(self) -> None:
-        """They are not wanted again."""
-        self.is_settled = True
-        self._kept.clear()
-
-    async def again(self) -> AsyncIterator[TickIn]:
-        """The ticks so far, and those that come. A waiting that is cancelled loses none."""
-        for tick in list(self._kept):
-            yield tick
-        while True:
-            self._next = self._next or asyncio.ensure_future(anext(self._ticks))
-            try:
-                tick = await asyncio.shield(self._next)
-            except StopAsyncIteration:
-                return
-            self._next = None
-            if not self.is_settled:
-                self._kept.append(tick)
-            yield tick
-
-    def close(self) -> None:
-        """Nobody waits for a tick any more."""
-        if self._next:
-            self._next.cancel()
 
 
 def _tick_out(result: Any, took_s: float) -> TickOut | TickError:

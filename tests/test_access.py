@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +47,16 @@ class RunningBridge:
 
 
 @contextlib.contextmanager
-def bridge(served: Served, log: Path, **settings: str) -> Iterator[RunningBridge]:
+def bridge(
+    served: Served, log: Path, environment: Mapping[str, str] | None = None, **settings: str
+) -> Iterator[RunningBridge]:
+    """A bridge before a server, or before what `environment` names; `settings` are the bridge's own."""
     port = free_port()
     environment = serve_environment() | {
         "SCA_TRITON_GRPC_PORT": str(served.settings.triton.grpc_port),
         "SCA_BRIDGE_PORT": str(port),
         **{f"SCA_BRIDGE_{name.upper()}": value for name, value in settings.items()},
+        **(environment or {}),
     }
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import random
-import re
 import socket
 import struct
 import time
@@ -21,6 +20,7 @@ from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from benchmarks.server import Counters
 from client.python_grpc import converse
 from client.python_websocket import talk
 from config import Settings
@@ -206,8 +206,7 @@ def test_a_thousand_conversations_that_are_abandoned_leave_nothing(served: Serve
     wait_until_empty(served, seconds=30)
     wait_until_empty(served, of="sockets", seconds=30)
     assert memory_of(served) - before < 40_000_000
-    with urllib.request.urlopen(f"http://127.0.0.1:{served.settings.triton.metrics_port}/metrics", timeout=5) as answer:
-        assert re.search(r'^sca_slots\{.*what="taken".*\} 0(\.0*)?$', answer.read().decode(), re.MULTILINE)
+    assert Counters.read(served.settings).values["sca_slots", "taken"] == 0
     found, _ = converse(served.triton_grpc, pcm[: 3 * TICK])
     assert np.abs(found.astype(int) - expected).max() <= 1, "a step of PCM16"
 

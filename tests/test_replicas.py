@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,11 +19,14 @@ import numpy as np
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+from benchmarks.server import Counters
 from client.python_websocket import talk
-from frontend.triton import FromTheFirst, TickIn
+from frontend.from_the_first import FromTheFirst
+from frontend.triton import TickIn
 from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
+from tests.test_access import bridge
 from tests.test_bridge import end, event
-from tests.test_outage import triton_of
+from tests.test_outage import BACK_S, triton_of, wait_for_readiness
 from tests.test_triton import TICK
 
 SLOTS = 2  # of each server
@@ -37,7 +38,6 @@ class Replicas:
 
     servers: tuple[Served, Served]
     websocket: str
-    log: Path
 
 
 @contextmanager
@@ -73,33 +73,23 @@ def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path)
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
     folder = tmp_path_factory.mktemp("replicas")
     with ExitStack() as stack:
-        environment = {"SCA_ENGINE_SLOTS": str(SLOTS)}
+        slots = {"SCA_ENGINE_SLOTS": str(SLOTS)}
         servers = [
             stack.enter_context(
-                contextmanager(serve)(serve_environment() | environment, folder / f"log{number}", folder / str(number))
+                contextmanager(serve)(serve_environment() | slots, folder / f"log{number}", folder / str(number))
             )
             for number in range(2)
         ]
-        grpc_port = stack.enter_context(balancer(servers, folder))
-        bridge_port = free_port()
-        environment |= serve_environment() | {
-            "SCA_ENGINE_SLOTS": str(SLOTS),
-            "SCA_TRITON_GRPC_PORT": str(grpc_port),
-            "SCA_TRITON_REPLICAS": "2",
-            "SCA_BRIDGE_PORT": str(bridge_port),
-        }
-        with (folder / "bridge.log").open("w") as log:
-            bridge = subprocess.Popen([ROOT / "sca", "bridge"], env=environment, stdout=log, stderr=log, text=True)
-        stack.callback(bridge.wait)
-        stack.callback(bridge.kill)
-        wait_until_answered(f"http://127.0.0.1:{bridge_port}/readyz", bridge, folder / "bridge.log")
-        yield Replicas((servers[0], servers[1]), f"ws://127.0.0.1:{bridge_port}/ws/pcm16", folder / "bridge.log")
+        port = stack.enter_context(balancer(servers, folder))
+        balanced = {**slots, "SCA_TRITON_GRPC_PORT": str(port), "SCA_TRITON_REPLICAS": "2"}
+        running = stack.enter_context(bridge(servers[0], folder / "bridge.log", balanced))
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        yield Replicas((servers[0], servers[1]), running.websocket)
 
 
 def taken(server: Served) -> int:
     """Conversations that a server holds."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.settings.triton.metrics_port}/metrics", timeout=5) as answer:
-        return int(float(re.search(r'^sca_slots\{.*what="taken".*\} (\S+)$', answer.read().decode(), re.MULTILINE)[1]))
+    return int(Counters.read(server.settings).values["sca_slots", "taken"])
 
 
 def speak(client: ClientConnection, pcm: np.ndarray) -> None:
@@ -163,8 +153,7 @@ def test_a_server_that_is_killed_is_its_conversations_trouble_alone(replicas: Re
         kinds = [told(client) for client in clients]
         assert sorted(kinds) == ["error", "text"]
         speak(stack.enter_context(connect(replicas.websocket)), pcm)
-    replicas_http = replicas.servers[0].http
-    wait_until_answered(f"{replicas_http}/readyz", replicas.servers[0].process, replicas.log)  # started anew
+    wait_for_readiness(replicas.servers[0], True, BACK_S)  # it is started anew
 
 
 def test_ticks_are_given_again_until_they_are_answered():

@@ -180,9 +180,7 @@ class TritonPythonModel:
                     f"state {spec['input_name']} has an initial_state from a file, expected zero_data: true"
                 )
 
-        rows = (
-            NOBODYS + 1 + int(config["max_batch_size"])
-        )  # as many sequences as the engine has slots: none in mid-tick
+        rows = NOBODYS + 1 + int(config["max_batch_size"])  # for as many sequences as the engine has slots
         options = onnxruntime.SessionOptions()
         threads = config.get("parameters", {}).get("intra_op_thread_count")
         options.intra_op_num_threads = int(threads["string_value"]) if threads else 0
