@@ -102,6 +102,14 @@ def test_a_sequence_that_idled_for_too_long_is_forgotten(code2wav, monkeypatch):
     assert "has no state here" in response.error.text
 
 
+def test_a_request_without_a_sequence_leaves_nothing(code2wav):
+    """Neither to the next one, nor to a sequence that begins."""
+    alone = sound_of(code2wav.execute([tick(61, 0, START)])[0])
+    first = sound_of(code2wav.execute([tick(0, 0)])[0])
+    assert np.array_equal(sound_of(code2wav.execute([tick(0, 0)])[0]), first)
+    assert np.array_equal(sound_of(code2wav.execute([tick(61, 0, START)])[0]), alone)
+
+
 def test_states_that_cannot_be_kept_are_nobodys(code2wav, monkeypatch):
     """As when memory runs out for further rows."""
     code2wav.execute([tick(51, n, START * (n == 0)) for n in range(1)])
