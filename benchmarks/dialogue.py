@@ -30,7 +30,11 @@ Found = TypeVar("Found")
 
 
 class DialogueError(RuntimeError):
-    """The server refused, in its own words."""
+    """The server refused, in its own words; `code` is the protocol's, if it told one."""
+
+    def __init__(self, message: str, code: str = ""):
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Dialogue:
     def _raise_errors(self) -> None:
         for event in self.events:
             if event["type"] == "error":
-                raise DialogueError(event["message"])
+                raise DialogueError(event["message"], event["code"])
         if self._is_over:
             raise DialogueError("the server closed in mid-conversation")
 

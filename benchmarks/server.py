@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from config import Settings
 
-SAMPLE = re.compile(r"^(\w+)\{(.*?)\} (\S+)$", re.MULTILINE)
+SAMPLE = re.compile(r"^(\w+)(?:\{(.*?)\})? (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="(.*?)"')
 ENSEMBLE, MEL, ENGINE, CODE2WAV = "duplex", "mel_frontend", "thinker_talker", "code2wav"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -13,6 +13,7 @@ from commands.console import UserError
 COMMANDS = {
     "serve": "bring up Triton and the bridge, and print the address",
     "talk": "play a WAV to the running bridge and keep its answer as a WAV",
+    "soak": "hold conversations for hours, a sample of them held against transformers",
     "replay": "play a recorded conversation to the server again, and say where the answer differs",
     "doctor": "say what is in order here and what to do about the rest",
     "bridge": "run the bridge alone, next to a Triton that somebody else runs",

@@ -20,7 +20,7 @@ triton_numpy=numpy==1.26.4    # the server's Python processes know no numpy 2; P
 
 bridge=(fastapi uvicorn websockets aiortc python-multipart prometheus-client soxr "tritonclient[grpc]" numpy rich)
 engine=("${bridge[@]}" torch transformers accelerate peft optimum silero-vad onnx onnxscript onnxruntime)
-laptop=("${engine[@]}" "tritonclient[http]" soundfile matplotlib)
+laptop=("${engine[@]}" "tritonclient[http]" soundfile psutil matplotlib)
 tensorrt=(nvidia-modelopt onnx-graphsurgeon onnxconverter-common onnxslim lief polygraphy)
 
 "$python" -m venv "$venv" || "$python" -m virtualenv "$venv" || {

@@ -1,0 +1,55 @@
+"""./sca soak: hours of conversations that come and go at a running server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from commands.console import UserError, add_build_argument, console, load_settings, quiet_libraries
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    add_build_argument(parser)
+    parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="how long (default: 1)")
+    parser.add_argument(
+        "--sessions", type=int, metavar="N", help="conversations at once (default: one more than the server's slots)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs, prints, writes build/bench/soak.json and its picture; 1 if anything was not as it should be."""
+    settings = load_settings()
+    if settings.engine.dialect != "turn":
+        raise UserError(f"engine.dialect is {settings.engine.dialect!r}: soak knows conversations of 'turn'")
+    if arguments.hours <= 0 or (arguments.sessions is not None and arguments.sessions < 1):
+        raise UserError(f"--hours is {arguments.hours}, --sessions {arguments.sessions}, expected numbers above 0")
+    quiet_libraries()
+    import torch
+    from websockets.exceptions import WebSocketException
+
+    from benchmarks.dialogue import DialogueError, write
+    from benchmarks.server import Counters
+    from benchmarks.soak import show, soak
+    from benchmarks.soak_picture import draw
+    from engine.checkpoint import load_checkpoint, resolve_device, resolve_dtype
+    from engine.errors import CheckpointError
+    from export.repository import find_checkpoint
+
+    build: Path = arguments.build.resolve()
+    try:
+        sessions = arguments.sessions or Counters.read(settings).slots + 1
+        checkpoint = None
+        if resolve_dtype(settings.qwen.torch_dtype, resolve_device(settings.qwen.device_map)) == torch.float32:
+            with console.status("what transformers answers"):
+                checkpoint = load_checkpoint(find_checkpoint(settings, build, console.print), settings.qwen)
+        found = soak(settings, checkpoint, sessions, arguments.hours * 3600)
+    except (CheckpointError, DialogueError, WebSocketException, OSError, KeyError) as error:
+        raise UserError(f"no soak: {error} (./sca serve first)") from error
+    file = build / "bench" / "soak.json"
+    write(found, file)
+    console.print(*show(found), f"all figures: {file}", f"and their picture: {draw(found, file.with_suffix('.png'))}")
+    problems = found.problems()
+    for problem in problems:
+        console.print(f"[red]{problem}[/red]", markup=True)
+    return int(bool(problems))
