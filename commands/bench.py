@@ -33,6 +33,7 @@ JUDGED = {
     "understanding": "spoken orders of a folder, taken exactly or not",
     "voice": "typed messages, and a recogniser that reads the answers",
     "manners": "noise, interruptions, answers that end",
+    "quality": "turns and sound, at the pace of microphones, in Full-Duplex-Bench's folders",
 }
 MESSAGES = Path(__file__).parents[1] / "benchmarks" / "messages.txt"
 
@@ -60,9 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beside", type=int, metavar="PORT", help="turn-bridge: of another bridge, in the same run")
     parser.add_argument("--idle", type=int, default=0, help="crowd: silent WebSockets beside them (default: 0)")
     parser.add_argument("--minutes", type=float, default=30, help="churn: how long (default: 30)")
-    judged = parser.add_argument_group("understanding, voice")
+    judged = parser.add_argument_group("understanding, voice, quality")
     judged.add_argument(
-        "path", type=Path, nargs="?", help="recordings with their labels.json; a file with a message a line"
+        "path",
+        type=Path,
+        nargs="?",
+        help="recordings with their labels.json; a file with a message a line; quality: FOLDER/ID/input.wav, "
+        "where its answers go too (default: recordings made of flite's voices)",
     )
     judged.add_argument("--babble", default="24,18,12,6", metavar="DB,DB,...", help="further levels; '' for none")
     judged.add_argument("--limit", type=int, help="only so many recordings")
@@ -90,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.report import show
 
     build: Path = arguments.build.resolve()
+    if arguments.what == "quality":
+        return _quality(settings, arguments.path, conversations, build / "bench" / "quality")
     if arguments.what in JUDGED:
         return _judge(arguments, settings, max(conversations))
     if arguments.what == "churn":
@@ -146,6 +153,31 @@ def _judge(arguments: argparse.Namespace, settings: Settings, conversations: int
             console.print(*manners.show(found))
     except (understanding.UnderstandingError, voice.VoiceError, manners.MannersError, DialogueError, OSError) as error:
         raise UserError(str(error)) from error
+    return 0
+
+
+def _quality(settings: Settings, recordings: Path | None, conversations: list[int], folder: Path) -> int:
+    """Tables, a page, and the answers beside the recordings, of the first number of conversations."""
+    from websockets.exceptions import WebSocketException
+
+    from benchmarks.dialogue import DialogueError, write
+    from benchmarks.quality import bench_quality, write_outputs
+    from benchmarks.quality_cases import QualityError, make_cases, read_cases
+    from benchmarks.quality_report import show, write_page
+
+    try:
+        if recordings is None:
+            recordings = folder / "recordings"
+            make_cases(recordings)
+        found = bench_quality(settings, read_cases(recordings), conversations)
+    except (QualityError, DialogueError, WebSocketException, OSError) as error:
+        raise UserError(str(error)) from error
+    loads, heard = [load for load, _ in found], found[0][1]
+    write_outputs(heard)
+    write(loads, folder / "quality.json")
+    console.print(
+        *show(loads), f"answers: beside the recordings in {recordings}; page: {write_page(loads, heard, folder)}"
+    )
     return 0
 
 

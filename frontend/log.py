@@ -26,8 +26,14 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+def is_no_denial(record: logging.LogRecord) -> bool:
+    """uvicorn 0.54 logs an error for every WebSocket that is refused by an HTTP response, after that was sent whole."""
+    return record.getMessage() != "ASGI callable returned without completing handshake."
+
+
 def log_to_stderr(level: str) -> None:
     """Lets the bridge's own records of this level and above be written."""
+    logging.getLogger("uvicorn.error").addFilter(is_no_denial)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logger.handlers = [handler]

@@ -228,6 +228,7 @@ def test_at_its_end_conversations_are_told_and_given_time(tmp_path: Path, served
                 client.recv(timeout=5)
             assert closed.value.rcvd.code == 1001
         assert running.process.wait(10) == 0
+        assert "ASGI" not in running.log.read_text(), "a refusal is no error of the bridge"
 
 
 def test_the_end_waits_for_closes_that_are_under_way(monkeypatch):
