@@ -19,6 +19,7 @@ COMMANDS = {
     "bridge": "run the bridge alone, next to a Triton that somebody else runs",
     "export": "build the model repository from a checkpoint, without serving it",
     "bench": "measure how fast it is, in tables and JSON",
+    "capacity": "say what a replica and a cluster hold, from measured ticks",
     "test": "run every check: lint, types, tests",
 }
 

@@ -189,14 +189,14 @@ def parse_decibels(text: str) -> list[float]:
         raise UserError(f"--babble is {text!r}, expected decibels such as 24,18,12,6") from error
 
 
-def parse_conversations(text: str) -> list[int]:
+def parse_conversations(text: str, option: str = "--conversations") -> list[int]:
     """`1,2,4` as numbers. Raises `UserError`."""
     try:
         conversations = [int(part) for part in text.split(",")]
     except ValueError:
         conversations = []
     if not conversations or min(conversations) < 1:
-        raise UserError(f"--conversations is {text!r}, expected numbers above 0 such as 1,2,4")
+        raise UserError(f"{option} is {text!r}, expected numbers above 0 such as 1,2,4")
     return conversations
 
 
