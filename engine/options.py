@@ -50,8 +50,10 @@ class Controls:
     """What a client asks for in the middle of a conversation."""
 
     reset: bool = False  # begin the conversation anew
-    listen: bool = False  # turn: what was heard of the user's turn is dropped, the turn begins here; an answer ends
-    commit: bool = False  # turn: the user's turn ends with this tick
+    listen: bool | int = (
+        False  # turn: the user's turn begins here, or so many ms later; what was heard of it is dropped
+    )
+    commit: bool | int = False  # turn: the user's turn ends with this tick, or so many ms into it
     cancel: bool = False  # turn: the answer ends
     transcript: bool = False  # turn: read out the conversation
     message: str = ""  # turn: the user has typed this
@@ -63,6 +65,7 @@ class Controls:
 
 
 CONTROLS = tuple(field.name for field in fields(Controls))
+PLACES = ("listen", "commit")  # whose values are true, or milliseconds into the tick
 STRUCTURED = ("items", "truncate", "forget", "turn")  # whose values are JSON
 ROLES, PARTS = ("user", "assistant", "system"), ("user", "answer")
 MOST_ITEMS = 16  # in one tick
@@ -78,10 +81,15 @@ def expect_message(text: str) -> None:
         raise OptionError("message holds half a character (a lone surrogate), expected Unicode")
 
 
-def parse_controls(parameters: dict[str, Any], dialect: str) -> Controls:
+def parse_controls(parameters: dict[str, Any], settings: Settings) -> Controls:
     """Takes the controls out of request parameters. Raises `OptionError`."""
     found = {name: parameters.pop(name) for name in CONTROLS if name in parameters}
+    dialect, tick_ms = settings.engine.dialect, settings.audio.tick_ms
     for name, value in found.items():
+        if name in PLACES and type(value) is int:
+            if not 0 < value <= tick_ms:
+                raise OptionError(f"{name} is {value}, expected true, or milliseconds of the tick from 1 to {tick_ms}")
+            continue
         expected = str if name == "message" or name in STRUCTURED else bool
         if not isinstance(value, expected):
             raise OptionError(f"{name} is {value!r}, expected {'text' if expected is str else 'true or false'}")

@@ -161,3 +161,21 @@ def test_in_a_churning_batch_every_conversation_is_as_alone(alone, engine: Engin
         for tick, (one, other) in enumerate(zip(calls[seed].spoken, alone[seed].spoken, strict=True)):
             assert torch.equal(one.codes, other.codes), f"conversation {seed}, tick {tick}"
             assert (one.tokens, one.text, one.events) == (other.tokens, other.text, other.events)
+
+
+def test_a_turn_may_begin_and_end_within_a_tick(
+    engine: Engine, frontend, checkpoint: Checkpoint, turn_settings, questions
+):
+    def script() -> Script:
+        user = User()
+        yield from user.say(questions[1][: 2 * TICK])
+        yield from user.say(questions[1][2 * TICK : 10 * TICK], Controls(listen=130), Controls(commit=70))
+        yield from user.until_quiet()
+
+    options = {"voice": "ethan", "system_prompt": "", "detection": "manual"}
+    call = play(Call(engine, "within", frontend, script(), **options))
+    engine.close("within")
+    ((given, said),) = oracle_answers(call, checkpoint, options, turn_settings.turn)
+    assert given.audio_ms == (2 * 320 + 130, 9 * 320 + 70)
+    assert given.tokens == said.tokens
+    assert torch.equal(torch.cat(given.codes, dim=1), said.codes)

@@ -123,7 +123,7 @@ class TurnConversation(Conversation):
         self._items += controls.items
         self._add_items()
         if controls.listen:
-            self._listen(begin)
+            self._listen(begin if controls.listen is True else begin + controls.listen // FRAME_MS)
         if controls.message:
             self._take_message(controls.message)
         if self.detects_turns:
@@ -133,7 +133,7 @@ class TurnConversation(Conversation):
             self._begin_turn(begin)
             self._opened_itself = True
         if controls.commit:
-            self._commit()
+            self._commit(self.clock if controls.commit is True else begin + controls.commit // FRAME_MS)
         if controls.respond:
             self._respond()
         self._queue_windows(self.clock)
@@ -328,14 +328,14 @@ class TurnConversation(Conversation):
         taken, self._evictions = self._evictions, []
         return taken
 
-    def _commit(self) -> None:
-        if self._turn is None or self.clock <= self._turn_first:
+    def _commit(self, frame: int) -> None:
+        if self._turn is None or frame <= self._turn_first:
             self._tell(
                 "error", code="nothing_to_commit", message="commit came, but no sound of a user's turn before it"
             )
             return
         self._end_speech()
-        self._end_turn(self.clock)
+        self._end_turn(frame)
 
     def _listen(self, frame: int) -> None:
         if self._answer:

@@ -14,7 +14,10 @@ from engine.turn.chat_template import ChatTemplate
 @pytest.mark.parametrize(
     ("parameters", "dialect", "message"),
     [
-        ({"commit": 1}, "turn", "commit is 1, expected true or false"),
+        ({"cancel": 1}, "turn", "cancel is 1, expected true or false"),
+        ({"commit": 0}, "turn", "commit is 0, expected true, or milliseconds of the tick from 1 to 320"),
+        ({"listen": 321}, "turn", "listen is 321, expected true, or milliseconds of the tick from 1 to 320"),
+        ({"listen": 1.5}, "turn", "listen is 1.5, expected true or false"),
         ({"message": 7}, "turn", "message is 7, expected text"),
         ({"message": " "}, "turn", "message is empty"),
         ({"message": "x" * 4001}, "turn", "message is 4001 characters long, expected at most 4000"),
@@ -22,9 +25,9 @@ from engine.turn.chat_template import ChatTemplate
         ({"commit": True}, "sca", "commit is a control of the dialect 'turn'"),
     ],
 )
-def test_bad_controls_are_refused(parameters, dialect, message):
+def test_bad_controls_are_refused(settings, parameters, dialect, message):
     with pytest.raises(OptionError, match=message):
-        parse_controls(parameters, dialect)
+        parse_controls(parameters, settings.with_values(engine={"dialect": dialect}))
 
 
 @pytest.mark.parametrize(

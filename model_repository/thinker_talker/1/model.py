@@ -87,7 +87,7 @@ class TritonPythonModel:
         parameters = json.loads(request.parameters() or "{}")
         if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
             self.engine.close(key)  # of an id used again, whatever becomes of the new conversation
-            controls = parse_controls(parameters, self.engine.settings.engine.dialect)
+            controls = parse_controls(parameters, self.engine.settings)
             self.engine.open(key, self.engine.parse_options(parameters))
             return tick._replace(controls=controls)
         try:
@@ -99,7 +99,7 @@ class TritonPythonModel:
         return tick._replace(controls=controls)
 
     def _controls(self, parameters: dict[str, Any]) -> Controls:
-        controls = parse_controls(parameters, self.engine.settings.engine.dialect)
+        controls = parse_controls(parameters, self.engine.settings)
         if parameters:
             raise OptionError(
                 f"request parameter {', '.join(parameters)} came in mid-conversation: "
