@@ -151,7 +151,10 @@ class Supervisor:
         except (TritonError, OSError, subprocess.SubprocessError) as error:
             self.was_ended = self._over.is_set()
             self.failure = str(error)
-            return False
+            if not self.was_ended:
+                console.print(f"Triton did not come up: {error}", markup=False)
+            return not self.was_ended  # it is tried again, as long as the count allows
+        self.failure = ""
         console.print(f"Triton is back after {time.monotonic() - now_s:.0f} s")
         return True
 

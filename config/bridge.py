@@ -49,6 +49,7 @@ class BridgeSettings:
     read_timeout_s: float
     most_lag_ms: int
     resume_s: float
+    move_within_s: float
     drain_s: float
     record_folder: str
     log_level: str
@@ -65,7 +66,7 @@ class BridgeSettings:
             "read_timeout_s",
         ):
             expect(getattr(self, name) > 0, f"bridge.{name}", getattr(self, name), "a number above 0")
-        for name in ("conversations_per_client", "most_lag_ms", "resume_s", "drain_s"):
+        for name in ("conversations_per_client", "most_lag_ms", "resume_s", "move_within_s", "drain_s"):
             expect(getattr(self, name) >= 0, f"bridge.{name}", getattr(self, name), "a number from 0")
         known = ("auto", "always", "never")
         expect(self.require_api_key in known, "bridge.require_api_key", self.require_api_key, "auto, always or never")

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from config import Settings
+from config import Settings, SettingsError
 from frontend.access import Access
 from frontend.admission import Admission
 from frontend.line import Line
+from frontend.moving import Mover
 from frontend.protocol import CloseCode, Event, ProtocolError
 from frontend.pulse import Pulse
 from frontend.recording import recorded
@@ -38,7 +39,12 @@ class Bridge:
     """Settings, admission, access, and the link to Triton."""
 
     def __init__(self, settings: Settings):
-        """Raises `SettingsError` where a key is needed and there is none."""
+        """Raises `SettingsError` where a key is needed and there is none, and for what the dialect cannot do."""
+        if settings.bridge.move_within_s and settings.engine.dialect != "turn":
+            raise SettingsError(
+                f"bridge.move_within_s is {settings.bridge.move_within_s:g}, expected 0: "
+                f"the dialect {settings.engine.dialect!r} has no turns that another server could read"
+            )
         self.settings = settings
         self.access = Access(settings.bridge)
         self.admission = Admission(settings.bridge)
@@ -89,11 +95,12 @@ class Bridge:
         return refusal.message if refusal else None
 
     def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
-        """`TritonLink.converse`, kept where `bridge.record_folder` says."""
-        folder = self.settings.bridge.record_folder
-        return (
-            recorded(self.link, Path(folder), sequence_id, ticks) if folder else self.link.converse(sequence_id, ticks)
-        )
+        """`TritonLink.converse`, moved to another server and kept where settings say so."""
+        bridge = self.settings.bridge
+        converse = Mover(self.link, self.settings).converse if bridge.move_within_s else self.link.converse
+        if bridge.record_folder:
+            return recorded(converse, Path(bridge.record_folder), sequence_id, ticks)
+        return converse(sequence_id, ticks)
 
     @contextmanager
     def resumable(self, line: Line) -> Iterator[None]:

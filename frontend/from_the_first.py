@@ -1,4 +1,4 @@
-"""Ticks that were on their way to a server that refused the conversation, for the next one."""
+"""A conversation's ticks for more than one reader in turn: a server that refused it, or is gone, and the next one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,40 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class Shared(Generic[T]):
+    """Ticks that one reader after the other takes; what a reader did not get is for the next one."""
+
+    def __init__(self, ticks: AsyncIterator[T]):
+        self._ticks = ticks
+        self._next: asyncio.Future[T] | None = None  # of who gave up waiting for it, too
+        self._reader: object = None
+
+    async def read(self) -> AsyncIterator[T]:
+        """Those that come, until another begins to read. A waiting that is cancelled loses none."""
+        me = self._reader = object()
+        while True:
+            self._next = self._next or asyncio.ensure_future(anext(self._ticks))
+            try:
+                tick = await asyncio.shield(self._next)
+            except StopAsyncIteration:
+                return
+            if self._reader is not me:
+                return
+            self._next = None
+            yield tick
+
+    def close(self) -> None:
+        """Nobody waits for a tick any more."""
+        if self._next:
+            self._next.cancel()
+
+
 class FromTheFirst(Generic[T]):
     """A conversation's ticks, which are given again from the first on until it has been answered."""
 
     def __init__(self, ticks: AsyncIterator[T]):
-        self._ticks = ticks
+        self._shared = Shared(ticks)
         self._kept: list[T] = []
-        self._next: asyncio.Future[T] | None = None  # of who gave up waiting for it, too
         self.is_settled = False
 
     def settle(self) -> None:
@@ -24,21 +51,14 @@ class FromTheFirst(Generic[T]):
         self._kept.clear()
 
     async def again(self) -> AsyncIterator[T]:
-        """The ticks so far, and those that come. A waiting that is cancelled loses none."""
+        """The ticks so far, and those that come."""
         for tick in list(self._kept):
             yield tick
-        while True:
-            self._next = self._next or asyncio.ensure_future(anext(self._ticks))
-            try:
-                tick = await asyncio.shield(self._next)
-            except StopAsyncIteration:
-                return
-            self._next = None
+        async for tick in self._shared.read():
             if not self.is_settled:
                 self._kept.append(tick)
             yield tick
 
     def close(self) -> None:
         """Nobody waits for a tick any more."""
-        if self._next:
-            self._next.cancel()
+        self._shared.close()

@@ -19,3 +19,4 @@ RESPONSE = Histogram(
 )
 LAG = Histogram("sca_bridge_lag_seconds", "lag of a loudspeaker when catching up began", buckets=RESPONSE_S)
 GAPS = Counter("sca_bridge_gaps", "times that a page's loudspeaker ran out of sound")
+MOVED = Counter("sca_bridge_moved", "conversations whose server was gone", ["outcome"])

@@ -11,7 +11,7 @@ import logging
 import secrets
 import wave
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from config.settings import INPUT_HZ, OUTPUT_HZ
-from frontend.triton import TickError, TickIn, TickOut, TritonLink
+from frontend.triton import TickError, TickIn, TickOut
 
 logger = logging.getLogger(__name__)
 RATE = 48_000
@@ -96,13 +96,16 @@ class Recorder:
             logger.exception("%s cannot be written", self._path)
 
 
+Converse = Callable[[int, AsyncIterator[TickIn]], AsyncIterator[TickOut | TickError]]
+
+
 async def recorded(
-    link: TritonLink, folder: Path, sequence_id: int, ticks: AsyncIterator[TickIn]
+    converse: Converse, folder: Path, sequence_id: int, ticks: AsyncIterator[TickIn]
 ) -> AsyncIterator[TickOut | TickError]:
-    """`link.converse`, kept in `folder`."""
+    """`converse`, kept in `folder`."""
     recorder = Recorder(folder, str(sequence_id))
     try:
-        async for answer in link.converse(sequence_id, recorder.ticks(ticks)):
+        async for answer in converse(sequence_id, recorder.ticks(ticks)):
             recorder.answered(answer)
             yield answer
     finally:

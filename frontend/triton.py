@@ -117,7 +117,7 @@ class TritonLink:
         settings = json.loads(parameters["settings"].string_value)
         return EngineFacts(int(settings["engine"]["slots"]), tuple(json.loads(parameters["voices"].string_value)))
 
-    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
+    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncGenerator[TickOut | TickError]:
         """Answers of one conversation, one a tick and in order, until `ticks` ends.
 
         A tick that Triton refuses is answered with its `TickError`; the stream goes on. One replica that is full is not

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from config import Settings
 from config.settings import TritonSettings
 from launch.triton_install import TritonInstall
 
-PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+BOUND = Path(__file__).with_name("bound.py")
 EXIT_TIMEOUT_S = 3  # how long Triton waits at its end for conversations that nobody closed
 STOP_TIMEOUT_S = 15
 LOG_TAIL = 25  # lines of the log that an error shows
@@ -43,6 +43,7 @@ class TritonServer:
         self._runtime = self._install.lay_out(runtime)
         self._shared_memory = f"{_region_prefix()}{os.getpid()}-"  # how the names of its Python backend's regions begin
         self._command = [
+            *(sys.executable, "-S", str(BOUND)),
             str(self._install.server),
             f"--model-repository={repository}",
             f"--backend-directory={self._runtime / 'backends'}",
@@ -73,7 +74,6 @@ class TritonServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is ours to handle: the bridge closes its conversations first
-                preexec_fn=_die_with_parent,
             )
         return self
 
@@ -182,7 +182,3 @@ def http_arguments(settings: TritonSettings) -> list[str]:
     if not settings.http_port:
         return ["--allow-http=false"]
     return [f"--http-address={settings.host}", f"--http-port={settings.http_port}"]
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -247,6 +247,35 @@ def test_a_triton_that_keeps_ending_is_given_up():
     assert "Triton has failed 4 times in 10 minutes:\nout of luck" in supervisor.failure
 
 
+def test_a_start_that_fails_is_tried_again():
+    from commands.serve import Supervisor
+    from launch.triton_server import TritonError
+
+    class LateTriton:
+        restarts, runs = 0, False
+
+        def is_running(self) -> bool:
+            return self.runs
+
+        def log_tail(self) -> str:
+            return "out of luck"
+
+        def restart(self) -> None:
+            self.restarts += 1
+
+        def wait_until_ready(self, given_up) -> None:
+            if self.restarts < 2:
+                raise TritonError("Triton ended while loading")
+            self.runs = True
+
+    triton = LateTriton()
+    supervisor = Supervisor(triton, threading.Event())
+    assert supervisor.keep_running(), "not yet"
+    assert supervisor.failure
+    assert supervisor.keep_running()
+    assert (triton.restarts, supervisor.failure) == (2, "")
+
+
 def test_shared_memory_of_a_killed_serve_is_cleared(tmp_path):
     from launch.triton_server import remove_orphaned_regions
 

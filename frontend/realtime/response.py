@@ -130,7 +130,7 @@ class Response:
             events.append({"type": "response.output_audio.delta", **self._place, "delta": delta})
         return [*events, *self._end()] if is_last else events
 
-    def ended(self, spoken_ms: int, usage: Event, is_cut: bool) -> None:
+    def ended(self, spoken_ms: int, usage: Event | None, is_cut: bool) -> None:
         """The engine has ended the answer; its sound is `spoken_ms` long, the last of it comes with the next ticks."""
         self._left = max(0, spoken_ms * OUTPUT_HZ // 1000 * SAMPLE_BYTES - self._given)
         self._usage = usage
@@ -196,8 +196,10 @@ class Response:
         ]
 
 
-def usage_of(event: Event) -> Event:
-    """Usage as the protocol counts it, from an engine's event."""
+def usage_of(event: Event) -> Event | None:
+    """Usage as the protocol counts it, from an engine's event; None where the server that counted is gone."""
+    if "input_tokens" not in event:
+        return None
     text, audio = event["output_text_tokens"], event["output_audio_tokens"]
     heard, read = event["input_audio_tokens"], event["input_tokens"]
     return {

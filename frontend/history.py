@@ -1,0 +1,234 @@
+"""What a conversation is made of, kept beside it: enough to begin it again on another server by reading it once.
+
+Users' parts are their samples and what they typed, answers the text that the user has heard. Times are on the client's
+input clock, turns have the numbers that the client knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from config import Settings
+from frontend.protocol import SAMPLE_BYTES, Event
+from frontend.triton import TickIn
+
+RECENT_TICKS = 8  # that a server hears again where no turn is open: its speech detector has to find its feet
+ITEMS_AT_ONCE = 16  # in one tick, as the engine takes them
+CONTROLS = {
+    "listen", "commit", "cancel", "transcript", "message", "items", "respond", "truncate", "forget", "turn", "reset",
+}  # fmt: skip
+
+
+@dataclass
+class Part:
+    """A user's turn, an answer, or a message that was added."""
+
+    role: str
+    number: int = 0
+    text: str = ""  # typed, or said as far as it was heard
+    span_ms: tuple[int, int] | None = None  # of a user's speech
+    sound: list[bytes] = field(default_factory=list)  # whole ticks that hold it
+
+    @property
+    def side(self) -> str:
+        """How controls name it."""
+        return "user" if self.role == "user" else "answer"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a server gets to know a conversation."""
+
+    ticks: list[TickIn]  # the first one has START; their answers are nobody's
+    parts: list[Part]  # in the order in which the server confirms them
+    is_due: bool  # an answer is: it has to be asked for with the tick that follows
+
+
+class History:
+    """Takes every tick and every answer of a conversation, and gives the reading."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self.tick_ms = settings.audio.tick_ms
+        self._silence = bytes(settings.audio.input_samples * SAMPLE_BYTES)
+        self._most_ticks = round(settings.engine.context_s * 1000 / self.tick_ms)
+        self.unanswered: deque[TickIn] = deque()
+        self.answered = 0  # ticks
+        self._options: dict[str, Any] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.parts: list[Part] = []
+        self._recent: deque[TickIn] = deque()  # the newest that were answered
+        self._pending: deque[Part] = deque()  # typed or added, and not confirmed
+        self._answering: Part | None = None
+        self._answer_tick = 0  # in which it began
+        self._is_due = False
+        self._turn_end_ms = self.answered * self.tick_ms  # of the last turn, or of its answer's begin
+        self._speech_ms: int | None = None  # where the open speech begins
+
+    @property
+    def clock_ms(self) -> int:
+        """The client's input clock at the first tick that was not answered."""
+        return self.answered * self.tick_ms
+
+    @property
+    def next_number(self) -> int:
+        """For a turn that a server begins after it has read these."""
+        return max((part.number for part in self.parts), default=0) + 1
+
+    def ask(self, tick: TickIn) -> None:
+        """A tick goes to the server."""
+        self.unanswered.append(tick)
+        asked = tick.parameters
+        if tick.start:
+            self._options = {name: value for name, value in asked.items() if name not in CONTROLS}
+        if "turn" in asked:
+            self._options |= json.loads(asked["turn"])
+        for item in json.loads(asked.get("items", "[]")):
+            self._pending.append(Part(item["role"], text=item["text"]))
+        if "message" in asked:
+            self._pending.append(Part("user", text=asked["message"]))
+        self._is_due = self._is_due or bool(asked.get("respond"))
+
+    def answer(self, events: list[Event]) -> None:
+        """A tick's answer has come, with these events."""
+        self._recent.append(self.unanswered.popleft())
+        self.answered += 1
+        for event in events:
+            self._note(event)
+        while len(self._recent) > self._most_ticks:
+            self._recent.popleft()
+        while sum(len(part.sound) for part in self.parts) > self._most_ticks:
+            del self.parts[0]
+
+    def _note(self, event: Event) -> None:
+        number = event.get("turn", 0)
+        match event["type"]:
+            case "speech_started":
+                self._speech_ms = int(event["at_ms"])
+            case "speech_stopped":
+                self._speech_ms = None
+            case "committed":
+                self._confirm(event)
+            case "answer_started":
+                self._answering, self._is_due = Part("assistant", number), False
+                self._answer_tick = self.answered - 1
+                self.parts.append(self._answering)
+            case "text" if self._answering:
+                self._answering.text += event["text"]
+            case "answer_done" if self._answering:
+                self._answering.text, self._answering = event["text"], None
+            case "interrupted" if event["by"] != "move":
+                if self._answering:
+                    self._answering.text, self._answering = event["heard_text"], None
+                self._is_due = False
+            case "truncated":
+                for part in self._of(number, "answer"):
+                    part.text = event["heard_text"]
+            case "forgotten":
+                self._remove(self._of(number, event["part"]))
+            case "turns_dropped":
+                self._remove([part for part in self.parts if part.number == number])
+            case "error" if event["code"] == "turn_too_long" and self._pending:
+                self._pending.popleft()
+            case "reset":
+                self._begin()
+
+    def _confirm(self, event: Event) -> None:
+        """A turn of the user, or a message, is part of the conversation."""
+        if "audio_start_ms" in event:
+            begin_ms, end_ms = span = (int(event["audio_start_ms"]), int(event["audio_end_ms"]))
+            typed = [part.text for part in self._pending]
+            self._pending.clear()
+            part = Part("user", text="\n".join(typed), span_ms=span, sound=self._sound(begin_ms, end_ms))
+            self._turn_end_ms, self._speech_ms = end_ms, None
+        else:
+            part = self._pending.popleft() if self._pending else Part("user")
+        part.number = event["turn"]
+        self.parts.append(part)
+        if part.role == "user":
+            default = self._settings.turn.create_response
+            self._is_due = self._is_due or str(self._options.get("create_response", default)).lower() in ("true", "1")
+
+    def _sound(self, begin_ms: int, end_ms: int) -> list[bytes]:
+        """The ticks from one time to another; none where the first are not kept any more."""
+        first = self.answered - len(self._recent)
+        begin, end = begin_ms // self.tick_ms - first, -(-end_ms // self.tick_ms) - first
+        return [tick.pcm for tick in list(self._recent)[begin:end]] if begin >= 0 else []
+
+    def _of(self, number: int, side: str) -> list[Part]:
+        return [part for part in self.parts if part.number == number and part.side == side]
+
+    def _remove(self, parts: list[Part]) -> None:
+        self.parts = [part for part in self.parts if part not in parts]
+
+    def give_up_answer(self) -> Event | None:
+        """The answer that was being given is not part of it any more and is due anew; the event that says so."""
+        answer, self._answering = self._answering, None
+        if answer is None:
+            return None
+        self._remove([answer])
+        self._is_due = True
+        heard_ms = (self.answered - self._answer_tick) * self.tick_ms
+        about = {"turn": answer.number, "by": "move", "heard_ms": heard_ms, "heard_text": ""}
+        return {"type": "interrupted", "at_ms": self.clock_ms, **about}
+
+    def reading(self) -> Reading:
+        """For a server that knows nothing of it. The answer that was being given has been given up."""
+        self.parts = [part for part in self.parts if part.text.strip() or part.sound]
+        quiet = {"detection": "manual", "create_response": False}
+        ticks: list[TickIn] = []
+        items: list[dict[str, str]] = []
+
+        def add_items() -> None:
+            for first in range(0, len(items), ITEMS_AT_ONCE):
+                some = json.dumps(items[first : first + ITEMS_AT_ONCE])
+                ticks.append(TickIn(self._silence, parameters={"items": some}))
+            items.clear()
+
+        for part in self.parts:
+            if not part.sound:
+                items.append({"role": part.role, "text": part.text})
+                continue
+            add_items()
+            ticks += self._spoken(part)
+        add_items()
+        turn = self._settings.turn
+        kept = {name: self._options.get(name, getattr(turn, name)) for name in quiet}
+        ticks.append(TickIn(self._silence, parameters={"turn": json.dumps(kept)}))
+        ticks[0] = replace(ticks[0], start=True, parameters={**self._options, **quiet, **ticks[0].parameters})
+        return Reading([*ticks, *self._again()], list(self.parts), self._is_due)
+
+    def _spoken(self, part: Part) -> list[TickIn]:
+        """A user's turn, to the sample."""
+        assert part.span_ms is not None
+        begin_ms, end_ms = part.span_ms
+        parameters: list[dict[str, Any]] = [{} for _ in part.sound]
+        parameters[0]["listen"] = begin_ms % self.tick_ms or True
+        if part.text:
+            parameters[0]["message"] = part.text
+        parameters[-1]["commit"] = end_ms % self.tick_ms or True
+        return [TickIn(pcm, parameters=asked) for pcm, asked in zip(part.sound, parameters, strict=True)]
+
+    def _again(self) -> list[TickIn]:
+        """What a turn that is open, or about to be, is made of."""
+        manual = self._options.get("detection", self._settings.turn.detection) == "manual"
+        begin_ms = self._turn_end_ms
+        if not manual:
+            spoken_ms = self.clock_ms if self._speech_ms is None else self._speech_ms
+            begin_ms = max(begin_ms, min(spoken_ms, self.clock_ms) - RECENT_TICKS * self.tick_ms)
+        first = -(-begin_ms // self.tick_ms) - (self.answered - len(self._recent))
+        ticks = list(self._recent)[max(0, first) :]
+        return [
+            TickIn(tick.pcm, parameters=_kept(tick.parameters, {"listen", "message"} if self._pending else {"listen"}))
+            for tick in ticks
+        ]
+
+
+def _kept(parameters: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name in names}

@@ -1,0 +1,177 @@
+"""A conversation whose server is gone goes on where another one reads its history (`bridge.move_within_s`)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+from config import Settings
+from frontend.from_the_first import Shared
+from frontend.history import CONTROLS, History, Part, Reading
+from frontend.log import logger
+from frontend.metrics import MOVED
+from frontend.protocol import Event
+from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
+
+RETRY_S = 0.5
+READ_AT_ONCE = 8  # ticks of a reading on their way
+TIMES = ("at_ms", "audio_start_ms", "audio_end_ms")
+
+
+class Translation:
+    """A server's turn numbers and times, which begin with its reading, and the client's."""
+
+    def __init__(self, reading: Reading | None, history: History):
+        self._history = history
+        self._parts = iter(reading.parts if reading else ())
+        self._known: dict[int, Part] = {}  # the server's number: the client's part
+        self._spans: dict[int, tuple[int, int]] = {}  # the server's begin of a user's speech: the client's span
+        self._numbers: dict[int, int] = {}  # of turns begun since: the server's and the client's
+        read = len(reading.ticks) if reading else 0
+        self._shift_ms = history.clock_ms - read * history.tick_ms
+        self._moved = reading is not None
+
+    def learn(self, events: list[Event]) -> None:
+        """Events of the reading."""
+        for event in events:
+            if event["type"] == "committed" and (part := next(self._parts, None)):
+                self._known[event["turn"]] = part
+                if part.span_ms:
+                    self._spans[event["audio_start_ms"]] = part.span_ms
+
+    def told(self, event: Event) -> Event:
+        """An event as the client is to have it."""
+        if not self._moved:
+            return event
+        told = {**event, **self._times(event)}
+        if "turn" in event:
+            told["turn"] = self._client_number(event["turn"])
+        if event["type"] == "transcript":
+            told["turns"] = [{**turn, **self._times(turn)} for turn in event["turns"]]
+        return told
+
+    def _times(self, event: Event) -> dict[str, int]:
+        times = {name: event[name] + self._shift_ms for name in TIMES if name in event}
+        if span := self._spans.get(event.get("audio_start_ms", -1)):
+            times["audio_start_ms"], times["audio_end_ms"] = span
+        return times
+
+    def _client_number(self, number: int) -> int:
+        if part := self._known.get(number):
+            return part.number
+        if number not in self._numbers:
+            self._numbers[number] = max([self._history.next_number - 1, *self._numbers.values()]) + 1
+        return self._numbers[number]
+
+    def asked(self, tick: TickIn, is_due: bool) -> TickIn:
+        """A tick as the server is to have it; with `is_due` an answer is asked for, unless the client asks for more."""
+        found = dict(tick.parameters)
+        if is_due and not CONTROLS & found.keys():
+            found["respond"] = True
+        for name in ("truncate", "forget"):
+            if self._moved and name in found:
+                details = json.loads(found[name])
+                details["turn"] = self._server_number(details["turn"], details.get("part", "answer"))
+                found[name] = json.dumps(details)
+        return replace(tick, parameters=found)
+
+    def _server_number(self, number: int, side: str) -> int:
+        for server, part in self._known.items():
+            if (part.number, part.side) == (number, side):
+                return server
+        return next((server for server, client in self._numbers.items() if client == number), 0)
+
+
+class Mover:
+    """One conversation, on one server after the other."""
+
+    def __init__(self, link: TritonLink, settings: Settings):
+        self._link = link
+        self._within_s = settings.bridge.move_within_s
+        self._history = History(settings)
+        self._translation = Translation(None, self._history)
+        self._left = 0  # ticks of the reading that were not answered
+        self._room = asyncio.Semaphore(READ_AT_ONCE)
+        self._events: list[Event] = []  # that are told with the next answer
+        self._lost_s: float | None = None  # when the server was gone
+
+    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
+        """`TritonLink.converse`, but a server that is gone is told by the events `interrupted` and `moved`.
+
+        Raises `TickError` when no other server has read it in time, or one has and fails with the same tick.
+        """
+        source, reading = Shared(ticks), None
+        try:
+            while True:
+                self._translation, self._left = (
+                    Translation(reading, self._history),
+                    len(reading.ticks) if reading else 0,
+                )
+                try:
+                    fed = self._fed(source, reading)
+                    async with aclosing(self._link.converse(sequence_id, fed)) as answers:
+                        async for answer in answers:
+                            if told := self._told(sequence_id, answer):
+                                yield told
+                    return
+                except TickError as error:
+                    self._expect_another_try(error)
+                    logger.warning(
+                        "server_lost", extra={"about": {"conversation": str(sequence_id), "why": str(error)}}
+                    )
+                await asyncio.sleep(RETRY_S)
+                reading, sequence_id = self._history.reading(), new_sequence_id()
+        finally:
+            source.close()
+
+    def _told(self, sequence_id: int, answer: TickOut | TickError) -> TickOut | None:
+        """What the client is to have of an answer; nothing of one to the reading. Raises the error that it is."""
+        if isinstance(answer, TickError):
+            raise answer
+        if self._left:
+            self._left -= 1
+            self._room.release()
+            self._translation.learn(answer.events)
+            return None
+        if self._lost_s is not None:
+            self._events.append(self._moved(sequence_id, self._lost_s))
+            self._lost_s = None
+        told = [*self._events, *map(self._translation.told, answer.events)]
+        self._events.clear()
+        self._history.answer(told)
+        return replace(answer, events=told)
+
+    def _expect_another_try(self, error: TickError) -> None:
+        """Raises the error where there is none: nothing was said yet, time is up, or it comes of what is said."""
+        was_read = self._lost_s is not None and not self._left
+        self._lost_s = time.monotonic() if self._lost_s is None else self._lost_s
+        if not self._history.answered or was_read or time.monotonic() - self._lost_s > self._within_s:
+            MOVED.labels("lost").inc()
+            raise error
+        if interrupted := self._history.give_up_answer():
+            self._events.append(interrupted)
+
+    def _moved(self, sequence_id: int, lost_s: float) -> Event:
+        MOVED.labels("moved").inc()
+        took_ms = round(1000 * (time.monotonic() - lost_s))
+        logger.warning("moved", extra={"about": {"conversation": str(sequence_id), "took_ms": took_ms}})
+        return {"type": "moved", "at_ms": self._history.clock_ms, "took_ms": took_ms}
+
+    async def _fed(self, source: Shared[TickIn], reading: Reading | None) -> AsyncIterator[TickIn]:
+        """The reading, the ticks that were not answered, and those that come."""
+        translation, is_due = self._translation, reading is not None and reading.is_due
+        self._room = room = asyncio.Semaphore(READ_AT_ONCE)
+        for tick in reading.ticks if reading else ():
+            await room.acquire()
+            yield tick
+        for tick in list(self._history.unanswered):
+            yield translation.asked(tick, is_due)
+            is_due = False
+        async for tick in source.read():
+            self._history.ask(tick)
+            yield translation.asked(tick, is_due)
+            is_due = False

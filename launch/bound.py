@@ -1,0 +1,15 @@
+"""`python bound.py PROGRAM ARGUMENTS`: becomes the program, which the kernel ends when the process before it ends.
+
+Not by code between fork and exec: a fork runs the handlers of gRPC, whose threads live in the bridge, and a child of
+those may die before it has become the program.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])

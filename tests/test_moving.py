@@ -1,0 +1,236 @@
+"""Two real servers, one is killed: its conversations go on with the other, which says what `generate()` says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.sync.client import connect
+
+from engine.checkpoint import Checkpoint
+from export.code2wav import DELAY_SAMPLES
+from tests.conftest import Served, serve, serve_environment, wait_until_answered
+from tests.guest import Guest
+from tests.test_access import RunningBridge, bridge
+from tests.test_outage import BACK_S, triton_of, wait_for_readiness
+from tests.test_replicas import balancer, taken
+from tests.turn_oracle import TurnOracle
+from tests.turns import TICK, lengthened
+
+SLOTS = 2
+LIMITS = "answer_tokens=24&answer_frames=60"
+WITHIN_S = 40
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two servers, and a bridge whose conversations may move."""
+
+    servers: tuple[Served, Served]
+    bridge: RunningBridge
+    guests: list[Guest] = field(default_factory=list)
+
+    def guest(self, options: str, path: str = "/ws/pcm16") -> Guest:
+        """A conversation that has begun."""
+        client = Guest(connect(f"{self.bridge.websocket}?{options}"))
+        assert json.loads(client.socket.recv())["dialect"] == "turn"
+        self.guests.append(client)
+        return client
+
+    def kill_the_only_one_taken(self) -> Served:
+        """The server that holds the conversation."""
+        deadline = time.monotonic() + 20
+        while len(holding := [server for server in self.servers if taken(server)]) != 1:
+            assert time.monotonic() < deadline  # a bridge's own question holds a slot for a moment
+            time.sleep(0.1)
+        (server,) = holding
+        os.kill(triton_of(server), signal.SIGKILL)
+        return server
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("moving")
+    with ExitStack() as stack:
+        slots = {"SCA_ENGINE_SLOTS": str(SLOTS)}
+        served = [
+            stack.enter_context(
+                contextmanager(serve)(serve_environment("turn") | slots, folder / f"log{number}", folder / str(number))
+            )
+            for number in range(2)
+        ]
+        port = stack.enter_context(balancer(served, folder))
+        environment = serve_environment("turn") | slots
+        environment |= {"SCA_TRITON_GRPC_PORT": str(port), "SCA_TRITON_REPLICAS": "2"}
+        environment |= {"SCA_BRIDGE_MOVE_WITHIN_S": str(WITHIN_S), "SCA_BRIDGE_MOST_LAG_MS": "0"}
+        del environment["SCA_BRIDGE_PORT"]
+        running = stack.enter_context(bridge(served[0], folder / "bridge.log", environment))
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        yield Pair((served[0], served[1]), running)
+
+
+@pytest.fixture
+def pair(servers: Pair) -> Iterator[Pair]:
+    for server in servers.servers:
+        wait_for_readiness(server, True, BACK_S)
+    yield servers
+    for client in servers.guests:
+        client.socket.close()
+    servers.guests.clear()
+
+
+def is_ready(server: Served) -> bool:
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{server.http}/readyz")
+        return True
+    return False
+
+
+def of(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = [event for event in events if event["type"] == kind]
+    return found
+
+
+def expect_sound(sound: np.ndarray, waveform: np.ndarray) -> None:
+    """An answer's waveform is in what was heard, and silence around it."""
+    first = int(np.flatnonzero(sound)[0]) // 7680 * 7680 + DELAY_SAMPLES
+    wave = (waveform * 32767).round()
+    assert len(wave) > 7680
+    found = sound[first : first + len(wave)]
+    assert np.abs(found.astype(float) - wave[: len(found)]).max() <= 1, "one step of PCM16"
+
+
+def test_a_conversation_goes_on_with_another_server(pair: Pair, checkpoint: Checkpoint, questions):
+    """Spoken to a sample within ticks (by VAD), typed, and answered; then its server is killed, and once more."""
+    client = pair.guest(f"voice=ethan&{LIMITS}&seed=3")
+    oracle = TurnOracle(checkpoint, "ethan")
+    said = np.concatenate([np.zeros(1234, np.int16), questions[0]])
+    said = said[: len(said) // TICK * TICK]
+    heard: list[np.ndarray] = []  # every sample that was said
+
+    def say(sound: np.ndarray) -> None:
+        heard.append(sound)
+        client.say(sound)
+
+    def check(events: list[dict[str, Any]], sound: np.ndarray, typed: str = "") -> None:
+        started = of(events, "answer_started")
+        clip = None
+        if "audio_start_ms" in started:
+            everything = np.concatenate(heard)
+            clip = lengthened(everything[16 * started["audio_start_ms"] : 16 * started["audio_end_ms"]])
+        oracle.hear(clip, typed)
+        expected = oracle.answer(24, 60)
+        text = checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
+        assert of(events, "answer_done")["text"] == text
+        expect_sound(sound, expected.waveform.numpy())
+        oracle.say([token for token in expected.tokens if token != checkpoint.tokenizer.eos_token_id])
+
+    def is_read_again() -> None:
+        """A server that reads the history has the answers' text, not the tokens that they were emitted in."""
+        for message in oracle.messages:
+            if message["role"] == "assistant":
+                text = checkpoint.tokenizer.decode(message["content"], skip_special_tokens=True)
+                message["content"] = checkpoint.tokenizer(text).input_ids
+
+    def wait_quietly() -> None:
+        """Silence until the answer has ended, which is heard too."""
+        for _ in range(200):
+            if client.events and client.events[-1]["type"] == "answer_done":
+                break
+            say(np.zeros(TICK, np.int16))
+        say(np.zeros(TICK, np.int16))
+
+    known, sounds = 0, 0
+
+    def since() -> tuple[list[dict[str, Any]], np.ndarray]:
+        nonlocal known, sounds
+        found = client.events[known:], np.concatenate(client.sounds[sounds:])
+        known, sounds = len(client.events), len(client.sounds)
+        return found
+
+    say(said)
+    wait_quietly()
+    check(*since())
+    client.ask("message", text="And then?")
+    client.hear()
+    heard.append(np.zeros(TICK, np.int16))
+    wait_quietly()
+    check(*since(), typed="And then?")
+
+    killed = pair.kill_the_only_one_taken()
+    say(questions[1][: 9 * TICK])
+    wait_quietly()
+    events, sound = since()
+    moved = of(events, "moved")
+    assert not [event for event in events if event["type"] in ("error", "interrupted")]
+    assert 0 < moved["took_ms"] < 1000 * WITHIN_S
+    clock_ms = 20 * len(np.concatenate(heard)) // 320
+    assert all(0 < event["at_ms"] <= clock_ms for event in events), "on the client's clock"
+    started = of(events, "answer_started")
+    assert started["turn"] > 2, "numbers go on"
+    assert started["turn"] == of(events, "committed")["turn"]
+    is_read_again()
+    check(events, sound)
+
+    while not is_ready(killed):
+        say(np.zeros(TICK, np.int16))  # the conversation does not idle
+        time.sleep(0.5)
+    pair.kill_the_only_one_taken()
+    since()
+    client.ask("message", text="말해 줘.")
+    client.hear()
+    heard.append(np.zeros(TICK, np.int16))
+    wait_quietly()
+    events, sound = since()
+    assert of(events, "moved")["took_ms"] > 0
+    is_read_again()
+    check(events, sound, typed="말해 줘.")
+    client.ask("transcript")
+    turns = client.wait_for("transcript")["turns"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4
+    first = next(event for event in client.events if event["type"] == "committed")
+    assert turns[0]["audio_end_ms"] == first["audio_end_ms"], "as it was told"
+
+
+def test_an_answer_that_is_cut_off_is_given_anew(pair: Pair, checkpoint: Checkpoint, questions):
+    client = pair.guest(f"voice=ethan&detection=manual&{LIMITS}")
+    said = questions[0][: 6 * TICK]
+    client.say(said[: 5 * TICK])
+    client.socket.send(said[5 * TICK :].tobytes())
+    client.ask("commit")
+    client.hear()
+    client.hear()  # the tick that follows the commit
+    while not any(event["type"] == "answer_started" for event in client.events):
+        client.say(np.zeros(TICK, np.int16))
+    assert not any(event["type"] == "answer_done" for event in client.events)
+    pair.kill_the_only_one_taken()
+    known, heard = len(client.events), len(client.sounds)
+    while not any(event["type"] == "answer_done" for event in client.events):
+        client.say(np.zeros(TICK, np.int16))
+    client.say(np.zeros(TICK, np.int16))
+    events = client.events[known:]
+    cut = of(events, "interrupted")
+    assert (cut["by"], cut["heard_text"]) == ("move", "")
+    assert cut["heard_ms"] >= 320
+    kinds = [event["type"] for event in events]
+    assert kinds.index("interrupted") < kinds.index("moved") < kinds.index("answer_started")
+    assert of(events, "answer_started")["turn"] > cut["turn"]
+    started = next(event for event in client.events if event["type"] == "answer_started")
+    oracle = TurnOracle(checkpoint, "ethan")
+    assert started["audio_start_ms"] == 0
+    spoken = np.pad(said, (0, TICK))[: 16 * started["audio_end_ms"]]  # a commit closes its tick with silence
+    oracle.hear(lengthened(spoken))
+    expected = oracle.answer(24, 60)
+    assert of(events, "answer_done")["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
+    expect_sound(np.concatenate(client.sounds[heard:]), expected.waveform.numpy())
