@@ -29,6 +29,7 @@ SERVED = {
     "bridge": "over WebSocket, in real time",
     "perf-analyzer": "by NVIDIA's tool, in real time",
 }
+MOVED = {"move": "how long another server takes to read a conversation, by its length"}
 JUDGED = {
     "understanding": "spoken orders of a folder, taken exactly or not",
     "voice": "typed messages, and a recogniser that reads the answers",
@@ -42,11 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_build_argument(parser)
     told = "; ".join(
-        f"{what}: {how}" for what, how in (*HERE.items(), *ALONE.items(), *SERVED.items(), *JUDGED.items())
+        f"{what}: {how}"
+        for what, how in (*HERE.items(), *ALONE.items(), *SERVED.items(), *MOVED.items(), *JUDGED.items())
     )
     parser.add_argument(
         "what",
-        choices=(*HERE, *ALONE, *SERVED, *JUDGED),
+        choices=(*HERE, *ALONE, *SERVED, *MOVED, *JUDGED),
         help=f"{told}. The first five bring what they need, the others run against ./sca serve",
     )
     parser.add_argument(
@@ -95,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.report import show
 
     build: Path = arguments.build.resolve()
+    if arguments.what == "move":
+        return _move(settings, build / "bench" / "move.json")
     if arguments.what == "quality":
         return _quality(settings, arguments.path, conversations, build / "bench" / "quality")
     if arguments.what in JUDGED:
@@ -178,6 +182,20 @@ def _quality(settings: Settings, recordings: Path | None, conversations: list[in
     console.print(
         *show(loads), f"answers: beside the recordings in {recordings}; page: {write_page(loads, heard, folder)}"
     )
+    return 0
+
+
+def _move(settings: Settings, path: Path) -> int:
+    from benchmarks.dialogue import write
+    from benchmarks.move import bench_move, show
+    from frontend.triton import TickError
+
+    try:
+        moves = bench_move(settings)
+    except TickError as error:
+        raise UserError(f"{error} (./sca serve first)") from error
+    write(moves, path)
+    console.print(show(moves))
     return 0
 
 
