@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
+import functools
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 from commands.bridge import BridgeServer, address, bridge_server, run_until_stopped
-from commands.console import UserError, add_build_argument, console, load_settings, steps
+from commands.console import Steps, UserError, add_build_argument, console, load_settings, steps
 from commands.ports import wanted_ports
 from config import Settings
 from launch.triton_install import TritonMissingError
 from launch.triton_server import TritonError, TritonServer
 
+PORT_STEP = 10  # between the ports of two Tritons
 WATCH_S = 0.5  # how often is looked whether Triton still runs
 HEARD_OF_S = 20.0  # in which the bridge hears that the engine answers again
 MOST_RESTARTS = 3  # of Triton, in so many seconds:
@@ -29,28 +33,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_build_argument(parser)
     parser.add_argument("--verbose", action="store_true", help="let Triton log every request")
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument("--gpus", metavar="all|N,N,...", help="a Triton for each of these GPUs, behind one bridge")
+    several.add_argument("--servers", type=int, default=1, metavar="N", help="so many Tritons on the CPU (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until Ctrl-C or SIGTERM; a Triton that ends is started anew, a few times."""
     settings = load_settings()
-    check_ports(settings)
+    each = settings_of_each(settings, devices_of(arguments, settings))
+    others = ", ".join(one.triton.urls[0] for one in each[1:])
+    settings = each[0].with_values(triton={"others": others or settings.triton.others})
+    check_ports(each)
     bridge = bridge_server(settings)
     lock = lock_build(arguments.build)
+    build: Path = arguments.build.resolve()
     try:
-        repository = export(arguments.build)
-        build: Path = arguments.build.resolve()
-        log = build / "triton.log"
-        with TritonServer(repository, build / "triton", settings, log, verbose=arguments.verbose) as triton:
+        with contextlib.ExitStack() as stack:
+            tritons: list[TritonServer] = []
+            repositories: dict[str, Path] = {}  # by device
+            for number, one in enumerate(each):
+                folder, device = build / f"server-{number}" if number else build, one.qwen.device_map
+                if device not in repositories:
+                    repositories[device] = export(folder, device)
+                log = folder / "triton.log"
+                triton = TritonServer(repositories[device], folder / "triton", one, log, arguments.verbose)
+                tritons.append(stack.enter_context(triton))
             with steps() as shown:
-                shown.begin("Triton")
-                triton.wait_until_ready(lambda progress: shown.update(f"Triton: weights {progress}"))
-            console.print(f"  [dim]{triton.log_message('the engine takes')}[/dim]", highlight=False)
-            return _serve_bridge(bridge, settings, triton)
+                for triton, one in zip(tritons, each, strict=True):
+                    name = f"Triton on {one.qwen.device_map}" if len(each) > 1 else "Triton"
+                    shown.begin(name)
+                    triton.wait_until_ready(functools.partial(_tell_progress, shown, name))
+            console.print(f"  [dim]{tritons[0].log_message('the engine takes')}[/dim]", highlight=False)
+            return _serve_bridge(bridge, settings, tritons)
     except (TritonError, TritonMissingError) as error:
         raise UserError(str(error)) from error
     finally:
         lock.close()
+
+
+def devices_of(arguments: argparse.Namespace, settings: Settings) -> list[str]:
+    """The device map of each Triton. Raises `UserError`."""
+    if arguments.servers < 1:
+        raise UserError(f"--servers is {arguments.servers}, expected a number from 1")
+    if arguments.servers > 1:
+        return ["cpu"] * arguments.servers
+    if not arguments.gpus:
+        return [settings.qwen.device_map]
+    count = gpu_count()
+    wanted = range(count) if arguments.gpus == "all" else [part.strip() for part in arguments.gpus.split(",")]
+    numbers = [int(number) for number in wanted if str(number).isdigit() and int(number) < count]
+    if not numbers or len(set(numbers)) < len(wanted):
+        known = f"all, or some of 0 to {count - 1}" if count else "no such option: torch sees no GPU here"
+        raise UserError(f"--gpus is {arguments.gpus!r}, expected {known}")
+    return [f"cuda:{number}" for number in numbers]
+
+
+def gpu_count() -> int:
+    """GPUs that torch sees, asked in a process of its own: torch has no place in the bridge's."""
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def settings_of_each(settings: Settings, devices: Sequence[str]) -> list[Settings]:
+    """Of each Triton: its device, and ports PORT_STEP above those of the one before."""
+    triton = settings.triton
+    ports = {name: getattr(triton, name) for name in ("http_port", "grpc_port", "metrics_port")}
+    return [
+        settings.with_values(
+            qwen={"device_map": device},
+            triton={name: port + PORT_STEP * number for name, port in ports.items() if port},
+        )
+        for number, device in enumerate(devices)
+    ]
 
 
 def lock_build(build: Path) -> IO[str]:
@@ -66,18 +121,23 @@ def lock_build(build: Path) -> IO[str]:
     return lock
 
 
-def export(build: Path) -> Path:
+def _tell_progress(shown: Steps, name: str, progress: str) -> None:
+    shown.update(f"{name}: weights {progress}")
+
+
+def export(build: Path, device: str) -> Path:
     """The repository that `./sca export` makes, in a process of its own: torch has no place in the bridge's."""
     command = [sys.executable, "-m", "commands", "export", "--build", str(build)]
-    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, "SCA_QWEN_DEVICE_MAP": device}
+    made = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode != 0:
         raise SystemExit(made.returncode)  # it has said why
     return Path(made.stdout.strip())
 
 
-def check_ports(settings: Settings) -> None:
+def check_ports(each: Sequence[Settings]) -> None:
     """Raises `UserError` naming the setting whose port cannot be had."""
-    for wanted in wanted_ports(settings):
+    for wanted in dict.fromkeys(wanted for settings in each for wanted in wanted_ports(settings)):
         problem = wanted.problem()
         if problem:
             raise UserError(
@@ -86,17 +146,19 @@ def check_ports(settings: Settings) -> None:
             )
 
 
-def _serve_bridge(bridge: BridgeServer, settings: Settings, triton: TritonServer) -> int:
-    """Runs the bridge in this thread, and keeps Triton running; returns the exit status. Raises `UserError`."""
-    over = threading.Event()
-    supervisor = Supervisor(triton, over, lambda: bridge.bridge.engine_problem)
+def _serve_bridge(bridge: BridgeServer, settings: Settings, tritons: Sequence[TritonServer]) -> int:
+    """Runs the bridge in this thread, and keeps the Tritons running; returns the exit status. Raises `UserError`.
 
-    def watch() -> None:
-        told = False
+    It ends when one of them does not come up again: a supervisor of the whole may know what to do.
+    """
+    over = threading.Event()
+    problem = bridge.bridge.problem_of
+    supervisors = [
+        Supervisor(triton, over, functools.partial(problem, number)) for number, triton in enumerate(tritons)
+    ]
+
+    def watch(supervisor: Supervisor) -> None:
         while not over.wait(WATCH_S):
-            if bridge.started and not told:
-                told = True
-                console.print(f"\n  Open [bold]{address(settings)}[/bold] and speak.  Ctrl-C ends it.\n")
             try:
                 goes_on = supervisor.keep_running()
             except Exception as error:  # a watcher that is dead would watch nothing
@@ -105,16 +167,26 @@ def _serve_bridge(bridge: BridgeServer, settings: Settings, triton: TritonServer
                 bridge.should_exit = True
                 return
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    def greet() -> None:
+        while not bridge.started and not over.wait(WATCH_S):
+            pass
+        if bridge.started:
+            console.print(f"\n  Open [bold]{address(settings)}[/bold] and speak.  Ctrl-C ends it.\n")
+
+    threads = [threading.Thread(target=watch, args=(supervisor,), daemon=True) for supervisor in supervisors]
+    threads.append(threading.Thread(target=greet, daemon=True))
+    for thread in threads:
+        thread.start()
     try:
         run_until_stopped(bridge)
     finally:
         over.set()
-        watcher.join()
+        for thread in threads:
+            thread.join()
         console.print("ending Triton ...")
-    if supervisor.failure and not supervisor.was_ended:
-        raise UserError(supervisor.failure)
+    for supervisor in supervisors:
+        if supervisor.failure and not supervisor.was_ended:
+            raise UserError(supervisor.failure)
     return 0
 
 

@@ -46,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         watching.cancel()
         await calls.end()
-        await bridge.link.close()
+        await bridge.servers.close()
 
     app = FastAPI(title="sca bridge", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.bridge = bridge

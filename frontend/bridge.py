@@ -15,9 +15,9 @@ from frontend.admission import Admission
 from frontend.line import Line
 from frontend.moving import Mover
 from frontend.protocol import CloseCode, Event, ProtocolError
-from frontend.pulse import Pulse
 from frontend.recording import recorded
-from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink
+from frontend.servers import Server, Servers
+from frontend.triton import EngineFacts, TickError, TickIn, TickOut
 
 logger = logging.getLogger(__name__)
 WARM_UP_TICKS = 3
@@ -55,49 +55,52 @@ class Bridge:
 
     async def connect(self) -> None:
         """Opens the gRPC channel. Must run on the event loop that will use it."""
-        self.link = TritonLink(self.settings)
-        self.pulse = Pulse(self.settings, self.link)
+        self.servers = Servers(self.settings)
 
     async def watch(self) -> None:
         """Makes the engine ready for clients, then looks whether it still answers, until it is cancelled."""
-        await self._warm_up()
-        await self.pulse.watch()
+        await asyncio.gather(*(self._look_after(server) for server in self.servers.members))
 
     @property
     def engine_problem(self) -> str | None:
         """Why the engine counts as dead; None where it answers, or has not answered yet."""
-        return None if self._not_ready else self.pulse.problem
+        return None if self._not_ready else self.servers.problem
 
-    async def _warm_up(self) -> None:
-        """Waits for Triton, then talks to it once, so that the first tick of the first client is as fast as any."""
-        while self._not_ready:
-            if await self.link.is_ready():
+    def problem_of(self, number: int) -> str | None:
+        """Why the engine of one server counts as dead."""
+        return None if self._not_ready else self.servers.members[number].pulse.problem
+
+    async def _look_after(self, server: Server) -> None:
+        """Waits for it, then talks to it once, so that the first tick of the first client is as fast as any."""
+        while server.facts is None:
+            if await server.link.is_ready():
                 try:
-                    self.engine = await self.link.engine()
-                    self.admission.slots = self.engine.slots * self.settings.triton.replicas
-                    await self.pulse.say(WARM_UP_TICKS)
+                    await server.get_ready(WARM_UP_TICKS)
+                    self.engine, self.admission.slots = server.facts or self.engine, self.servers.slots
                     self._not_ready = None
+                    break
                 except Exception as error:  # tried again, and /readyz tells
-                    self._not_ready = f"the warm-up failed: {error}"
-                    logger.exception("the warm-up failed")
-            if self._not_ready:
-                await asyncio.sleep(RETRY_S)
+                    if self._not_ready:
+                        self._not_ready = f"the warm-up failed: {error}"
+                    logger.exception("the warm-up of %s failed", server.link.url)
+            await asyncio.sleep(RETRY_S)
+        await server.pulse.watch()
 
     async def not_ready(self) -> str | None:
         """Why no conversation could begin now; None where one could."""
         if self._not_ready:
             return self._not_ready
-        if problem := self.pulse.problem:
+        if problem := self.servers.problem:
             return problem
-        if not await self.link.is_ready():
-            return f"Triton at {self.link.url} is not ready"
+        if not await self.servers.is_ready():
+            return f"Triton at {', '.join(self.settings.triton.urls)} is not ready"
         refusal = self.admission.refusal()
         return refusal.message if refusal else None
 
     def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
         """`TritonLink.converse`, moved to another server and kept where settings say so."""
         bridge = self.settings.bridge
-        converse = Mover(self.link, self.settings).converse if bridge.move_within_s else self.link.converse
+        converse = Mover(self.servers, self.settings).converse if bridge.move_within_s else self.servers.converse
         if bridge.record_folder:
             return recorded(converse, Path(bridge.record_folder), sequence_id, ticks)
         return converse(sequence_id, ticks)

@@ -15,7 +15,8 @@ from frontend.history import CONTROLS, History, Part, Reading
 from frontend.log import logger
 from frontend.metrics import MOVED
 from frontend.protocol import Event
-from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
+from frontend.servers import Servers
+from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
 
 RETRY_S = 0.5
 READ_AT_ONCE = 8  # ticks of a reading on their way
@@ -89,8 +90,8 @@ class Translation:
 class Mover:
     """One conversation, on one server after the other."""
 
-    def __init__(self, link: TritonLink, settings: Settings):
-        self._link = link
+    def __init__(self, servers: Servers, settings: Settings):
+        self._servers = servers
         self._within_s = settings.bridge.move_within_s
         self._history = History(settings)
         self._translation = Translation(None, self._history)
@@ -100,7 +101,7 @@ class Mover:
         self._lost_s: float | None = None  # when the server was gone
 
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
-        """`TritonLink.converse`, but a server that is gone is told by the events `interrupted` and `moved`.
+        """`Servers.converse`, but a server that is gone is told by the events `interrupted` and `moved`.
 
         Raises `TickError` when no other server has read it in time, or one has and fails with the same tick.
         """
@@ -113,7 +114,7 @@ class Mover:
                 )
                 try:
                     fed = self._fed(source, reading)
-                    async with aclosing(self._link.converse(sequence_id, fed)) as answers:
+                    async with aclosing(self._servers.converse(sequence_id, fed)) as answers:
                         async for answer in answers:
                             if told := self._told(sequence_id, answer):
                                 yield told

@@ -10,7 +10,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,6 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from config import Settings
-from frontend.from_the_first import FromTheFirst
 from frontend.metrics import TICK
 
 logger = logging.getLogger(__name__)
@@ -91,14 +89,13 @@ class EngineFacts:
 
 
 class TritonLink:
-    """The bridge's one connection to Triton."""
+    """A connection to Triton."""
 
-    def __init__(self, settings: Settings):
-        self.url = f"{settings.triton.host}:{settings.triton.grpc_port}"
+    def __init__(self, settings: Settings, url: str = ""):
+        """`url`: of one that is not the settings' first."""
+        self.url = url or settings.triton.urls[0]
         self._samples = settings.audio.input_samples
         self._timeout_s = settings.bridge.response_timeout_s
-        replicas = settings.triton.replicas
-        self._attempts = 2 * replicas if replicas > 1 else 1  # a balancer may choose the full one twice
         self._client = triton.InferenceServerClient(self.url, channel_args=CHANNEL)
         self.answered_s = -math.inf  # when Triton answered a tick last
         self._ending: set[asyncio.Task[None]] = set()  # conversations whose END is on its way by itself
@@ -120,32 +117,9 @@ class TritonLink:
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncGenerator[TickOut | TickError]:
         """Answers of one conversation, one a tick and in order, until `ticks` ends.
 
-        A tick that Triton refuses is answered with its `TickError`; the stream goes on. One replica that is full is not
-        the last word: the conversation begins anew, by another id, twice for each replica. Raises `TickError` when
-        there is no Triton any more, or when an answer is overdue. However it ends, Triton gets an END.
+        A tick that Triton refuses is answered with its `TickError`; the stream goes on. Raises `TickError` when there
+        is no Triton any more, or when an answer is overdue. However it ends, Triton gets an END.
         """
-        if self._attempts == 1:
-            async for answer in self._converse(sequence_id, ticks):
-                yield answer
-            return
-        given = FromTheFirst(ticks)
-        try:
-            for left in reversed(range(self._attempts)):
-                is_refused = False
-                async with aclosing(self._converse(sequence_id, given.again())) as answers:
-                    async for answer in answers:
-                        is_refused = not given.is_settled and isinstance(answer, TickError) and answer.is_full
-                        if is_refused and left:
-                            break
-                        given.settle()
-                        yield answer
-                if not (is_refused and left):
-                    return
-                sequence_id = new_sequence_id()
-        finally:
-            given.close()
-
-    async def _converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncGenerator[TickOut | TickError]:
         sent: deque[float] = deque()  # when each tick on its way was sent
         failures: list[Exception] = []
         progress = _Progress()

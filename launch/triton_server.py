@@ -41,7 +41,8 @@ class TritonServer:
         self._log = log
         self._install = TritonInstall.find()
         self._runtime = self._install.lay_out(runtime)
-        self._shared_memory = f"{_region_prefix()}{os.getpid()}-"  # how the names of its Python backend's regions begin
+        # how the names of its Python backend's regions begin; there may be more servers of this process
+        self._shared_memory = f"{_region_prefix()}{os.getpid()}-{settings.triton.grpc_port}-"
         self._command = [
             *(sys.executable, "-S", str(BOUND)),
             str(self._install.server),

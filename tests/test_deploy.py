@@ -61,7 +61,14 @@ def test_the_compose_file_fits_the_images_and_the_settings():
     triton, bridge = compose["services"]["triton"], compose["services"]["bridge"]
     assert triton["shm_size"] == "1g"
     assert bridge["environment"]["SCA_TRITON_HOST"] == "triton", "the bridge finds Triton by its service's name"
-    for service in (triton, bridge):
+    second = compose["services"]["triton-1"]
+    assert second["profiles"] == ["two-gpus"]
+    assert second["environment"] == triton["environment"]
+    devices = [one["deploy"]["resources"]["reservations"]["devices"][0] for one in (triton, second)]
+    assert (devices[0]["count"], devices[1]["device_ids"]) == (1, ["1"])
+    assert not set(second["ports"]) & set(triton["ports"])
+    assert second["volumes"][0].partition(":")[0] in compose["volumes"]
+    for service in (triton, second, bridge):
         build = service["build"]
         dockerfile = ROOT / "deploy" / build["context"] / build.get("dockerfile", "Dockerfile")
         assert dockerfile.is_file()

@@ -1,0 +1,105 @@
+"""The Tritons behind the bridge: a conversation goes to the one with the fewest, or to another if it has no room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from config import Settings
+from frontend.from_the_first import FromTheFirst
+from frontend.pulse import Pulse
+from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
+
+
+class Server:
+    """One Triton, or several behind a balancer."""
+
+    def __init__(self, settings: Settings, url: str):
+        self.link = TritonLink(settings, url)
+        self.pulse = Pulse(settings, self.link)
+        self.facts: EngineFacts | None = None  # once it was ready
+        self.conversations = 0
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it was ready, and answers as far as is known."""
+        return self.facts is not None and self.pulse.problem is None
+
+    async def get_ready(self, ticks: int) -> None:
+        """Learns what the engine is and talks to it once. Raises whatever it fails with."""
+        facts = await self.link.engine()
+        await self.pulse.say(ticks)
+        self.facts = facts
+
+
+class Servers:
+    """All of them, as one `TritonLink`."""
+
+    def __init__(self, settings: Settings):
+        replicas = settings.triton.replicas
+        self._attempts = 2 * replicas if replicas > 1 else 1  # of each: a balancer may choose the full one twice
+        self._replicas = replicas
+        self.members = [Server(settings, url) for url in settings.triton.urls]
+
+    @property
+    def slots(self) -> int:
+        """Of all; 0 while one of them has not told yet."""
+        facts = [member.facts for member in self.members]
+        return sum(each.slots for each in facts if each) * self._replicas if all(facts) else 0
+
+    @property
+    def problem(self) -> str | None:
+        """Why no engine answers; None where one does."""
+        known = [member for member in self.members if member.facts]
+        return None if any(member.is_well for member in known) else next((each.pulse.problem for each in known), None)
+
+    async def is_ready(self) -> bool:
+        """Whether one of them could take a conversation."""
+        return any(await asyncio.gather(*(member.link.is_ready() for member in self.members)))
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        await asyncio.gather(*(member.link.close() for member in self.members))
+
+    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncGenerator[TickOut | TickError]:
+        """Answers of one conversation, one a tick and in order, until `ticks` ends; see `TritonLink.converse`.
+
+        Before its first answer one server's refusal is not the last word: it begins anew on another, by another id.
+        """
+        given = FromTheFirst(ticks)
+        candidates = sorted(self.members, key=lambda member: (not member.is_well, member.conversations))
+        attempts = [member for member in candidates for _ in range(self._attempts)]
+        try:
+            for left, member in zip(reversed(range(len(attempts))), attempts, strict=True):
+                member.conversations += 1
+                try:
+                    async for answer in self._attempt(member, sequence_id, given, is_last=not left):
+                        yield answer
+                    return
+                except _RefusedError:
+                    sequence_id = new_sequence_id()
+                finally:
+                    member.conversations -= 1
+        finally:
+            given.close()
+
+    async def _attempt(
+        self, member: Server, sequence_id: int, given: FromTheFirst[TickIn], is_last: bool
+    ) -> AsyncIterator[TickOut | TickError]:
+        """On one server. Raises `_RefusedError` where it has no room or is not there, unless it `is_last`."""
+        try:
+            async with aclosing(member.link.converse(sequence_id, given.again())) as answers:
+                async for answer in answers:
+                    if isinstance(answer, TickError) and answer.is_full and not given.is_settled and not is_last:
+                        raise _RefusedError
+                    given.settle()
+                    yield answer
+        except TickError as error:
+            if given.is_settled or is_last or len(self.members) == 1:
+                raise
+            raise _RefusedError from error
+
+
+class _RefusedError(Exception):
+    """A server takes no conversation now."""

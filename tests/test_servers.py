@@ -1,0 +1,189 @@
+"""Several Tritons behind one bridge: which one a conversation goes to, and `./sca serve --servers`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from commands import serve as serve_command
+from commands.console import UserError
+from config import Settings, SettingsError
+from frontend.servers import Servers
+from frontend.triton import EngineFacts, TickError, TickIn, TickOut
+from tests.conftest import ROOT, serve_environment, wait_until_answered
+from tests.test_commands import sca
+from tests.test_outage import BACK_S
+from tests.test_replicas import speak, told
+
+FULL = "all 2 slots hold a conversation (engine.slots), try again later"
+
+
+class FakeLink:
+    """Answers ticks, refuses as full, or is not there."""
+
+    def __init__(self, trouble: str = ""):
+        self.trouble, self.ids = trouble, []
+
+    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
+        self.ids.append(sequence_id)
+        async for _ in ticks:
+            if self.trouble == "gone":
+                raise TickError("Triton does not answer")
+            yield TickError(self.trouble) if self.trouble else TickOut(b"sound", "", [])
+
+
+def servers(*links: FakeLink, replicas: int = 1) -> Servers:
+    others = ",".join(f"10.0.0.{number}:8001" for number in range(1, len(links)))
+    settings = Settings.load(environ={}).with_values(triton={"others": others, "replicas": replicas})
+
+    async def made() -> Servers:  # a channel wants an event loop
+        found = Servers(settings)
+        await found.close()
+        return found
+
+    found = asyncio.run(made())
+    for member, link in zip(found.members, links, strict=True):
+        member.link, member.facts = link, EngineFacts(slots=2)
+    return found
+
+
+def converse(servers: Servers, ticks: int = 2) -> list[TickOut | TickError]:
+    async def given() -> AsyncIterator[TickIn]:
+        for _ in range(ticks):
+            yield TickIn(b"")
+
+    async def run() -> list[TickOut | TickError]:
+        return [answer async for answer in servers.converse(7, given())]
+
+    return asyncio.run(run())
+
+
+def test_the_emptiest_server_is_chosen_and_a_dead_one_last():
+    first, second, third = FakeLink(), FakeLink(), FakeLink()
+    several = servers(first, second, third)
+    assert several.slots == 6
+    several.members[0].conversations = 1
+    several.members[1].pulse._failures, several.members[1].pulse._problem = 2, "dead"
+    assert len(converse(several)) == 2
+    assert [link.ids for link in (first, second, third)] == [[], [], [7]]
+    assert [member.conversations for member in several.members] == [1, 0, 0], "it has ended"
+    assert several.problem is None
+    several.members[2].facts = None
+    assert several.slots == 0, "not known"
+
+
+@pytest.mark.parametrize("trouble", [FULL, "gone"])
+def test_one_without_room_is_not_the_last_word(trouble):
+    refusing, well = FakeLink(trouble), FakeLink()
+    answers = converse(servers(refusing, well))
+    assert [answer.pcm for answer in answers] == [b"sound"] * 2
+    assert refusing.ids == [7]
+    assert well.ids != [7], "by another id"
+
+
+def test_where_all_refuse_the_client_hears_it():
+    (refusal, *_) = converse(servers(FakeLink(FULL), FakeLink(FULL)))
+    assert isinstance(refusal, TickError)
+    assert refusal.is_full
+    behind_a_balancer = FakeLink(FULL)
+    converse(servers(behind_a_balancer, replicas=2))
+    assert len(behind_a_balancer.ids) == 4
+    with pytest.raises(TickError, match="does not answer"):
+        converse(servers(FakeLink("gone"), FakeLink("gone")))
+    (bad, *_) = converse(servers(FakeLink("voice is 'nobody'"), FakeLink()))
+    assert str(bad) == "voice is 'nobody'", "a client's own mistake is not tried elsewhere"
+
+
+def test_a_list_of_servers_is_checked():
+    with pytest.raises(SettingsError, match=r"triton\.others is '10\.0\.0\.7', expected servers such as"):
+        Settings.load(environ={"SCA_TRITON_OTHERS": "10.0.0.7"})
+
+
+def arguments(gpus: str | None = None, servers: int = 1) -> argparse.Namespace:
+    return argparse.Namespace(gpus=gpus, servers=servers)
+
+
+def test_each_gpu_has_a_server_of_its_own(monkeypatch):
+    settings = Settings.load(environ={"SCA_TRITON_HTTP_PORT": "8010"})
+    monkeypatch.setattr(serve_command, "gpu_count", lambda: 3)
+    assert serve_command.devices_of(arguments(), settings) == ["auto"]
+    assert serve_command.devices_of(arguments("all"), settings) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert serve_command.devices_of(arguments("2, 0"), settings) == ["cuda:2", "cuda:0"]
+    for wrong in ("3", "0,0", "one"):
+        with pytest.raises(UserError, match="expected all, or some of 0 to 2"):
+            serve_command.devices_of(arguments(wrong), settings)
+    each = serve_command.settings_of_each(settings, ["cuda:0", "cuda:2"])
+    assert [one.qwen.device_map for one in each] == ["cuda:0", "cuda:2"]
+    assert [one.triton.urls for one in each] == [("127.0.0.1:8001",), ("127.0.0.1:8011",)]
+    assert [one.triton.http_port for one in each] == [8010, 8020]
+
+
+def test_gpus_that_are_not_there_are_told():
+    run = sca("serve", "--gpus", "all")
+    assert run.returncode == 1
+    assert "torch sees no GPU here" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "--servers is 0, expected a number from 1" in sca("serve", "--servers", "0").stderr
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str], Path]]:
+    """`./sca serve --servers 2`: the address, the process, the log."""
+    environment, log = serve_environment(), tmp_path / "log"
+    environment |= {"SCA_ENGINE_SLOTS": "2"}
+    environment |= {"SCA_TRITON_HTTP_PORT": "0"}
+    command = [ROOT / "sca", "serve", "--servers", "2", "--build", tmp_path / "build"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+    address = f"127.0.0.1:{environment['SCA_BRIDGE_PORT']}"
+    try:
+        wait_until_answered(f"http://{address}/readyz", process, log)
+        yield address, process, log
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_one_command_brings_up_two_servers_and_keeps_both_up(two, pcm):
+    address, process, log = two
+    children = subprocess.run(["pgrep", "--parent", str(process.pid), "tritonserver"], capture_output=True, text=True)
+    tritons = [int(pid) for pid in children.stdout.split()]
+    assert len(tritons) == 2
+    with ExitStack() as stack:
+        clients = guests(stack, address, pcm)
+        os.kill(tritons[0], signal.SIGKILL)
+        for client in clients:
+            client.send(pcm[:5120].tobytes())
+        assert sorted(told(client) for client in clients) == ["error", "error", "text", "text"], "two on each"
+    deadline = time.monotonic() + BACK_S
+    while "Triton is back after" not in log.read_text():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    with ExitStack() as stack:
+        guests(stack, address, pcm)
+
+
+def guests(stack: ExitStack, address: str, pcm: np.ndarray) -> list[ClientConnection]:
+    """As many as both servers hold, each of which has had a tick answered."""
+    clients = [stack.enter_context(connect(f"ws://{address}/ws/pcm16")) for _ in range(4)]
+    for client in clients:
+        speak(client, pcm)
+    return clients
