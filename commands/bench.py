@@ -276,13 +276,13 @@ def _served(arguments: argparse.Namespace, settings: Settings, conversations: li
     from frontend.triton import TickError
 
     try:
-        slots = Counters.read(settings).slots
+        slots = Counters.read(settings).slots * len(settings.triton.urls) * settings.triton.replicas
     except (OSError, KeyError) as error:
         port = settings.triton.metrics_port
         raise UserError(f"no Triton answers at {settings.triton.host}:{port} ({error}): ./sca serve first") from error
     if max(conversations) > slots:
         raise UserError(
-            f"--conversations asks for {max(conversations)}, Triton's engine has {slots} slots: "
+            f"--conversations asks for {max(conversations)}, there are {slots} slots: "
             f"serve with SCA_ENGINE_SLOTS={max(conversations)}"
         )
     benches: dict[str, Callable[..., list[Row]]] = {"triton": bench_triton, "bridge": bench_bridge}

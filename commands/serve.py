@@ -152,9 +152,15 @@ def _serve_bridge(bridge: BridgeServer, settings: Settings, tritons: Sequence[Tr
     It ends when one of them does not come up again: a supervisor of the whole may know what to do.
     """
     over = threading.Event()
-    problem = bridge.bridge.problem_of
+    the_bridge = bridge.bridge
     supervisors = [
-        Supervisor(triton, over, functools.partial(problem, number)) for number, triton in enumerate(tritons)
+        Supervisor(
+            triton,
+            over,
+            functools.partial(the_bridge.problem_of, number),
+            functools.partial(the_bridge.has_answered_since, number),
+        )
+        for number, triton in enumerate(tritons)
     ]
 
     def watch(supervisor: Supervisor) -> None:
@@ -194,10 +200,18 @@ class Supervisor:
     """Starts Triton anew when it has ended, or its engine is dead; meanwhile the bridge is not ready and says so."""
 
     def __init__(
-        self, triton: TritonServer, over: threading.Event, engine_problem: Callable[[], str | None] = lambda: None
+        self,
+        triton: TritonServer,
+        over: threading.Event,
+        engine_problem: Callable[[], str | None] = lambda: None,
+        has_answered_since: Callable[[float], bool] = lambda _: True,
     ):
-        """`over` is set when all is to end; `engine_problem` says why the engine counts as dead."""
+        """`over` is set when all is to end; `engine_problem` says why the engine counts as dead.
+
+        `has_answered_since`: whether it has answered since a time on the monotonic clock.
+        """
         self._triton, self._over, self._engine_problem = triton, over, engine_problem
+        self._has_answered_since = has_answered_since
         self._restarts: list[float] = []
         self.failure = ""  # why it is not started anew any more
         self.was_ended = False  # it failed since all is to end
@@ -218,8 +232,9 @@ class Supervisor:
         console.print(f"{problem}. Triton is started anew, its conversations are lost:\n{log_tail}", markup=False)
         try:
             self._triton.restart()
+            restarted_s = time.monotonic()
             self._triton.wait_until_ready(given_up=self._over.is_set)
-            self._wait_for_the_engine()
+            self._wait_for_the_engine(restarted_s)
         except (TritonError, OSError, subprocess.SubprocessError) as error:
             self.was_ended = self._over.is_set()
             self.failure = str(error)
@@ -230,8 +245,9 @@ class Supervisor:
         console.print(f"Triton is back after {time.monotonic() - now_s:.0f} s")
         return True
 
-    def _wait_for_the_engine(self) -> None:
-        """Until the bridge has heard of it, or a little longer than that takes."""
+    def _wait_for_the_engine(self, restarted_s: float) -> None:
+        """Until the bridge has heard of it, or a little longer than that takes: what it knew is of the one before."""
         until_s = time.monotonic() + HEARD_OF_S
-        while self._engine_problem() and time.monotonic() < until_s and not self._over.wait(WATCH_S):
-            pass
+        while not self._has_answered_since(restarted_s) and time.monotonic() < until_s:
+            if self._over.wait(WATCH_S):
+                return

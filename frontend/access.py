@@ -57,7 +57,8 @@ class ClientSecret:
     """A short-lived key. The holder of an API key hands it to a browser."""
 
     value: str
-    expires_at: int  # seconds since 1970
+    expires_at: int  # seconds since 1970, as its client is told
+    until_s: float  # on the monotonic clock: the time of day may be set
     owner: str  # the name of the caller that it was made for
     session: Mapping[str, Any]
 
@@ -96,18 +97,18 @@ class Access:
         """A new short-lived key. Raises `RefusedError` where too many are alive."""
         if owner.by_secret:
             raise _unauthorized("a short-lived key came, expected an API key: only its holder makes others")
-        now = time.time()
-        self._secrets = {digest: s for digest, s in self._secrets.items() if s.expires_at > now}
+        now_s = time.monotonic()
+        self._secrets = {digest: s for digest, s in self._secrets.items() if s.until_s > now_s}
         if len(self._secrets) >= MOST_SECRETS:
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too_many_secrets", f"{MOST_SECRETS} keys are alive", 60)
         value = SECRET_PREFIX + secrets.token_urlsafe(32)
-        secret = ClientSecret(value, int(now) + lifetime_s, owner.name, session)
+        secret = ClientSecret(value, int(time.time()) + lifetime_s, now_s + lifetime_s, owner.name, session)
         self._secrets[_digest(value)] = secret
         return secret
 
     def _secret(self, digest: bytes) -> ClientSecret | None:
         secret = self._secrets.get(digest)  # found by its hash: time tells nothing of the key
-        return secret if secret and secret.expires_at > time.time() else None
+        return secret if secret and secret.until_s > time.monotonic() else None
 
     def _check_origin(self, client: HTTPConnection) -> None:
         """A web page of elsewhere must not use a browser to talk to a bridge that only this machine should reach."""

@@ -70,6 +70,10 @@ class Bridge:
         """Why the engine of one server counts as dead."""
         return None if self._not_ready else self.servers.members[number].pulse.problem
 
+    def has_answered_since(self, number: int, moment_s: float) -> bool:
+        """Whether one server has answered a tick since a moment on the monotonic clock."""
+        return self.servers.members[number].link.answered_s > moment_s
+
     async def _look_after(self, server: Server) -> None:
         """Waits for it, then talks to it once, so that the first tick of the first client is as fast as any."""
         while server.facts is None:

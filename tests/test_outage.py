@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -14,26 +15,54 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from benchmarks.server import Counters
 from client.python_websocket import talk
 from launch.triton_server import remove_orphaned_regions
-from tests.conftest import Served, serve, serve_environment
+from tests.conftest import IDLE_TIMEOUT_S, Served, serve, serve_environment, wait_until_answered
+from tests.test_access import bridge
 from tests.test_bridge import event
 
 TOLD_S = 2.0
 NOTICED_S = 20.0  # three seconds without an answer, two questions of five seconds at most, one between
 BACK_S = 120
 ENDED_S = 20
+POLITE_END_S = 12  # after the drain; Triton waits three seconds for sequences that nobody closed
+
+
+CLOCK = """
+import sys
+import time
+now = time.time
+def jumped():
+    is_grpc = sys._getframe(1).f_globals["__name__"].startswith("grpc")  # its core would still see the true time
+    return now() + (0 if is_grpc else float(open({jump!r}).read()))
+time.time = jumped
+"""  # Python's own hook for a start, in every process of the server
 
 
 @pytest.fixture(scope="module")
-def served_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that may be broken."""
-    folder = tmp_path_factory.mktemp("outage")
-    yield from serve(serve_environment(), folder / "log", folder / "build")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outage")
+
+
+@pytest.fixture(scope="module")
+def served_alone(folder: Path) -> Iterator[Served]:
+    """A server that may be broken; `jump` in its folder is added to the time of day."""
+    (folder / "hook").mkdir()
+    jump_to(folder, 0)
+    (folder / "hook" / "sitecustomize.py").write_text(CLOCK.format(jump=str(folder / "jump")))
+    environment = serve_environment() | {"PYTHONPATH": str(folder / "hook")}
+    yield from serve(environment, folder / "log", folder / "build")
+
+
+def jump_to(folder: Path, seconds: int) -> None:
+    (folder / "next").write_text(str(seconds))
+    (folder / "next").replace(folder / "jump")
 
 
 def triton_of(served: Served) -> int:
@@ -42,6 +71,11 @@ def triton_of(served: Served) -> int:
         ["pgrep", "--parent", str(served.process.pid), "tritonserver"], capture_output=True, text=True, check=True
     )
     return int(children.stdout)
+
+
+def taken(served: Served) -> int:
+    """Conversations that a server holds."""
+    return int(Counters.read(served.settings).values["sca_slots", "taken"])
 
 
 def close_code(client: ClientConnection) -> int | None:
@@ -123,6 +157,78 @@ def expect_a_conversation(served: Served, sound: bytes) -> None:
     assert len(answer.pcm) >= 2 * 15360
 
 
+def test_ticks_that_take_ten_times_too_long_are_late_and_not_lost(served_alone: Served, pcm):
+    """The engine's process runs a tenth of the time; its conversations wait, and say what they would have said."""
+    said = pcm[: 16 * 5120].tobytes()
+    expected = asyncio.run(talk(served_alone.websocket, said)).pcm
+    stub = stub_of(served_alone, "thinker_talker")
+
+    async def both_while_it_crawls() -> list[bytes]:
+        talks = [asyncio.create_task(talk(served_alone.websocket, said, realtime=True)) for _ in range(2)]
+        await asyncio.sleep(1.5)
+        for _ in range(8):  # never as long as Triton waits for a sign of life
+            os.kill(stub, signal.SIGSTOP)
+            await asyncio.sleep(0.45)
+            os.kill(stub, signal.SIGCONT)
+            await asyncio.sleep(0.05)
+        return [bytes((await each).pcm) for each in talks]
+
+    for found in asyncio.run(both_while_it_crawls()):
+        assert len(found) >= 16 * 15360
+        length = min(len(found), len(expected))
+        difference = np.frombuffer(found[:length], np.int16).astype(int) - np.frombuffer(expected[:length], np.int16)
+        assert np.abs(difference).max() <= 1, "a step of PCM16"
+    wait_for_readiness(served_alone, True, BACK_S)
+
+
+@pytest.mark.parametrize("jump_s", [86_400, -86_400], ids=["a day forward", "a day back"])
+def test_a_clock_that_jumps_is_not_noticed(served_alone: Served, folder: Path, pcm, jump_s):
+    sound = pcm[:5120].tobytes()
+    with connect(served_alone.websocket) as client:
+        client.send(sound)
+        event(client, "text")
+        jump_to(folder, jump_s)
+        try:
+            for _ in range(4):
+                client.send(sound)
+                event(client, "text")
+            expect_a_conversation(served_alone, sound)
+            wait_for_readiness(served_alone, True, 5)
+            ask = urllib.request.Request(f"{served_alone.http}/v1/realtime/client_secrets", data=b"{}", method="POST")
+            with urllib.request.urlopen(ask) as answer:
+                told = json.loads(answer.read())
+            assert abs(told["expires_at"] - time.time() - jump_s) < 1000, "it has jumped"
+        finally:
+            jump_to(folder, 0)
+        client.send(sound)
+        event(client, "text")
+
+
+def test_a_bridge_that_is_killed_costs_its_own_conversations(served_alone: Served, tmp_path: Path, pcm):
+    """Their slots are free after engine.idle_timeout_s; the conversations of another bridge go on."""
+    sound = pcm[:5120].tobytes()
+    with connect(served_alone.websocket) as other:
+        other.send(sound)
+        event(other, "text")
+        with bridge(served_alone, tmp_path / "log") as killed:
+            wait_until_answered(f"{killed.http}/readyz", killed.process, killed.log)
+            with connect(killed.websocket) as first, connect(killed.websocket) as second:
+                for client in (first, second):
+                    client.send(sound)
+                    event(client, "text")
+                assert taken(served_alone) == 3
+                killed.process.kill()
+                for client in (first, second):
+                    assert close_code(client) is None, "cut off"
+        deadline = time.monotonic() + IDLE_TIMEOUT_S + 5
+        while taken(served_alone) > 1:
+            assert time.monotonic() < deadline
+            other.send(sound)
+            event(other, "text")
+            time.sleep(0.3)
+    expect_a_conversation(served_alone, sound)
+
+
 def test_a_serve_that_is_killed_leaves_nothing_behind(served_alone: Served):
     """Triton and its stages end; what is left of their memory goes when anybody serves again."""
     triton, owner = triton_of(served_alone), served_alone.process.pid
@@ -135,3 +241,32 @@ def test_a_serve_that_is_killed_leaves_nothing_behind(served_alone: Served):
         time.sleep(0.2)
     remove_orphaned_regions()
     assert not list(Path("/dev/shm").glob(f"sca-*-{owner}-*"))
+
+
+def test_a_polite_end_under_load_is_quick_and_leaves_nothing(served_alone: Served, folder: Path, pcm):
+    environment = serve_environment() | {"SCA_BRIDGE_DRAIN_S": "1"}
+    with contextlib.contextmanager(serve)(environment, folder / "log of another", folder / "build") as served:
+        owner = served.process.pid
+
+        async def speak() -> str:
+            try:
+                await talk(served.websocket, pcm.tobytes() * 20, realtime=True)
+            except RuntimeError as error:
+                return str(error)
+            return "it was never told"
+
+        async def end_while_they_speak() -> list[str]:
+            talks = [asyncio.create_task(speak()) for _ in range(4)]
+            await asyncio.sleep(2)
+            served.process.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*talks)
+
+        begun_s = time.monotonic()
+        for told in asyncio.run(end_while_they_speak()):
+            assert told == "the server ends; 1 s were given (bridge.drain_s)"
+        assert served.process.wait(POLITE_END_S) == 0
+        assert time.monotonic() - begun_s < 2 + 1 + POLITE_END_S
+    assert "Traceback" not in (folder / "log of another").read_text()
+    assert not list(Path("/dev/shm").glob(f"sca-*-{owner}-*"))
+    left = subprocess.run(["pgrep", "--full", str(folder / "build")], capture_output=True, text=True)
+    assert not left.stdout

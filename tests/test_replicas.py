@@ -19,14 +19,13 @@ import numpy as np
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from benchmarks.server import Counters
 from client.python_websocket import talk
 from frontend.from_the_first import FromTheFirst
 from frontend.triton import TickIn
 from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
 from tests.test_access import bridge
 from tests.test_bridge import end, event
-from tests.test_outage import BACK_S, triton_of, wait_for_readiness
+from tests.test_outage import BACK_S, taken, triton_of, wait_for_readiness
 from tests.test_triton import TICK
 
 SLOTS = 2  # of each server
@@ -85,11 +84,6 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
         running = stack.enter_context(bridge(servers[0], folder / "bridge.log", balanced))
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
         yield Replicas((servers[0], servers[1]), running.websocket)
-
-
-def taken(server: Served) -> int:
-    """Conversations that a server holds."""
-    return int(Counters.read(server.settings).values["sca_slots", "taken"])
 
 
 def speak(client: ClientConnection, pcm: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from tests.oracle import ScaOracle, one_shot_waveform, signal_to_noise_db
 from tests.sound import official_stream
 
 TICK = 5120
+STARTS = 1100
 ids = itertools.count(1)
 
 
@@ -201,6 +202,29 @@ def test_a_tick_of_the_wrong_type_is_refused(triton):
     audio.set_data_from_numpy(np.zeros((1, TICK), np.float32))
     with pytest.raises(InferenceServerException, match="data-type is 'FP32'.*expects 'INT16'"):
         triton.infer("duplex", [audio], sequence_id=next(ids), sequence_start=True)
+
+
+def test_a_thousand_starts_without_an_end_are_refused_at_once(served: Served, triton, pcm):
+    """All but those that take a slot; the door is open again when these have idled."""
+    audio = grpc_client.InferInput("AUDIO_IN", [1, TICK], "INT16")
+    audio.set_data_from_numpy(pcm[None, :TICK])
+    answers: queue.Queue[str] = queue.Queue()
+    begun = time.monotonic()
+    for _ in range(STARTS):
+        triton.async_infer(
+            "duplex",
+            [audio],
+            callback=lambda result, error: answers.put(str(error or "")),
+            sequence_id=next(ids),
+            sequence_start=True,
+        )
+    told = [answers.get(timeout=30) for _ in range(STARTS)]
+    assert time.monotonic() - begun < IDLE_TIMEOUT_S, "none of them has waited"
+    slots = served.settings.engine.slots
+    assert told.count("") <= slots
+    assert sum(f"all {slots} slots hold a conversation" in error for error in told) == STARTS - told.count("")
+    time.sleep(IDLE_TIMEOUT_S + 1.5)
+    tick(triton, pcm[:TICK], next(ids), start=True, end=True)
 
 
 def test_no_free_slot_is_an_error_at_once_and_idling_frees_it(served: Served, triton, pcm):
