@@ -62,13 +62,15 @@ def _reading(settings: Settings, turns: int) -> Reading:
         for tick in range(SPOKEN_TICKS + ANSWER_TICKS):
             loudness = LOUDNESS if tick < SPOKEN_TICKS else 0
             pcm = random.randint(-loudness, loudness + 1, settings.audio.input_samples).astype(np.int16)
-            history.ask(TickIn(pcm.tobytes(), start=history.answered == 0))
+            history.ask(TickIn(pcm.tobytes(), start=not history.has_begun))
             end_ms = begin_ms + SPOKEN_TICKS * tick_ms
             span = {"audio_start_ms": begin_ms, "audio_end_ms": end_ms}
+            speaks = {"type": "speech_started", "at_ms": begin_ms}
             committed = {"type": "committed", "at_ms": end_ms, "turn": turn, **span}
             started = {"type": "answer_started", "at_ms": end_ms, "turn": turn}
             done = {"type": "answer_done", "at_ms": history.clock_ms, "turn": turn, "text": ANSWER}
-            history.answer([committed, started] if tick == SPOKEN_TICKS else [done] if tick == SPOKEN_TICKS + 1 else [])
+            events = {0: [speaks], SPOKEN_TICKS: [committed, started], SPOKEN_TICKS + 1: [done]}
+            history.answer(events.get(tick, []))
     return history.reading()
 
 

@@ -11,10 +11,12 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import numpy as np
 import soundfile
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
 from benchmarks.dialogue import DialogueError, at_once
 from benchmarks.quality_cases import INTERRUPTION, PAUSE, TURN, Case
@@ -25,6 +27,7 @@ from config.settings import INPUT_HZ, OUTPUT_HZ
 
 FRAME = INPUT_HZ // 50  # samples that a microphone sends at once, 20 ms
 TURN_S = 1.0  # of sound: less is a backchannel, as in Full-Duplex-Bench
+FREE_WITHIN_S = 5.0
 SETTLES_S = 2.0  # after the last sample was sent
 
 
@@ -117,7 +120,8 @@ async def _converse(settings: Settings, case: Case) -> Heard:
     ticks: list[np.ndarray] = []
     arrived_s: list[float] = []
     url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16"
-    async with connect(url, max_size=None, proxy=None) as socket:
+    socket = await _connected(url)
+    async with socket:
         opened = json.loads(await socket.recv())
         if opened["type"] == "error":
             raise DialogueError(opened["message"], opened["code"])
@@ -134,6 +138,18 @@ async def _converse(settings: Settings, case: Case) -> Heard:
         finally:
             speaking.cancel()
     return Heard(case, ticks, arrived_s, tick_s)
+
+
+async def _connected(url: str) -> ClientConnection:
+    """A WebSocket; the place of the conversation before it may not be free yet. Raises `InvalidStatus`."""
+    until_s = time.monotonic() + FREE_WITHIN_S
+    while True:
+        try:
+            return await connect(url, max_size=None, proxy=None)
+        except InvalidStatus as refusal:
+            if refusal.response.status_code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > until_s:
+                raise
+            await asyncio.sleep(0.1)
 
 
 async def _speak(socket: ClientConnection, pcm: np.ndarray, begin_s: float) -> None:

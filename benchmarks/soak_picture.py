@@ -25,8 +25,8 @@ def draw(run: Soak, file: Path) -> Path:
     counts.plot(minutes, [sample.checked for sample in run.samples], label=f"of them equal to {run.reference}")
     counts.plot(minutes, [sample.refused for sample in run.samples], ":", label="refused as full")
     counts.set(xlabel="minutes", ylabel="so far", ylim=(0, None))
-    for axes in (memory, counts):
-        axes.legend(loc="upper left", fontsize="small")
+    memory.legend(loc="center right", fontsize="small")
+    counts.legend(loc="upper left", fontsize="small")
     for axes in (memory, slots, counts):
         axes.grid(alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from frontend.protocol import SAMPLE_BYTES, Event
 from frontend.triton import TickIn
 
 RECENT_TICKS = 8  # that a server hears again where no turn is open: its speech detector has to find its feet
+BEFORE_SPEECH = ("prefix_padding_ms", "interrupt_after_ms", "silence_duration_ms")  # that the engine needs of it
 ITEMS_AT_ONCE = 16  # in one tick, as the engine takes them
 CONTROLS = {
     "listen", "commit", "cancel", "transcript", "message", "items", "respond", "truncate", "forget", "turn", "reset",
@@ -57,24 +58,25 @@ class History:
         self._silence = bytes(settings.audio.input_samples * SAMPLE_BYTES)
         self._most_ticks = round(settings.engine.context_s * 1000 / self.tick_ms)
         self.unanswered: deque[TickIn] = deque()
-        self.answered = 0  # ticks
+        self.has_begun = False  # a tick was answered
         self._options: dict[str, Any] = {}
         self._begin()
 
     def _begin(self) -> None:
+        self._answered = 0  # ticks since it began
         self.parts: list[Part] = []
         self._recent: deque[TickIn] = deque()  # the newest that were answered
         self._pending: deque[Part] = deque()  # typed or added, and not confirmed
         self._answering: Part | None = None
         self._answer_tick = 0  # in which it began
         self._is_due = False
-        self._turn_end_ms = self.answered * self.tick_ms  # of the last turn, or of its answer's begin
-        self._speech_ms: int | None = None  # where the open speech begins
+        self._turn_end_ms = 0  # of the last one that was spoken
+        self._speech_ms: int | None = None  # where the open turn begins, or the speech in it
 
     @property
     def clock_ms(self) -> int:
         """The client's input clock at the first tick that was not answered."""
-        return self.answered * self.tick_ms
+        return self._answered * self.tick_ms
 
     @property
     def next_number(self) -> int:
@@ -87,6 +89,8 @@ class History:
         asked = tick.parameters
         if tick.start:
             self._options = {name: value for name, value in asked.items() if name not in CONTROLS}
+        if asked.get("listen"):
+            self._speech_ms = (self._answered + len(self.unanswered) - 1) * self.tick_ms
         if "turn" in asked:
             self._options |= json.loads(asked["turn"])
         for item in json.loads(asked.get("items", "[]")):
@@ -98,13 +102,29 @@ class History:
     def answer(self, events: list[Event]) -> None:
         """A tick's answer has come, with these events."""
         self._recent.append(self.unanswered.popleft())
-        self.answered += 1
+        self._answered += 1
+        self.has_begun = True
         for event in events:
             self._note(event)
-        while len(self._recent) > self._most_ticks:
+        while len(self._recent) > self._wanted_ticks:
             self._recent.popleft()
         while sum(len(part.sound) for part in self.parts) > self._most_ticks:
             del self.parts[0]
+
+    @property
+    def _is_manual(self) -> bool:
+        return bool(self._options.get("detection", self._settings.turn.detection) == "manual")
+
+    @property
+    def _wanted_ticks(self) -> int:
+        """How many of the latest ticks a turn may begin in that is open, or is noticed next."""
+        since_turn = self._answered - self._turn_end_ms // self.tick_ms
+        if self._is_manual or self._speech_ms is not None:
+            return min(self._most_ticks, since_turn)
+        turn = self._settings.turn
+        before_ms = (turn.prefix_padding_ms, turn.interrupt_after_ms, turn.silence_duration_ms)
+        chosen_ms = sum(int(self._options.get(name, ms)) for name, ms in zip(BEFORE_SPEECH, before_ms, strict=True))
+        return min(self._most_ticks, since_turn, RECENT_TICKS + chosen_ms // self.tick_ms + 1)
 
     def _note(self, event: Event) -> None:
         number = event.get("turn", 0)
@@ -117,7 +137,7 @@ class History:
                 self._confirm(event)
             case "answer_started":
                 self._answering, self._is_due = Part("assistant", number), False
-                self._answer_tick = self.answered - 1
+                self._answer_tick = self._answered - 1
                 self.parts.append(self._answering)
             case "text" if self._answering:
                 self._answering.text += event["text"]
@@ -136,8 +156,11 @@ class History:
                 self._remove([part for part in self.parts if part.number == number])
             case "error" if event["code"] == "turn_too_long" and self._pending:
                 self._pending.popleft()
-            case "reset":
+            case "reset":  # the engine's clock begins with this tick
+                tick = self._recent[-1]
                 self._begin()
+                self._recent.append(tick)
+                self._answered = 1
 
     def _confirm(self, event: Event) -> None:
         """A turn of the user, or a message, is part of the conversation."""
@@ -157,7 +180,7 @@ class History:
 
     def _sound(self, begin_ms: int, end_ms: int) -> list[bytes]:
         """The ticks from one time to another; none where the first are not kept any more."""
-        first = self.answered - len(self._recent)
+        first = self._answered - len(self._recent)
         begin, end = begin_ms // self.tick_ms - first, -(-end_ms // self.tick_ms) - first
         return [tick.pcm for tick in list(self._recent)[begin:end]] if begin >= 0 else []
 
@@ -174,7 +197,7 @@ class History:
             return None
         self._remove([answer])
         self._is_due = True
-        heard_ms = (self.answered - self._answer_tick) * self.tick_ms
+        heard_ms = (self._answered - self._answer_tick) * self.tick_ms
         about = {"turn": answer.number, "by": "move", "heard_ms": heard_ms, "heard_text": ""}
         return {"type": "interrupted", "at_ms": self.clock_ms, **about}
 
@@ -217,12 +240,11 @@ class History:
 
     def _again(self) -> list[TickIn]:
         """What a turn that is open, or about to be, is made of."""
-        manual = self._options.get("detection", self._settings.turn.detection) == "manual"
         begin_ms = self._turn_end_ms
-        if not manual:
+        if not self._is_manual:
             spoken_ms = self.clock_ms if self._speech_ms is None else self._speech_ms
             begin_ms = max(begin_ms, min(spoken_ms, self.clock_ms) - RECENT_TICKS * self.tick_ms)
-        first = -(-begin_ms // self.tick_ms) - (self.answered - len(self._recent))
+        first = -(-begin_ms // self.tick_ms) - (self._answered - len(self._recent))
         ticks = list(self._recent)[max(0, first) :]
         return [
             TickIn(tick.pcm, parameters=_kept(tick.parameters, {"listen", "message"} if self._pending else {"listen"}))

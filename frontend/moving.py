@@ -43,9 +43,13 @@ class Translation:
                 self._known[event["turn"]] = part
                 if part.span_ms:
                     self._spans[event["audio_start_ms"]] = part.span_ms
+            elif event.get("code") == "turn_too_long":
+                next(self._parts, None)
 
     def told(self, event: Event) -> Event:
         """An event as the client is to have it."""
+        if event["type"] == "reset":  # numbers and times begin anew on both sides
+            self._moved = False
         if not self._moved:
             return event
         told = {**event, **self._times(event)}
@@ -150,7 +154,7 @@ class Mover:
         """Raises the error where there is none: nothing was said yet, time is up, or it comes of what is said."""
         was_read = self._lost_s is not None and not self._left
         self._lost_s = time.monotonic() if self._lost_s is None else self._lost_s
-        if not self._history.answered or was_read or time.monotonic() - self._lost_s > self._within_s:
+        if not self._history.has_begun or was_read or time.monotonic() - self._lost_s > self._within_s:
             MOVED.labels("lost").inc()
             raise error
         if interrupted := self._history.give_up_answer():

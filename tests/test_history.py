@@ -26,8 +26,9 @@ def history(settings: Settings) -> History:
 def pass_ticks(history: History, count: int, *events: dict[str, Any], **parameters: Any) -> None:
     """Ticks of the bytes of their numbers; events with the last, parameters with the first."""
     for number in range(count):
-        pcm = bytes([history.answered % 256]) * TICK_BYTES
-        start = history.answered == 0
+        ticks = history.clock_ms // 320
+        pcm = bytes([ticks % 256]) * TICK_BYTES
+        start = not history.has_begun
         history.ask(TickIn(pcm, start=start, parameters=parameters if number == 0 else {}))
         history.answer(list(events) if number == count - 1 else [])
 
@@ -105,16 +106,21 @@ def test_what_is_cut_or_forgotten_is_not_read(history: History):
     assert what(history) == [("assistant", "one", 0)]
     pass_ticks(history, 1, {"type": "reset", "at_ms": 0})
     assert what(history) == []
-    assert len(history.reading().ticks) == 1, "a START"
+    assert history.clock_ms == 320, "the clock begins with the tick that asked for it"
+    assert len(history.reading().ticks) == 2, "a START, and that tick"
 
 
 def test_no_more_is_kept_than_a_context(history: History):
     """8 s: 25 ticks."""
     for turn in range(1, 5):
         begin_ms = history.clock_ms
-        pass_ticks(history, 10, committed(turn, begin_ms, begin_ms + 3200), *done(turn, "fine"))
+        pass_ticks(history, 1, {"type": "speech_started", "at_ms": begin_ms})
+        pass_ticks(history, 9, committed(turn, begin_ms, begin_ms + 3200), *done(turn, "fine"))
     assert what(history) == [("assistant", "fine", 0), *[("user", "", 10), ("assistant", "fine", 0)] * 2]
     pass_ticks(history, 60)
+    assert len(history._recent) == 8 + 800 // 320 + 1, "what a turn may begin in"
+    pass_ticks(history, 60, listen=True)
+    assert len(history._recent) == 25, "of a turn that is open, a context"
     late = Part("user", span_ms=(0, 320))
     pass_ticks(history, 1, committed(9, 0, history.clock_ms))
     assert history.reading().parts[-1].number != 9, "a turn whose sound is gone is none"

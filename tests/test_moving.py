@@ -70,7 +70,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             )
             for number in range(2)
         ]
-        port = stack.enter_context(balancer(served, folder))
+        port = stack.enter_context(balancer(served, folder)).port
         environment = serve_environment("turn") | slots
         environment |= {"SCA_TRITON_GRPC_PORT": str(port), "SCA_TRITON_REPLICAS": "2"}
         environment |= {"SCA_BRIDGE_MOVE_WITHIN_S": str(WITHIN_S), "SCA_BRIDGE_MOST_LAG_MS": "0"}

@@ -9,7 +9,10 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from client.python_websocket import talk
 from frontend.from_the_first import FromTheFirst
 from frontend.triton import TickIn
 from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
-from tests.test_access import bridge
+from tests.test_access import RunningBridge, bridge
 from tests.test_bridge import end, event
 from tests.test_outage import BACK_S, taken, triton_of, wait_for_readiness
 from tests.test_triton import TICK
@@ -31,31 +34,49 @@ from tests.test_triton import TICK
 SLOTS = 2  # of each server
 
 
-@dataclass(frozen=True)
-class Replicas:
-    """Two servers, and a bridge that reaches both by the balancer."""
+@dataclass
+class Balancer:
+    """An HAProxy as in deploy/, with ports of its own."""
 
-    servers: tuple[Served, Served]
-    websocket: str
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "haproxy.log").open("w") as log:
+            self.process = subprocess.Popen(
+                ["haproxy", "-db", "-f", self.folder / "haproxy.cfg"], stdout=log, stderr=log
+            )
+        wait_until_listening(self.port, self.process, self.folder / "haproxy.log")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def tell(self, command: str) -> str:
+        """An operator's command, and HAProxy's answer."""
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.connect(str(self.folder / "haproxy.sock"))
+            admin.sendall(command.encode() + b"\n")
+            return admin.recv(65536).decode().strip()
 
 
 @contextmanager
-def balancer(servers: list[Served], folder: Path) -> Iterator[int]:
-    """HAProxy as in deploy/, with these servers' ports; gives its own."""
-    port = free_port()
-    text = (ROOT / "deploy" / "haproxy.cfg").read_text().replace("127.0.0.1:8101", f"127.0.0.1:{port}")
+def balancer(servers: list[Served], folder: Path) -> Iterator[Balancer]:
+    """HAProxy as in deploy/, with these servers' ports."""
+    running = Balancer(free_port(), folder)
+    text = (ROOT / "deploy" / "haproxy.cfg").read_text().replace("127.0.0.1:8101", f"127.0.0.1:{running.port}")
+    text = text.replace("/tmp/sca-haproxy.sock", str(folder / "haproxy.sock"))
     for example, server in zip(("127.0.0.1:8001", "127.0.0.1:8011"), servers, strict=True):
         assert example in text
         text = text.replace(example, server.triton_grpc)
     (folder / "haproxy.cfg").write_text(text)
-    with (folder / "haproxy.log").open("w") as log:
-        process = subprocess.Popen(["haproxy", "-db", "-f", folder / "haproxy.cfg"], stdout=log, stderr=log)
+    running.start()
     try:
-        wait_until_listening(port, process, folder / "haproxy.log")
-        yield port
+        yield running
     finally:
-        process.kill()
-        process.wait()
+        running.kill()
 
 
 def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -66,6 +87,19 @@ def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path)
             return
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Two servers, and a bridge that reaches both by the balancer."""
+
+    servers: tuple[Served, Served]
+    balancer: Balancer
+    bridge: RunningBridge
+
+    @property
+    def websocket(self) -> str:
+        return self.bridge.websocket
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +113,11 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
             )
             for number in range(2)
         ]
-        port = stack.enter_context(balancer(servers, folder))
-        balanced = {**slots, "SCA_TRITON_GRPC_PORT": str(port), "SCA_TRITON_REPLICAS": "2"}
+        between = stack.enter_context(balancer(servers, folder))
+        balanced = {**slots, "SCA_TRITON_GRPC_PORT": str(between.port), "SCA_TRITON_REPLICAS": "2"}
         running = stack.enter_context(bridge(servers[0], folder / "bridge.log", balanced))
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
-        yield Replicas((servers[0], servers[1]), running.websocket)
+        yield Replicas((servers[0], servers[1]), between, running)
 
 
 def speak(client: ClientConnection, pcm: np.ndarray) -> None:
@@ -148,6 +182,69 @@ def test_a_server_that_is_killed_is_its_conversations_trouble_alone(replicas: Re
         assert sorted(kinds) == ["error", "text"]
         speak(stack.enter_context(connect(replicas.websocket)), pcm)
     wait_for_readiness(replicas.servers[0], True, BACK_S)  # it is started anew
+
+
+def test_a_rolling_restart_loses_no_conversation(replicas: Replicas, pcm):
+    """As an operator does it: drain, wait until it is empty, restart, let it back in; then the other one."""
+    failures: list[Exception] = []
+    heard: list[int] = []
+    over = threading.Event()
+
+    def keep_talking() -> None:
+        while not over.is_set():
+            try:
+                heard.append(len(asyncio.run(talk(replicas.websocket, pcm[: 4 * TICK].tobytes())).pcm))
+            except Exception as error:  # all of them are the test's to show
+                failures.append(error)
+
+    crowd = threading.Thread(target=keep_talking)
+    crowd.start()
+    try:
+        for name, server, other in zip(("first", "second"), replicas.servers, replicas.servers[::-1], strict=True):
+            with connect(replicas.websocket) as patient:  # begun before, and given its time
+                speak(patient, pcm)
+                assert replicas.balancer.tell(f"set server tritons/{name} state drain") == ""
+                for _ in range(6):
+                    speak(patient, pcm)
+                    time.sleep(0.3)
+            deadline = time.monotonic() + 15
+            while taken(server):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            count = len(heard)
+            os.kill(triton_of(server), signal.SIGTERM)
+            wait_for_readiness(server, False, 20)
+            wait_for_readiness(server, True, BACK_S)
+            assert len(heard) > count, "the other one went on"
+            assert taken(other) <= SLOTS
+            assert replicas.balancer.tell(f"set server tritons/{name} state ready") == ""
+    finally:
+        over.set()
+        crowd.join()
+    assert not failures
+    assert len(heard) > 20
+    assert all(length >= 4 * 15360 for length in heard)
+
+
+def test_a_balancer_that_is_killed_is_told_and_comes_back(replicas: Replicas, pcm):
+    with connect(replicas.websocket) as client:
+        speak(client, pcm)
+        replicas.balancer.kill()
+        client.send(pcm[:TICK].tobytes())
+        assert event(client, "error")["code"] == "tick_failed"
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(f"{replicas.bridge.http}/readyz")
+    replicas.balancer.start()
+    deadline = time.monotonic() + BACK_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{replicas.bridge.http}/readyz"):
+                break
+        except urllib.error.HTTPError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    with connect(replicas.websocket) as client:
+        speak(client, pcm)
 
 
 def test_ticks_are_given_again_until_they_are_answered():
