@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from config import Settings
 from config.settings import INPUT_HZ, OUTPUT_HZ
 
+LONGEST_TICK_S = 0.32
 FRAME = INPUT_HZ // 10  # samples
 AHEAD_S = 0.7  # of sound that may be sent before its answer has come
 ANSWER_WITHIN_S = 20.0  # of the input clock
@@ -88,9 +89,17 @@ class Dialogue:
         if done is None:
             return Answer(self.text(since, len(self.events)), np.zeros(0, np.int16), None)
         await self.say(np.zeros(TAIL, np.int16))
+        await self._hear_all()
         begun = next((p for p in range(since, done + 1) if self.events[p]["type"] == "answer_started"), done)
         spoken_s = self.events[done]["spoken_ms"] / 1000
         return Answer(self.text(since, done), self.sound(begun, len(self.events)), spoken_s)
+
+    async def _hear_all(self) -> None:
+        """Until every whole tick that was sent has been answered. Raises `DialogueError` with an error's words."""
+        while self._sent / INPUT_HZ - self._received / OUTPUT_HZ > LONGEST_TICK_S:
+            self._raise_errors()
+            self._news.clear()
+            await asyncio.wait_for(self._news.wait(), ANSWER_WITHIN_S)
 
     def sound(self, begin: int, end: int) -> np.ndarray:
         """What was heard from one event's place to another's."""

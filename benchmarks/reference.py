@@ -85,8 +85,12 @@ def difference(found: Sequence[Answer], expected: Sequence[Answer]) -> str | Non
             return f"answer {place} is {one.text!r}, expected {other.text!r}"
         if one.spoken_s is None or other.spoken_s is None or abs(one.spoken_s - other.spoken_s) > 0.001:
             return f"answer {place} takes {one.spoken_s} s, expected {other.spoken_s}"
-        length = min(len(one.sound), len(other.sound))
-        steps = np.abs(one.sound[:length].astype(float) - other.sound[:length]).max(initial=0)
+        wanted = np.trim_zeros(other.sound, "b")
+        if len(one.sound) < len(wanted):
+            return f"answer {place} has {len(one.sound)} samples, expected {len(wanted)}"
+        steps = np.abs(one.sound[: len(wanted)].astype(float) - wanted).max(initial=0)
+        if one.sound[len(wanted) :].any():
+            return f"answer {place} goes on after its {len(wanted)} samples"
         if steps > STEPS:
             return f"answer {place} sounds otherwise by {steps:.0f} steps of PCM16, expected at most {STEPS}"
     return None

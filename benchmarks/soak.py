@@ -137,9 +137,10 @@ async def _hold(
                     await kind(settings, said[which], chance)
                     run.note(kind.__name__.replace("_", " "))
             except (DialogueError, WebSocketException, OSError, asyncio.TimeoutError) as error:
-                if not _is_refusal(error):
+                if _is_refusal(error):
+                    run.refused += 1
+                else:
                     run.errors.append(f"after {time.monotonic() - begin_s:.0f} s: {error!r}")
-                run.refused += 1
                 await asyncio.sleep(REFUSED_S)
             count += 1
 
@@ -191,7 +192,7 @@ def show(run: Soak) -> list[Table]:
     for kind, count in sorted(run.kinds.items()):
         held.add_row(f"a user {kind}", str(count))
     held.add_row(f"watched: equal to {run.reference}", f"{run.checked} of {run.kinds['is watched']}")
-    held.add_row("refused as full", str(run.refused - len(run.errors)))
+    held.add_row("refused as full", str(run.refused))
     held.add_row("other errors", str(len(run.errors)))
     held.add_row("ticks, and late ones", f"{run.samples[-1].ticks}, {run.samples[-1].late_ticks}")
     held.add_row("slots taken afterwards", str(run.slots_left))

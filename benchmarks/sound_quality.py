@@ -11,7 +11,7 @@ from config.settings import OUTPUT_HZ
 
 FRAME = OUTPUT_HZ // 50  # samples, 20 ms
 SILENT_DBFS = -45.0  # RMS of a frame
-JOINED_S = 0.5  # gaps up to this are within an answer
+JOINED_S = 0.5  # gaps up to this are within an answer; a longer one divides it
 CLIPPED = 32767
 AROUND = 240  # samples on both sides of a border with which it is compared, 10 ms
 

@@ -42,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until Ctrl-C or SIGTERM; a Triton that ends is started anew, a few times."""
     settings = load_settings()
     each = settings_of_each(settings, devices_of(arguments, settings))
-    others = ", ".join(one.triton.urls[0] for one in each[1:])
-    settings = each[0].with_values(triton={"others": others or settings.triton.others})
+    others = ", ".join(filter(None, [*(one.triton.urls[0] for one in each[1:]), settings.triton.others]))
+    settings = each[0].with_values(triton={"others": others})
     check_ports(each)
     bridge = bridge_server(settings)
     lock = lock_build(arguments.build)

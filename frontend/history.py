@@ -24,7 +24,7 @@ CONTROLS = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """A user's turn, an answer, or a message that was added."""
 
@@ -33,6 +33,7 @@ class Part:
     text: str = ""  # typed, or said as far as it was heard
     span_ms: tuple[int, int] | None = None  # of a user's speech
     sound: list[bytes] = field(default_factory=list)  # whole ticks that hold it
+    item_of: TickIn | None = None  # that added it: it asks for no answer
 
     @property
     def side(self) -> str:
@@ -47,6 +48,7 @@ class Reading:
     ticks: list[TickIn]  # the first one has START; their answers are nobody's
     parts: list[Part]  # in the order in which the server confirms them
     is_due: bool  # an answer is: it has to be asked for with the tick that follows
+    waiting: list[dict[str, str]]  # messages that waited for the end of an answer, likewise
 
 
 class History:
@@ -71,6 +73,7 @@ class History:
         self._answer_tick = 0  # in which it began
         self._is_due = False
         self._turn_end_ms = 0  # of the last one that was spoken
+        self._heard_ms = 0  # up to here an answer was given, and nothing of a turn heard
         self._speech_ms: int | None = None  # where the open turn begins, or the speech in it
 
     @property
@@ -89,23 +92,31 @@ class History:
         asked = tick.parameters
         if tick.start:
             self._options = {name: value for name, value in asked.items() if name not in CONTROLS}
-        if asked.get("listen"):
-            self._speech_ms = (self._answered + len(self.unanswered) - 1) * self.tick_ms
         if "turn" in asked:
             self._options |= json.loads(asked["turn"])
-        for item in json.loads(asked.get("items", "[]")):
-            self._pending.append(Part(item["role"], text=item["text"]))
-        if "message" in asked:
-            self._pending.append(Part("user", text=asked["message"]))
-        self._is_due = self._is_due or bool(asked.get("respond"))
+        self._expect(tick)
+
+    def _expect(self, tick: TickIn) -> None:
+        """What a tick adds to the conversation, and the server has not confirmed."""
+        for item in json.loads(tick.parameters.get("items", "[]")):
+            self._pending.append(Part(item["role"], text=item["text"], item_of=tick))
+        if "message" in tick.parameters:
+            self._pending.append(Part("user", text=tick.parameters["message"]))
 
     def answer(self, events: list[Event]) -> None:
         """A tick's answer has come, with these events."""
-        self._recent.append(self.unanswered.popleft())
+        tick = self.unanswered.popleft()
+        self._recent.append(tick)
         self._answered += 1
         self.has_begun = True
+        self._is_due = self._is_due or bool(tick.parameters.get("respond"))
         for event in events:
             self._note(event)
+        if tick.parameters.get("listen") and "commit" not in tick.parameters:
+            self._speech_ms = (self._answered - 1) * self.tick_ms
+        is_answering = self._answering or any(event["type"] == "answer_done" for event in events)
+        if is_answering and (self._is_manual or self._speech_ms is None):
+            self._heard_ms = self.clock_ms
         while len(self._recent) > self._wanted_ticks:
             self._recent.popleft()
         while sum(len(part.sound) for part in self.parts) > self._most_ticks:
@@ -154,29 +165,35 @@ class History:
                 self._remove(self._of(number, event["part"]))
             case "turns_dropped":
                 self._remove([part for part in self.parts if part.number == number])
-            case "error" if event["code"] == "turn_too_long" and self._pending:
-                self._pending.popleft()
+            case "error" if event["code"] == "turn_too_long":
+                if self._pending:
+                    self._pending.popleft()
+                else:
+                    self._is_due = False
+                    self._remove(self.parts[-1:])
             case "reset":  # the engine's clock begins with this tick
                 tick = self._recent[-1]
                 self._begin()
                 self._recent.append(tick)
                 self._answered = 1
+                for each in (tick, *self.unanswered):
+                    self._expect(each)
 
     def _confirm(self, event: Event) -> None:
         """A turn of the user, or a message, is part of the conversation."""
         if "audio_start_ms" in event:
             begin_ms, end_ms = span = (int(event["audio_start_ms"]), int(event["audio_end_ms"]))
-            typed = [part.text for part in self._pending]
-            self._pending.clear()
+            typed = [part.text for part in self._pending if not part.item_of]
+            self._pending = deque(part for part in self._pending if part.item_of)
+            default = str(self._options.get("create_response", self._settings.turn.create_response))
+            self._is_due = self._is_due or default.lower() in ("true", "1")
             part = Part("user", text="\n".join(typed), span_ms=span, sound=self._sound(begin_ms, end_ms))
             self._turn_end_ms, self._speech_ms = end_ms, None
         else:
             part = self._pending.popleft() if self._pending else Part("user")
+            self._is_due = self._is_due or (part.role == "user" and not part.item_of)
         part.number = event["turn"]
         self.parts.append(part)
-        if part.role == "user":
-            default = self._settings.turn.create_response
-            self._is_due = self._is_due or str(self._options.get("create_response", default)).lower() in ("true", "1")
 
     def _sound(self, begin_ms: int, end_ms: int) -> list[bytes]:
         """The ticks from one time to another; none where the first are not kept any more."""
@@ -223,9 +240,16 @@ class History:
         add_items()
         turn = self._settings.turn
         kept = {name: self._options.get(name, getattr(turn, name)) for name in quiet}
+        if self._is_manual:  # a change of the detection ends what the silence has opened
+            ticks.append(TickIn(self._silence, parameters={"turn": json.dumps({"detection": "server_vad"})}))
         ticks.append(TickIn(self._silence, parameters={"turn": json.dumps(kept)}))
         ticks[0] = replace(ticks[0], start=True, parameters={**self._options, **quiet, **ticks[0].parameters})
-        return Reading([*ticks, *self._again()], list(self.parts), self._is_due)
+        waiting = [
+            {"role": part.role, "text": part.text}
+            for part in self._pending
+            if part.item_of and not any(part.item_of is tick for tick in self.unanswered)
+        ]
+        return Reading([*ticks, *self._again()], list(self.parts), self._is_due, waiting)
 
     def _spoken(self, part: Part) -> list[TickIn]:
         """A user's turn, to the sample."""
@@ -241,6 +265,8 @@ class History:
     def _again(self) -> list[TickIn]:
         """What a turn that is open, or about to be, is made of."""
         begin_ms = self._turn_end_ms
+        if self._is_manual or self._speech_ms is None:
+            begin_ms = max(begin_ms, self._heard_ms)
         if not self._is_manual:
             spoken_ms = self.clock_ms if self._speech_ms is None else self._speech_ms
             begin_ms = max(begin_ms, min(spoken_ms, self.clock_ms) - RECENT_TICKS * self.tick_ms)

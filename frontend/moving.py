@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from config import Settings
 from frontend.from_the_first import Shared
-from frontend.history import CONTROLS, History, Part, Reading
+from frontend.history import ITEMS_AT_ONCE, History, Part, Reading
 from frontend.log import logger
 from frontend.metrics import MOVED
 from frontend.protocol import Event
@@ -20,6 +20,7 @@ from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
 
 RETRY_S = 0.5
 READ_AT_ONCE = 8  # ticks of a reading on their way
+DECIDES = {"respond", "message", "commit", "cancel", "listen", "reset"}  # whether and when there is an answer
 TIMES = ("at_ms", "audio_start_ms", "audio_end_ms")
 
 
@@ -72,11 +73,14 @@ class Translation:
             self._numbers[number] = max([self._history.next_number - 1, *self._numbers.values()]) + 1
         return self._numbers[number]
 
-    def asked(self, tick: TickIn, is_due: bool) -> TickIn:
-        """A tick as the server is to have it; with `is_due` an answer is asked for, unless the client asks for more."""
+    def asked(self, tick: TickIn, reading: Reading | None = None) -> TickIn:
+        """A tick as the server is to have it; the first one after a reading asks for what is due."""
         found = dict(tick.parameters)
-        if is_due and not CONTROLS & found.keys():
+        if reading and reading.is_due and not DECIDES & found.keys():
             found["respond"] = True
+        if reading and reading.waiting:
+            items = [*reading.waiting, *json.loads(found.get("items", "[]"))]
+            found["items"] = json.dumps(items[:ITEMS_AT_ONCE])
         for name in ("truncate", "forget"):
             if self._moved and name in found:
                 details = json.loads(found[name])
@@ -155,7 +159,8 @@ class Mover:
         was_read = self._lost_s is not None and not self._left
         self._lost_s = time.monotonic() if self._lost_s is None else self._lost_s
         if not self._history.has_begun or was_read or time.monotonic() - self._lost_s > self._within_s:
-            MOVED.labels("lost").inc()
+            if self._history.has_begun:
+                MOVED.labels("lost").inc()
             raise error
         if interrupted := self._history.give_up_answer():
             self._events.append(interrupted)
@@ -168,15 +173,17 @@ class Mover:
 
     async def _fed(self, source: Shared[TickIn], reading: Reading | None) -> AsyncIterator[TickIn]:
         """The reading, the ticks that were not answered, and those that come."""
-        translation, is_due = self._translation, reading is not None and reading.is_due
+        translation, first = self._translation, reading
         self._room = room = asyncio.Semaphore(READ_AT_ONCE)
         for tick in reading.ticks if reading else ():
             await room.acquire()
             yield tick
+        for _ in range(READ_AT_ONCE if reading else 0):  # all is answered: the turns' numbers are known
+            await room.acquire()
         for tick in list(self._history.unanswered):
-            yield translation.asked(tick, is_due)
-            is_due = False
+            yield translation.asked(tick, first)
+            first = None
         async for tick in source.read():
             self._history.ask(tick)
-            yield translation.asked(tick, is_due)
-            is_due = False
+            yield translation.asked(tick, first)
+            first = None

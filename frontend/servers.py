@@ -70,36 +70,46 @@ class Servers:
         given = FromTheFirst(ticks)
         candidates = sorted(self.members, key=lambda member: (not member.is_well, member.conversations))
         attempts = [member for member in candidates for _ in range(self._attempts)]
+        refusals: list[TickError] = []
         try:
-            for left, member in zip(reversed(range(len(attempts))), attempts, strict=True):
+            for member in attempts:
                 member.conversations += 1
                 try:
-                    async for answer in self._attempt(member, sequence_id, given, is_last=not left):
+                    async for answer in self._attempt(member, sequence_id, given):
                         yield answer
                     return
-                except _RefusedError:
+                except _RefusedError as refused:
+                    refusals.append(refused.why)
                     sequence_id = new_sequence_id()
                 finally:
                     member.conversations -= 1
+            if full := next((refusal for refusal in refusals if refusal.is_full), None):
+                yield full
+            else:
+                raise refusals[-1]
         finally:
             given.close()
 
     async def _attempt(
-        self, member: Server, sequence_id: int, given: FromTheFirst[TickIn], is_last: bool
+        self, member: Server, sequence_id: int, given: FromTheFirst[TickIn]
     ) -> AsyncIterator[TickOut | TickError]:
-        """On one server. Raises `_RefusedError` where it has no room or is not there, unless it `is_last`."""
+        """On one server. Raises `_RefusedError` where it has no room or is not there, before its first answer."""
         try:
             async with aclosing(member.link.converse(sequence_id, given.again())) as answers:
                 async for answer in answers:
-                    if isinstance(answer, TickError) and answer.is_full and not given.is_settled and not is_last:
-                        raise _RefusedError
+                    if isinstance(answer, TickError) and answer.is_full and not given.is_settled:
+                        raise _RefusedError(answer)
                     given.settle()
                     yield answer
         except TickError as error:
-            if given.is_settled or is_last or len(self.members) == 1:
+            if given.is_settled:
                 raise
-            raise _RefusedError from error
+            raise _RefusedError(error) from error
 
 
 class _RefusedError(Exception):
     """A server takes no conversation now."""
+
+    def __init__(self, why: TickError):
+        super().__init__(str(why))
+        self.why = why

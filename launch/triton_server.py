@@ -44,7 +44,7 @@ class TritonServer:
         # how the names of its Python backend's regions begin; there may be more servers of this process
         self._shared_memory = f"{_region_prefix()}{os.getpid()}-{settings.triton.grpc_port}-"
         self._command = [
-            *(sys.executable, "-S", str(BOUND)),
+            *(sys.executable, "-S", str(BOUND), str(os.getpid())),
             str(self._install.server),
             f"--model-repository={repository}",
             f"--backend-directory={self._runtime / 'backends'}",
