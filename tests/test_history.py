@@ -127,6 +127,50 @@ def test_no_more_is_kept_than_a_context(history: History):
     assert late.side == "user"
 
 
+def test_an_item_asks_for_no_answer_and_a_message_does(history: History):
+    item = json.dumps([{"role": "user", "text": "for your information"}])
+    pass_ticks(history, 1, committed(1), items=item)
+    assert not history.reading().is_due
+    pass_ticks(history, 1, committed(2), message="and this?", turn='{"create_response": false}')
+    assert history.reading().is_due, "a message is always answered"
+    pass_ticks(history, 1, *done(2, "yes"))
+    pass_ticks(history, 1, committed(3, 960, 1280))
+    assert not history.reading().is_due
+
+
+def test_an_item_that_waits_for_the_end_of_an_answer_is_added_later(history: History):
+    started, *_ = done(1, "long")
+    pass_ticks(history, 1, committed(1), started, message="tell me")
+    item = {"role": "system", "text": "be brief"}
+    pass_ticks(history, 1, items=json.dumps([item]))
+    history.give_up_answer()
+    assert history.reading().waiting == [item]
+    on_its_way = TickIn(b"", parameters={"items": json.dumps([{"role": "user", "text": "too"}])})
+    history.ask(on_its_way)
+    assert history.reading().waiting == [item], "the other one's tick comes again"
+
+
+def test_a_respond_on_its_way_is_not_asked_for_twice(history: History):
+    pass_ticks(history, 1, committed(1, 0, 320), turn='{"create_response": false}')
+    history.ask(TickIn(b"", parameters={"respond": True}))
+    assert not history.reading().is_due
+    history.answer([])
+    assert history.reading().is_due
+
+
+def test_a_reset_keeps_what_is_asked_with_it(history: History):
+    pass_ticks(history, 3, committed(1, 0, 900))
+    pass_ticks(history, 1, {"type": "reset", "at_ms": 0}, committed(1), reset=True, message="anew")
+    assert what(history) == [("user", "anew", 0)]
+
+
+def test_a_turn_that_is_too_long_is_none(history: History):
+    pass_ticks(history, 3, committed(1, 0, 900))
+    pass_ticks(history, 1, {"type": "error", "at_ms": 0, "code": "turn_too_long", "message": "it is dropped"})
+    assert what(history) == []
+    assert not history.reading().is_due
+
+
 def test_many_messages_are_read_in_portions(history: History):
     for turn in range(1, 21):
         pass_ticks(history, 1, committed(turn), *done(turn, f"answer {turn}"), message=f"message {turn}")

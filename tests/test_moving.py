@@ -234,3 +234,34 @@ def test_an_answer_that_is_cut_off_is_given_anew(pair: Pair, checkpoint: Checkpo
     expected = oracle.answer(24, 60)
     assert of(events, "answer_done")["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
     expect_sound(np.concatenate(client.sounds[heard:]), expected.waveform.numpy())
+
+
+def test_a_turn_that_is_being_spoken_goes_on(pair: Pair, checkpoint: Checkpoint, questions):
+    """By hand, without `listen`, behind an answer: it begins where the answer has ended, on both servers."""
+    client = pair.guest(f"voice=ethan&detection=manual&{LIMITS}")
+    client.ask("message", text="Hello.")
+    client.hear()
+    if not any(event["type"] == "answer_done" for event in client.events):
+        client.wait_for("answer_done", ticks=200)
+    greeting = of(client.events, "answer_done")["text"]
+    ended, said = len(client.sounds), questions[0][: 10 * TICK]
+    client.say(said[: 6 * TICK])
+    pair.kill_the_only_one_taken()
+    known = len(client.events)
+    client.say(said[6 * TICK : 9 * TICK])
+    client.socket.send(said[9 * TICK : -1000].tobytes())
+    client.ask("commit")
+    client.hear()
+    while not any(event["type"] == "answer_done" for event in client.events[known:]):
+        client.say(np.zeros(TICK, np.int16))
+    client.say(np.zeros(TICK, np.int16))
+    events = client.events[known:]
+    assert of(events, "moved")["took_ms"] > 0
+    started = of(events, "answer_started")
+    assert (started["audio_start_ms"], started["audio_end_ms"]) == (ended * 320, (ended + 10) * 320)
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(None, "Hello.")
+    oracle.say(checkpoint.tokenizer(greeting).input_ids)
+    oracle.hear(np.concatenate([said[:-1000], np.zeros(1000, np.int16)]))
+    expected = oracle.answer(24, 60)
+    assert of(events, "answer_done")["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)

@@ -101,6 +101,10 @@ def test_where_all_refuse_the_client_hears_it():
     assert len(behind_a_balancer.ids) == 4
     with pytest.raises(TickError, match="does not answer"):
         converse(servers(FakeLink("gone"), FakeLink("gone")))
+    for links in ((FakeLink("gone"), FakeLink(FULL)), (FakeLink(FULL), FakeLink("gone"))):
+        (refusal, *_) = converse(servers(*links))
+        assert isinstance(refusal, TickError)
+        assert refusal.is_full, "one that is not there is no other reason"
     (bad, *_) = converse(servers(FakeLink("voice is 'nobody'"), FakeLink()))
     assert str(bad) == "voice is 'nobody'", "a client's own mistake is not tried elsewhere"
 
