@@ -188,10 +188,10 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
     }
 
 
-def start_serving(environment: dict[str, str], log: Path, build: Path) -> subprocess.Popen[str]:
+def start_serving(environment: dict[str, str], log: Path, build: Path, *more: str) -> subprocess.Popen[str]:
     with log.open("w") as output:
         return subprocess.Popen(
-            [ROOT / "sca", "serve", "--build", build],
+            [ROOT / "sca", "serve", "--build", build, *more],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -232,10 +232,10 @@ def served_barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]
     yield from serve(environment, tmp_path_factory.mktemp("barista") / "log", BARISTA_BUILD)
 
 
-def serve(environment: dict[str, str], log: Path, build: Path) -> Iterator[Served]:
-    """A server for as long as it is wanted."""
+def serve(environment: dict[str, str], log: Path, build: Path, *more: str) -> Iterator[Served]:
+    """A server for as long as it is wanted; `more` are arguments of its command."""
     settings = Settings.load(environ={k: v for k, v in environment.items() if k.startswith("SCA_")})
-    process = start_serving(environment, log, build)
+    process = start_serving(environment, log, build, *more)
     running = Served(settings, build / "repository", process)
     try:
         wait_until_answered(f"{running.http}/readyz", process, log)

@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from commands.console import UserError
 from config import Settings, SettingsError
 from frontend.servers import Servers
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut
-from tests.conftest import ROOT, serve_environment, wait_until_answered
+from tests.conftest import Served, serve, serve_environment
 from tests.test_commands import sca
 from tests.test_outage import BACK_S
 from tests.test_replicas import speak, told
@@ -141,37 +141,20 @@ def test_gpus_that_are_not_there_are_told():
     assert "--servers is 0, expected a number from 1" in sca("serve", "--servers", "0").stderr
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str], Path]]:
-    """`./sca serve --servers 2`: the address, the process, the log."""
-    environment, log = serve_environment(), tmp_path / "log"
-    environment |= {"SCA_ENGINE_SLOTS": "2"}
-    environment |= {"SCA_TRITON_HTTP_PORT": "0"}
-    command = [ROOT / "sca", "serve", "--servers", "2", "--build", tmp_path / "build"]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-    address = f"127.0.0.1:{environment['SCA_BRIDGE_PORT']}"
-    try:
-        wait_until_answered(f"http://{address}/readyz", process, log)
-        yield address, process, log
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+def test_one_command_brings_up_two_servers_and_keeps_both_up(tmp_path: Path, pcm):
+    log = tmp_path / "log"
+    environment = serve_environment() | {"SCA_ENGINE_SLOTS": "2", "SCA_TRITON_HTTP_PORT": "0"}
+    with contextmanager(serve)(environment, log, tmp_path / "build", "--servers", "2") as served:
+        expect_both(served, log, pcm)
 
 
-def test_one_command_brings_up_two_servers_and_keeps_both_up(two, pcm):
-    address, process, log = two
+def expect_both(served: Served, log: Path, pcm: np.ndarray) -> None:
+    process = served.process
     children = subprocess.run(["pgrep", "--parent", str(process.pid), "tritonserver"], capture_output=True, text=True)
     tritons = [int(pid) for pid in children.stdout.split()]
     assert len(tritons) == 2
     with ExitStack() as stack:
-        clients = guests(stack, address, pcm)
+        clients = guests(stack, served, pcm)
         os.kill(tritons[0], signal.SIGKILL)
         for client in clients:
             client.send(pcm[:5120].tobytes())
@@ -182,12 +165,12 @@ def test_one_command_brings_up_two_servers_and_keeps_both_up(two, pcm):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     with ExitStack() as stack:
-        guests(stack, address, pcm)
+        guests(stack, served, pcm)
 
 
-def guests(stack: ExitStack, address: str, pcm: np.ndarray) -> list[ClientConnection]:
+def guests(stack: ExitStack, served: Served, pcm: np.ndarray) -> list[ClientConnection]:
     """As many as both servers hold, each of which has had a tick answered."""
-    clients = [stack.enter_context(connect(f"ws://{address}/ws/pcm16")) for _ in range(4)]
+    clients = [stack.enter_context(connect(served.websocket)) for _ in range(4)]
     for client in clients:
         speak(client, pcm)
     return clients
