@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -60,6 +61,13 @@ class Balancer:
             admin.connect(str(self.folder / "haproxy.sock"))
             admin.sendall(command.encode() + b"\n")
             return admin.recv(65536).decode().strip()
+
+    def wait_until_up(self, name: str) -> None:
+        """Until HAProxy's own checks have found a server well."""
+        deadline = time.monotonic() + 10
+        while not re.search(rf"^tritons,{name},.*,UP,", self.tell("show stat"), re.MULTILINE):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 @contextmanager
@@ -198,6 +206,7 @@ def test_a_rolling_restart_loses_no_conversation(replicas: Replicas, pcm):
                 failures.append(error)
 
     crowd = threading.Thread(target=keep_talking)
+    replicas.balancer.wait_until_up("first")  # a test before may have killed it
     crowd.start()
     try:
         for name, server, other in zip(("first", "second"), replicas.servers, replicas.servers[::-1], strict=True):
@@ -218,6 +227,7 @@ def test_a_rolling_restart_loses_no_conversation(replicas: Replicas, pcm):
             assert len(heard) > count, "the other one went on"
             assert taken(other) <= SLOTS
             assert replicas.balancer.tell(f"set server tritons/{name} state ready") == ""
+            replicas.balancer.wait_until_up(name)  # before the next one is drained
     finally:
         over.set()
         crowd.join()
