@@ -11,6 +11,8 @@ from frontend.from_the_first import FromTheFirst
 from frontend.pulse import Pulse
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
+AGAIN_S = 0.1  # after all have refused: a bridge's own question may have held the last slot
+
 
 class Server:
     """One Triton, or several behind a balancer."""
@@ -72,7 +74,11 @@ class Servers:
         attempts = [member for member in candidates for _ in range(self._attempts)]
         refusals: list[TickError] = []
         try:
-            for member in attempts:
+            for number, member in enumerate([*attempts, *attempts]):
+                if number == len(attempts):
+                    if number == 1 or not any(refusal.is_full for refusal in refusals):
+                        break
+                    await asyncio.sleep(AGAIN_S)
                 member.conversations += 1
                 try:
                     async for answer in self._attempt(member, sequence_id, given):

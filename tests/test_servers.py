@@ -98,7 +98,10 @@ def test_where_all_refuse_the_client_hears_it():
     assert refusal.is_full
     behind_a_balancer = FakeLink(FULL)
     converse(servers(behind_a_balancer, replicas=2))
-    assert len(behind_a_balancer.ids) == 4
+    assert len(behind_a_balancer.ids) == 2 * 4, "and once more, a moment later"
+    alone = FakeLink(FULL)
+    converse(servers(alone))
+    assert alone.ids == [7], "at once"
     with pytest.raises(TickError, match="does not answer"):
         converse(servers(FakeLink("gone"), FakeLink("gone")))
     for links in ((FakeLink("gone"), FakeLink(FULL)), (FakeLink(FULL), FakeLink("gone"))):
