@@ -19,7 +19,7 @@ def bench_bridge(settings: Settings, conversations: Sequence[int], seconds: floa
 
 
 async def _measure(settings: Settings, count: int, seconds: float) -> Row:
-    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16"
+    url = f"{settings.bridge.url}/ws/pcm16"
 
     async def converse(microphone: Microphone) -> AsyncIterator[None]:
         async with connect(url, max_size=None, proxy=None) as socket:

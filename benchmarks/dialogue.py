@@ -137,7 +137,7 @@ class Dialogue:
 @asynccontextmanager
 async def dialogue(settings: Settings, options: str = "detection=manual") -> AsyncIterator[Dialogue]:
     """A conversation with the server of these settings. Raises `DialogueError` with an error's words."""
-    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?{options}"
+    url = f"{settings.bridge.url}/ws/pcm16?{options}"
     async with connect(url, max_size=None, proxy=None) as socket:
         conversation = Dialogue(socket)
         listening = asyncio.create_task(conversation.listen())

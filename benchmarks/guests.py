@@ -28,7 +28,7 @@ def _options(chance: random.Random, **more: object) -> str:
 
 
 def _url(settings: Settings, options: str) -> str:
-    return f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?{options}"
+    return f"{settings.bridge.url}/ws/pcm16?{options}"
 
 
 async def _received(socket: ClientConnection) -> str | bytes:
@@ -88,7 +88,7 @@ async def is_mistaken(settings: Settings, script: Script, chance: random.Random)
 
 async def uses_realtime(settings: Settings, script: Script, chance: random.Random) -> None:
     """Asks for one response by OpenAI's protocol. Raises `DialogueError` with an error's words."""
-    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/v1/realtime?model=qwen3-omni"
+    url = f"{settings.bridge.url}/v1/realtime?model=qwen3-omni"
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": script.typed}]}
     async with connect(url, max_size=None, proxy=None) as socket:
         await socket.send(json.dumps({"type": "conversation.item.create", "item": item}))

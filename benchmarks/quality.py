@@ -119,7 +119,7 @@ async def _converse(settings: Settings, case: Case) -> Heard:
     wanted = int(case.seconds / tick_s)
     ticks: list[np.ndarray] = []
     arrived_s: list[float] = []
-    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16"
+    url = f"{settings.bridge.url}/ws/pcm16"
     socket = await _connected(url)
     async with socket:
         opened = json.loads(await socket.recv())

@@ -43,6 +43,11 @@ class Counters:
         """How many conversations the engine holds at once."""
         return int(self.values["sca_slots", "total"])
 
+    @property
+    def slots_taken(self) -> int:
+        """How many it holds now."""
+        return int(self.values["sca_slots", "taken"])
+
     def stages_since(self, before: Counters, latency_ms: float) -> dict[str, float]:
         """Mean ms of each stage of a tick; `latency_ms` is the mean that the clients saw.
 

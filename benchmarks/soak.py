@@ -154,7 +154,7 @@ async def _hold(
             progress.update(task, completed=time.monotonic() - begin_s)
     await asyncio.gather(*guests)
     until_s = time.monotonic() + EMPTY_WITHIN_S
-    while (left := _taken(settings)) and time.monotonic() < until_s:
+    while (left := Counters.read(settings).slots_taken) and time.monotonic() < until_s:
         await asyncio.sleep(0.2)
     run.slots_left = left
 
@@ -168,20 +168,16 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, DialogueError) and error.code == "full"
 
 
-def _taken(settings: Settings) -> int:
-    return int(Counters.read(settings).values["sca_slots", "taken"])
-
-
 def _sample(settings: Settings, run: Soak, at_s: float) -> Sample:
-    values = Counters.read(settings).values
+    counters = Counters.read(settings)
     return Sample(
         at_s,
-        int(values["sca_slots", "taken"]),
+        counters.slots_taken,
         run.conversations,
         run.checked,
         run.refused,
-        int(values["sca_tick_seconds_count", ""]),
-        int(values["sca_late_ticks_total", ""]),
+        int(counters.values["sca_tick_seconds_count", ""]),
+        int(counters.values["sca_late_ticks_total", ""]),
         server_memory(settings),
     )
 
@@ -191,7 +187,7 @@ def show(run: Soak) -> list[Table]:
     held = Table("conversations", "", title=f"{run.samples[-1].at_s / 60:.1f} minutes, {run.sessions} at once")
     for kind, count in sorted(run.kinds.items()):
         held.add_row(f"a user {kind}", str(count))
-    held.add_row(f"watched: equal to {run.reference}", f"{run.checked} of {run.kinds['is watched']}")
+    held.add_row(f"watched: equal to {run.reference}", f"{run.checked} of {run.kinds.get('is watched', 0)}")
     held.add_row("refused as full", str(run.refused))
     held.add_row("other errors", str(len(run.errors)))
     held.add_row("ticks, and late ones", f"{run.samples[-1].ticks}, {run.samples[-1].late_ticks}")

@@ -112,7 +112,7 @@ async def _user(settings: Settings, number: int, seconds: float, said: np.ndarra
     options = f"detection=manual&answer_frames={ANSWER_FRAMES}&answer_tokens={ANSWER_FRAMES}&seed={number}"
     if said is None:
         options += "&text_temperature=1"  # no two answers alike
-    url = f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16?{options}"
+    url = f"{settings.bridge.url}/ws/pcm16?{options}"
     latencies: list[float] = []
     async with connect(url, max_size=None, proxy=None) as socket:
         ear = Ear()

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Talks, writes the answer, prints the text."""
     settings = load_settings()
-    url = arguments.url or f"ws://{settings.bridge.host}:{settings.bridge.port}/ws/pcm16"
+    url = arguments.url or f"{settings.bridge.url}/ws/pcm16"
     if not arguments.output.resolve().parent.is_dir():
         raise UserError(f"{arguments.output} cannot be written: there is no folder {arguments.output.resolve().parent}")
     try:

@@ -94,6 +94,11 @@ class BridgeSettings:
         return tuple(IceServer(f"{m['scheme']}:{m['host']}", m["user"], m["password"]) for m in found)
 
     @property
+    def url(self) -> str:
+        """Where its WebSockets are, for a client of these settings."""
+        return f"ws://{self.host}:{self.port}"
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         try:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from config import Settings
+from config.loader import typed
+from config.settings import OPTIONS
 from frontend.protocol import SAMPLE_BYTES, Event
 from frontend.triton import TickIn
 
 RECENT_TICKS = 8  # that a server hears again where no turn is open: its speech detector has to find its feet
 BEFORE_SPEECH = ("prefix_padding_ms", "interrupt_after_ms", "silence_duration_ms")  # that the engine needs of it
 ITEMS_AT_ONCE = 16  # in one tick, as the engine takes them
-CONTROLS = {
-    "listen", "commit", "cancel", "transcript", "message", "items", "respond", "truncate", "forget", "turn", "reset",
-}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -91,14 +89,14 @@ class History:
         self.unanswered.append(tick)
         asked = tick.parameters
         if tick.start:
-            self._options = {name: value for name, value in asked.items() if name not in CONTROLS}
+            self._options = {name: value for name, value in asked.items() if name in OPTIONS}
         if "turn" in asked:
             self._options |= json.loads(asked["turn"])
         self._expect(tick)
 
     def _expect(self, tick: TickIn) -> None:
         """What a tick adds to the conversation, and the server has not confirmed."""
-        for item in json.loads(tick.parameters.get("items", "[]")):
+        for item in json.loads(tick.parameters["items"]) if "items" in tick.parameters else ():
             self._pending.append(Part(item["role"], text=item["text"], item_of=tick))
         if "message" in tick.parameters:
             self._pending.append(Part("user", text=tick.parameters["message"]))
@@ -117,14 +115,17 @@ class History:
         is_answering = self._answering or any(event["type"] == "answer_done" for event in events)
         if is_answering and (self._is_manual or self._speech_ms is None):
             self._heard_ms = self.clock_ms
-        while len(self._recent) > self._wanted_ticks:
+        for _ in range(len(self._recent) - self._wanted_ticks):
             self._recent.popleft()
-        while sum(len(part.sound) for part in self.parts) > self._most_ticks:
-            del self.parts[0]
+
+    def _chosen(self, name: str) -> Any:
+        """An option of the section [turn], as it holds now."""
+        default = getattr(self._settings.turn, name)
+        return typed(name, self._options.get(name, default), type(default))
 
     @property
     def _is_manual(self) -> bool:
-        return bool(self._options.get("detection", self._settings.turn.detection) == "manual")
+        return bool(self._chosen("detection") == "manual")
 
     @property
     def _wanted_ticks(self) -> int:
@@ -132,10 +133,8 @@ class History:
         since_turn = self._answered - self._turn_end_ms // self.tick_ms
         if self._is_manual or self._speech_ms is not None:
             return min(self._most_ticks, since_turn)
-        turn = self._settings.turn
-        before_ms = (turn.prefix_padding_ms, turn.interrupt_after_ms, turn.silence_duration_ms)
-        chosen_ms = sum(int(self._options.get(name, ms)) for name, ms in zip(BEFORE_SPEECH, before_ms, strict=True))
-        return min(self._most_ticks, since_turn, RECENT_TICKS + chosen_ms // self.tick_ms + 1)
+        before_ms = sum(self._chosen(name) for name in BEFORE_SPEECH)
+        return min(self._most_ticks, since_turn, RECENT_TICKS + before_ms // self.tick_ms + 1)
 
     def _note(self, event: Event) -> None:
         number = event.get("turn", 0)
@@ -185,8 +184,7 @@ class History:
             begin_ms, end_ms = span = (int(event["audio_start_ms"]), int(event["audio_end_ms"]))
             typed = [part.text for part in self._pending if not part.item_of]
             self._pending = deque(part for part in self._pending if part.item_of)
-            default = str(self._options.get("create_response", self._settings.turn.create_response))
-            self._is_due = self._is_due or default.lower() in ("true", "1")
+            self._is_due = self._is_due or self._chosen("create_response")
             part = Part("user", text="\n".join(typed), span_ms=span, sound=self._sound(begin_ms, end_ms))
             self._turn_end_ms, self._speech_ms = end_ms, None
         else:
@@ -194,6 +192,8 @@ class History:
             self._is_due = self._is_due or (part.role == "user" and not part.item_of)
         part.number = event["turn"]
         self.parts.append(part)
+        while sum(len(part.sound) for part in self.parts) > self._most_ticks:
+            del self.parts[0]
 
     def _sound(self, begin_ms: int, end_ms: int) -> list[bytes]:
         """The ticks from one time to another; none where the first are not kept any more."""
@@ -238,8 +238,7 @@ class History:
             add_items()
             ticks += self._spoken(part)
         add_items()
-        turn = self._settings.turn
-        kept = {name: self._options.get(name, getattr(turn, name)) for name in quiet}
+        kept = {name: self._chosen(name) for name in quiet}
         if self._is_manual:  # a change of the detection ends what the silence has opened
             ticks.append(TickIn(self._silence, parameters={"turn": json.dumps({"detection": "server_vad"})}))
         ticks.append(TickIn(self._silence, parameters={"turn": json.dumps(kept)}))
@@ -272,11 +271,8 @@ class History:
             begin_ms = max(begin_ms, min(spoken_ms, self.clock_ms) - RECENT_TICKS * self.tick_ms)
         first = -(-begin_ms // self.tick_ms) - (self._answered - len(self._recent))
         ticks = list(self._recent)[max(0, first) :]
+        names = {"listen", "message"} if self._pending else {"listen"}
         return [
-            TickIn(tick.pcm, parameters=_kept(tick.parameters, {"listen", "message"} if self._pending else {"listen"}))
+            TickIn(tick.pcm, parameters={name: tick.parameters[name] for name in names & tick.parameters.keys()})
             for tick in ticks
         ]
-
-
-def _kept(parameters: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if name in names}

@@ -69,20 +69,26 @@ class Servers:
 
         Before its first answer one server's refusal is not the last word: it begins anew on another, by another id.
         """
-        given = FromTheFirst(ticks)
         candidates = sorted(self.members, key=lambda member: (not member.is_well, member.conversations))
         attempts = [member for member in candidates for _ in range(self._attempts)]
+        if len(attempts) == 1:  # nobody else is there: the ticks need not be kept
+            async with aclosing(attempts[0].link.converse(sequence_id, ticks)) as answers:
+                async for answer in answers:
+                    yield answer
+            return
+        given = FromTheFirst(ticks)
         refusals: list[TickError] = []
         try:
             for number, member in enumerate([*attempts, *attempts]):
                 if number == len(attempts):
-                    if number == 1 or not any(refusal.is_full for refusal in refusals):
+                    if not any(refusal.is_full for refusal in refusals):
                         break
                     await asyncio.sleep(AGAIN_S)
                 member.conversations += 1
                 try:
-                    async for answer in self._attempt(member, sequence_id, given):
-                        yield answer
+                    async with aclosing(self._attempt(member, sequence_id, given)) as answers:
+                        async for answer in answers:
+                            yield answer
                     return
                 except _RefusedError as refused:
                     refusals.append(refused.why)
@@ -98,7 +104,7 @@ class Servers:
 
     async def _attempt(
         self, member: Server, sequence_id: int, given: FromTheFirst[TickIn]
-    ) -> AsyncIterator[TickOut | TickError]:
+    ) -> AsyncGenerator[TickOut | TickError]:
         """On one server. Raises `_RefusedError` where it has no room or is not there, before its first answer."""
         try:
             async with aclosing(member.link.converse(sequence_id, given.again())) as answers:

@@ -206,7 +206,7 @@ def test_a_thousand_conversations_that_are_abandoned_leave_nothing(served: Serve
     wait_until_empty(served, seconds=30)
     wait_until_empty(served, of="sockets", seconds=30)
     assert memory_of(served) - before < 40_000_000
-    assert Counters.read(served.settings).values["sca_slots", "taken"] == 0
+    assert Counters.read(served.settings).slots_taken == 0
     found, _ = converse(served.triton_grpc, pcm[: 3 * TICK])
     assert np.abs(found.astype(int) - expected).max() <= 1, "a step of PCM16"
 

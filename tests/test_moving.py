@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +16,13 @@ from websockets.sync.client import connect
 
 from engine.checkpoint import Checkpoint
 from export.code2wav import DELAY_SAMPLES
-from tests.conftest import Served, serve, serve_environment, wait_until_answered
+from tests.conftest import Served
 from tests.guest import Guest
-from tests.test_access import RunningBridge, bridge
-from tests.test_outage import BACK_S, triton_of, wait_for_readiness
-from tests.test_replicas import balancer, taken
+from tests.test_outage import BACK_S, is_ready, taken, triton_of, wait_for_readiness
+from tests.test_replicas import Replicas, two_servers
 from tests.turn_oracle import TurnOracle
 from tests.turns import TICK, lengthened
 
-SLOTS = 2
 LIMITS = "answer_tokens=24&answer_frames=60"
 WITHIN_S = 40
 
@@ -37,13 +31,12 @@ WITHIN_S = 40
 class Pair:
     """Two servers, and a bridge whose conversations may move."""
 
-    servers: tuple[Served, Served]
-    bridge: RunningBridge
+    replicas: Replicas
     guests: list[Guest] = field(default_factory=list)
 
-    def guest(self, options: str, path: str = "/ws/pcm16") -> Guest:
+    def guest(self, options: str) -> Guest:
         """A conversation that has begun."""
-        client = Guest(connect(f"{self.bridge.websocket}?{options}"))
+        client = Guest(connect(f"{self.replicas.websocket}?{options}"))
         assert json.loads(client.socket.recv())["dialect"] == "turn"
         self.guests.append(client)
         return client
@@ -51,7 +44,7 @@ class Pair:
     def kill_the_only_one_taken(self) -> Served:
         """The server that holds the conversation."""
         deadline = time.monotonic() + 20
-        while len(holding := [server for server in self.servers if taken(server)]) != 1:
+        while len(holding := [server for server in self.replicas.servers if taken(server)]) != 1:
             assert time.monotonic() < deadline  # a bridge's own question holds a slot for a moment
             time.sleep(0.1)
         (server,) = holding
@@ -62,39 +55,18 @@ class Pair:
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("moving")
-    with ExitStack() as stack:
-        slots = {"SCA_ENGINE_SLOTS": str(SLOTS)}
-        served = [
-            stack.enter_context(
-                contextmanager(serve)(serve_environment("turn") | slots, folder / f"log{number}", folder / str(number))
-            )
-            for number in range(2)
-        ]
-        port = stack.enter_context(balancer(served, folder)).port
-        environment = serve_environment("turn") | slots
-        environment |= {"SCA_TRITON_GRPC_PORT": str(port), "SCA_TRITON_REPLICAS": "2"}
-        environment |= {"SCA_BRIDGE_MOVE_WITHIN_S": str(WITHIN_S), "SCA_BRIDGE_MOST_LAG_MS": "0"}
-        del environment["SCA_BRIDGE_PORT"]
-        running = stack.enter_context(bridge(served[0], folder / "bridge.log", environment))
-        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
-        yield Pair((served[0], served[1]), running)
+    with two_servers(folder, "turn", move_within_s=str(WITHIN_S), most_lag_ms="0") as running:
+        yield Pair(running)
 
 
 @pytest.fixture
 def pair(servers: Pair) -> Iterator[Pair]:
-    for server in servers.servers:
+    for server in servers.replicas.servers:
         wait_for_readiness(server, True, BACK_S)
     yield servers
     for client in servers.guests:
         client.socket.close()
     servers.guests.clear()
-
-
-def is_ready(server: Served) -> bool:
-    with contextlib.suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(f"{server.http}/readyz")
-        return True
-    return False
 
 
 def of(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:

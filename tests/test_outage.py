@@ -28,7 +28,7 @@ from launch.triton_server import remove_orphaned_regions
 from tests.conftest import IDLE_TIMEOUT_S, Served, serve, serve_environment, wait_until_answered
 from tests.oracle import ScaOracle, one_shot_waveform
 from tests.sound import official_stream
-from tests.test_access import bridge
+from tests.test_access import RunningBridge, bridge
 from tests.test_bridge import event
 
 TICKS = 6  # of the conversation that is held against transformers
@@ -100,7 +100,7 @@ def triton_of(served: Served) -> int:
 
 def taken(served: Served) -> int:
     """Conversations that a server holds."""
-    return int(Counters.read(served.settings).values["sca_slots", "taken"])
+    return Counters.read(served.settings).slots_taken
 
 
 def close_code(client: ClientConnection) -> int | None:
@@ -165,18 +165,20 @@ def stub_of(served: Served, stage: str) -> int:
     return int(found.stdout.split()[0])
 
 
-def wait_for_readiness(served: Served, ready: bool, seconds: float, path: str = "/readyz") -> None:
+def wait_for_readiness(served: Served | RunningBridge, ready: bool, seconds: float, path: str = "/readyz") -> None:
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(f"{served.http}{path}")
-            is_ready = True
-        except urllib.error.HTTPError:
-            is_ready = False
-        if is_ready == ready:
-            return
+    while is_ready(served, path) != ready:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def is_ready(served: Served | RunningBridge, path: str = "/readyz") -> bool:
+    """What a probe is told now."""
+    try:
+        with urllib.request.urlopen(f"{served.http}{path}"):
+            return True
+    except urllib.error.HTTPError:
+        return False
 
 
 def test_ticks_that_take_ten_times_too_long_are_late_and_not_lost(served_alone: Served, pcm, expect_a_conversation):

@@ -12,8 +12,6 @@ import socket
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,12 +22,12 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from client.python_websocket import talk
-from frontend.from_the_first import FromTheFirst
+from frontend.from_the_first import FromTheFirst, Shared
 from frontend.triton import TickIn
 from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
 from tests.test_access import RunningBridge, bridge
 from tests.test_bridge import end, event
-from tests.test_outage import BACK_S, taken, triton_of, wait_for_readiness
+from tests.test_outage import BACK_S, is_ready, taken, triton_of, wait_for_readiness
 from tests.test_triton import TICK
 
 SLOTS = 2  # of each server
@@ -110,22 +108,27 @@ class Replicas:
         return self.bridge.websocket
 
 
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    folder = tmp_path_factory.mktemp("replicas")
+@contextmanager
+def two_servers(folder: Path, dialect: str, **settings: str) -> Iterator[Replicas]:
+    """Two servers of a dialect behind a balancer; `settings` are the bridge's own."""
     with ExitStack() as stack:
-        slots = {"SCA_ENGINE_SLOTS": str(SLOTS)}
+        shared = {"SCA_ENGINE_SLOTS": str(SLOTS), "SCA_ENGINE_DIALECT": dialect}
+        served = contextmanager(serve)
         servers = [
-            stack.enter_context(
-                contextmanager(serve)(serve_environment() | slots, folder / f"log{number}", folder / str(number))
-            )
-            for number in range(2)
+            stack.enter_context(served(serve_environment(dialect) | shared, folder / f"log{n}", folder / str(n)))
+            for n in range(2)
         ]
         between = stack.enter_context(balancer(servers, folder))
-        balanced = {**slots, "SCA_TRITON_GRPC_PORT": str(between.port), "SCA_TRITON_REPLICAS": "2"}
-        running = stack.enter_context(bridge(servers[0], folder / "bridge.log", balanced))
+        balanced = {"SCA_TRITON_GRPC_PORT": str(between.port), "SCA_TRITON_REPLICAS": "2", **shared}
+        running = stack.enter_context(bridge(servers[0], folder / "bridge.log", balanced, **settings))
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
         yield Replicas((servers[0], servers[1]), between, running)
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    with two_servers(tmp_path_factory.mktemp("replicas"), "sca") as running:
+        yield running
 
 
 def speak(client: ClientConnection, pcm: np.ndarray) -> None:
@@ -242,19 +245,29 @@ def test_a_balancer_that_is_killed_is_told_and_comes_back(replicas: Replicas, pc
         replicas.balancer.kill()
         client.send(pcm[:TICK].tobytes())
         assert event(client, "error")["code"] == "tick_failed"
-    with pytest.raises(urllib.error.HTTPError, match="503"):
-        urllib.request.urlopen(f"{replicas.bridge.http}/readyz")
+    assert not is_ready(replicas.bridge)
     replicas.balancer.start()
-    deadline = time.monotonic() + BACK_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"{replicas.bridge.http}/readyz"):
-                break
-        except urllib.error.HTTPError:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    wait_for_readiness(replicas.bridge, True, BACK_S)
     with connect(replicas.websocket) as client:
         speak(client, pcm)
+
+
+def test_a_reader_that_was_left_behind_takes_no_tick():
+    """Its server is gone, and its task not cancelled yet, when the next one begins to read."""
+
+    async def ticks() -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.sleep(0.02)
+            yield number
+
+    async def check() -> None:
+        shared = Shared(ticks())
+        left_behind = asyncio.ensure_future(anext(shared.read(), "nothing"))
+        await asyncio.sleep(0)
+        assert [tick async for tick in shared.read()] == [0, 1, 2]
+        assert await left_behind == "nothing"
+
+    asyncio.run(check())
 
 
 def test_ticks_are_given_again_until_they_are_answered():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from benchmarks.dialogue import write
@@ -69,4 +68,4 @@ def test_three_minutes_at_a_full_server(served_barista: Served, barista: Checkpo
     write(run, tmp_path / "soak.json")
     assert draw(run, tmp_path / "soak.png").stat().st_size > 20_000
     assert "equal to transformers" in [str(cell) for cell in show(run)[0].columns[0].cells][-5]
-    assert np.isfinite(run.samples[-1].at_s)
+    assert run.samples[-1].at_s >= 170
