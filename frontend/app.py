@@ -86,10 +86,13 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.post("/access")  # a browser names the page's origin in a POST alone
     async def access(request: Request) -> JSONResponse:
-        """Whether this client could begin a conversation now: for browsers, which hide why a WebSocket was refused."""
+        """Whether this client could begin a conversation now, and in which dialect.
+
+        For browsers, which hide why a WebSocket was refused.
+        """
         if refusal := bridge.admission.refusal(bridge.access.check(request)):
             raise refusal
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok", "dialect": settings.engine.dialect})
 
     @app.get("/metrics")
     async def tell_metrics(request: Request) -> Response:
@@ -133,10 +136,15 @@ def create_app(settings: Settings) -> FastAPI:
         headers = {"Location": f"/v1/realtime/calls/{answer.call_id}"}
         return Response(answer.sdp, HTTPStatus.CREATED, headers, "application/sdp")
 
+    @app.get("/v1/realtime/calls/{call_id}")
+    async def about_call(request: Request, call_id: str) -> JSONResponse:
+        """How a call is doing: what its latest tick took, which the protocol's events do not tell."""
+        return JSONResponse(calls.get(request, call_id).about)
+
     @app.post("/v1/realtime/calls/{call_id}/hangup")
     async def hang_up(request: Request, call_id: str) -> Response:
         """Ends a call."""
-        await calls.hang_up(request, call_id)
+        calls.get(request, call_id).hang_up()
         return Response()
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")

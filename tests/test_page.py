@@ -22,6 +22,7 @@ from tests.conftest import RESUME_S, ROOT, Served
 from tests.test_bridge import health
 
 TALK_S = 6
+LATENCIES = ("network", "tick", "buffer", "latency")
 SCREENSHOTS = ROOT / "build" / "test" / "screenshots"
 
 
@@ -36,6 +37,7 @@ def start(tmp_path: Path):
 
     yield with_microphone
     for browser in started:
+        browser.get("about:blank")  # as one who leaves the page: its conversation ends with it
         browser.quit()
 
 
@@ -53,7 +55,8 @@ def shown(browser: webdriver.Chrome, name: str) -> str:
 
 
 def entries(browser: webdriver.Chrome, who: str) -> list[str]:
-    return [found.text for found in browser.find_elements(By.CSS_SELECTOR, f"#text [data-who={who}] span")]
+    script = "return [...document.querySelectorAll(`#text [data-who=${arguments[0]}] span`)].map((e) => e.innerText)"
+    return browser.execute_script(script, who)
 
 
 def talk(browser: webdriver.Chrome) -> None:
@@ -61,6 +64,19 @@ def talk(browser: webdriver.Chrome) -> None:
     browser.find_element(By.ID, "talk").click()
     wait_for(lambda: state_of(browser) in ("talking", "error"), 15, "conversation")
     assert state_of(browser) == "talking", shown(browser, "status")
+
+
+def choose(browser: webdriver.Chrome, setting: str, value: str) -> None:
+    """Makes a choice of the page's settings."""
+    if not browser.find_element(By.TAG_NAME, "details").get_attribute("open"):
+        browser.find_element(By.TAG_NAME, "summary").click()
+    browser.find_element(By.CSS_SELECTOR, f"#{setting} option[value='{value}']").click()
+
+
+def transport_of(browser: webdriver.Chrome) -> str:
+    """What carries the sound of the page's conversation."""
+    called = "return performance.getEntriesByType('resource').some(({name}) => name.includes('/v1/realtime/calls/'))"
+    return "call" if browser.execute_script(called) else "socket"
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
@@ -106,9 +122,11 @@ def test_one_button_and_a_voice_comes_back(served: Served, browser):
     assert [words for words in complaints(browser) if "ScriptProcessorNode" not in words] == []  # RECORDER's own
 
 
-def test_the_page_shows_who_speaks(served_turns: Served, browser):
+@pytest.mark.parametrize("transport", ["call", "socket"])
+def test_the_page_shows_who_speaks(served_turns: Served, browser, transport: str):
     """The microphone asks, again and again; the answers come when it pauses."""
     browser.get(served_turns.http)
+    choose(browser, "transport", transport)
     body = browser.find_element(By.TAG_NAME, "body")
 
     def speaking() -> str:
@@ -122,19 +140,23 @@ def test_the_page_shows_who_speaks(served_turns: Served, browser):
     assert status.text in ("You speak.", "Both speak.")
     browser.find_element(By.ID, "message").send_keys("Hello, what can you do?\n")
     wait_for(lambda: any(text.strip() for text in entries(browser, "assistant")), 30, "text of an answer")
-    browser.save_screenshot(str(SCREENSHOTS / "it_speaks.png"))
+    wait_for(lambda: all(number(shown(browser, name).replace("–", "-1")) > 0 for name in LATENCIES), 10, "latency")
+    browser.save_screenshot(str(SCREENSHOTS / f"it_speaks_{transport}.png"))
+    assert transport_of(browser) == transport
     typed = browser.find_element(By.CSS_SELECTOR, "#text [data-who=user]:not([data-spoken]) span")
     assert typed.text == "Hello, what can you do?"
     browser.find_element(By.ID, "talk").click()
     assert state_of(browser) == "idle"
+    wait_for(lambda: health(served_turns)["conversations"] == 0, 5, "end of the conversation")
     assert complaints(browser) == []
 
 
-def test_push_to_talk(served_turns: Served, browser):
+@pytest.mark.parametrize("transport", ["call", "socket"])
+def test_push_to_talk(served_turns: Served, browser, transport: str):
     """What is said while the button is held is the turn; before and after it the microphone is not heard."""
     browser.get(served_turns.http)
-    browser.find_element(By.TAG_NAME, "summary").click()
-    browser.find_element(By.CSS_SELECTOR, "#mode option[value=push]").click()
+    choose(browser, "mode", "push")
+    choose(browser, "transport", transport)
     talk(browser)
     assert not browser.find_element(By.ID, "mode").is_enabled(), "it is chosen before a conversation"
     wait_for(lambda: number(shown(browser, "said")) >= 4, 15, "sound from the microphone")
@@ -168,10 +190,32 @@ def test_mute(served_turns: Served, browser):
     wait_for(lambda: len(entries(browser, "user")) > turns, 15, "speech")
 
 
+def test_reset_over_a_call_forgets_what_was_said(served_turns: Served, browser):
+    browser.get(served_turns.http)
+    talk(browser)
+    browser.find_element(By.TAG_NAME, "body").send_keys("m")
+    for _ in range(2):
+        browser.find_element(By.ID, "message").send_keys("Hello, what can you do?\n")
+        wait_for(lambda: entries(browser, "assistant"), 30, "answer")
+        browser.find_element(By.ID, "reset").click()
+        wait_for(lambda: shown(browser, "text") == "", 5, "empty page")
+    assert transport_of(browser) == "call"
+    assert complaints(browser) == []
+
+
+def test_without_webrtc_the_page_talks_over_a_websocket(served_turns: Served, browser):
+    browser.get(served_turns.http)
+    browser.execute_script("delete window.RTCPeerConnection")
+    talk(browser)
+    wait_for(lambda: number(shown(browser, "heard")) >= 1, 15, "voice")
+    assert transport_of(browser) == "socket"
+
+
 def test_a_network_that_drops(served_turns: Served, browser):
     """The page says so, calls again, and the conversation goes on with all that was said."""
     with Network(served_turns) as network:
         browser.get(network.http)
+        choose(browser, "transport", "socket")
         talk(browser)
         wait_for(lambda: number(shown(browser, "said")) >= 2, 15, "sound from the microphone")
         network.cut()

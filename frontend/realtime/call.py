@@ -70,12 +70,12 @@ class Calls:
         except RealtimeError as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message) from error
 
-    async def hang_up(self, request: Request, call_id: str) -> None:
-        """Ends a call for its client. Raises `RefusedError` where the caller has no such call."""
+    def get(self, request: Request, call_id: str) -> Call:
+        """A caller's own call. Raises `RefusedError` where it has no such call."""
         caller, call = self._bridge.access.check(request), self._calls.get(call_id)
         if call is None or call.caller.name != caller.name:
             raise RefusedError(HTTPStatus.NOT_FOUND, "call_not_found", f"there is no call {shown(call_id)}")
-        call.hang_up()
+        return call
 
     async def end(self) -> None:
         """Ends all calls, each with its END to Triton."""
@@ -164,6 +164,12 @@ class Call:
             hearing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await hearing
+
+    @property
+    def about(self) -> Event:
+        """Its id, and what its latest tick took in milliseconds; None before the first."""
+        tick_s = self.connection.tick_s
+        return {"id": self.id, "object": "realtime.call", "tick_ms": None if tick_s is None else tick_s * 1000}
 
     def hang_up(self) -> None:
         """The client wants no more, or is gone."""

@@ -43,6 +43,7 @@ class RealtimeConnection:
         self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_EVENTS_HELD)
         self._engine: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
+        self.tick_s: float | None = None  # that the latest tick took
         self._close_code = CloseCode.NORMAL
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         expires_at = int(time.time() + settings.bridge.conversation_s)
@@ -162,6 +163,7 @@ class RealtimeConnection:
                 self._room.release()
                 if isinstance(answer, TickError):
                     raise answer
+                self.tick_s = answer.took_s
                 self._conversation.deliver(answer)
         except TickError as error:
             self._conversation.fail(error)

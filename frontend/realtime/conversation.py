@@ -366,6 +366,8 @@ class RealtimeConversation:
         code = event["code"]
         if code in ("nothing_to_cancel", "nothing_to_truncate", "nothing_to_forget"):
             return  # it had ended by itself meanwhile, or has left the context: what was asked for is so
+        if code == "answer_active":
+            return  # the user's turn ended first: its answer is the response that was asked for
         if code == "turn_too_long":
             if self._awaited and event.get("what") == "item":
                 self._awaited.popleft()

@@ -31,6 +31,7 @@ element("typing").onsubmit = (event) => {
 };
 element("settings").onsubmit = (event) => event.preventDefault();
 preferences.onDevice = () => conversation?.useDevices(preferences).catch((error) => transcript.note(error.message));
+window.onpagehide = () => conversation?.hangUp(); // a call outlives its page for a while
 listenToKeys();
 showSuggestions(element("suggestions"));
 
@@ -41,7 +42,7 @@ const PAGE = {
     const talks = state === "talking";
     element("talk").textContent = ["talking", "reconnecting"].includes(state) ? "Stop" : "Talk";
     element("talk").disabled = state === "connecting";
-    element("hold").hidden = !(talks && conversation.takesTurns && preferences.pushes);
+    element("hold").hidden = !(talks && conversation.pushes);
     element("mute").disabled = element("reset").disabled = !talks;
     element("message").disabled = !(talks && conversation.takesTurns);
     preferences.lock(state !== "idle" && state !== "error");
@@ -93,7 +94,7 @@ function stop() {
 }
 
 function mute(isMuted) {
-  if (conversation) conversation.isMuted = isMuted;
+  conversation?.mute(isMuted);
   element("mute").setAttribute("aria-pressed", String(isMuted));
   element("mute").textContent = isMuted ? "Unmute" : "Mute";
 }

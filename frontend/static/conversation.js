@@ -1,13 +1,12 @@
-// One conversation, from the button pressed to the button pressed again: microphone, connection, loudspeaker.
-// `page` is told what happens; see app.js.
+// One conversation, from the button pressed to the button pressed again. Its line carries sound and events: a WebRTC call
+// where bridge, browser and network can, else a WebSocket. `page` is told what happens; see app.js.
 
-import { Connection } from "./connection.js";
+import { access } from "./access.js";
+import { CallLine } from "./call_line.js";
 import { openMicrophone, useLoudspeaker } from "./devices.js";
-import { Latency } from "./latency.js";
+import { SocketLine } from "./socket_line.js";
 
-const INPUT_RATE = 16000;
-const LEVEL_FRAMES = 5; // microphone frames of 20 ms in a bar of its level
-const PING_MS = 2000;
+let callsFail = false; // one has not come about: a firewall will not go away while the page is open
 
 export class Conversation {
   constructor(page, preferences) {
@@ -21,127 +20,65 @@ export class Conversation {
       this.audio = new AudioContext({ latencyHint: "interactive" });
       this.stream = await openMicrophone(this.preferences.microphone);
       await this.preferences.listDevices(); // which have names only now
-      await Promise.all(
-        ["capture", "playback"].map((name) => this.audio.audioWorklet.addModule(`${name}-worklet.js`)),
-      );
-      this.playback = new AudioWorkletNode(this.audio, "playback", { numberOfInputs: 0, outputChannelCount: [2] });
-      this.playback.port.onmessage = ({ data }) => this.played(data);
-      this.playback.connect(this.audio.destination);
-      await useLoudspeaker(this.audio, this.preferences.loudspeaker);
-      if (this.isOver) return this.hangUp();
-      this.page.state("connecting", "Calling …");
-      this.connection = new Connection({
-        event: (event) => this.event(event),
-        sound: (frame) => this.hear(frame),
-        lost: () => this.page.state("reconnecting", "The network is gone. Calling again …"),
-        back: () => this.page.state("talking", "It listens again."),
-        closed: () => this.closed(),
-      });
+      const { dialect } = await access();
+      this.takesTurns = dialect === "turn";
+      if (!this.isOver) await this.call();
+      if (this.isOver) this.hangUp();
     } catch (error) {
-      this.fail(error.message);
+      if (!this.isOver) this.fail(error.message);
     }
+  }
+
+  async call() {
+    this.page.state("connecting", "Calling …");
+    // The address's query has options of the WebSocket's.
+    if (this.takesTurns && this.preferences.prefersCalls && !callsFail && !location.search) {
+      this.line = new CallLine(this, this.audio);
+      try {
+        return await this.line.start(this.stream);
+      } catch (error) {
+        this.line.hangUp();
+        if (this.isOver) return;
+        console.info(`no WebRTC: ${error.message}`);
+        callsFail = true;
+      }
+    }
+    this.line = new SocketLine(this, this.audio);
+    await this.line.start(this.stream);
+  }
+
+  // From the line
+
+  opened() {
+    this.isOpen = true;
+    this.saidS = 0;
+    this.page.state("talking", this.takesTurns ? "It listens." : "It listens while it speaks. Interrupt it.");
+    this.silence();
   }
 
   event(event) {
-    if (event.type === "conversation.opened") this.opened(event);
-    else if (event.type === "reset") this.forget();
-    else if (event.type === "pong") this.pong(event);
-    else if (event.type === "error") this.complain(event.message);
-    else this.page.event(event);
-    if (event.type === "interrupted") this.playback.port.postMessage("skip");
+    this.page.event(event);
   }
 
-  opened({ dialect, input }) {
-    this.takesTurns = dialect === "turn";
-    this.latency = new Latency(input.tick_bytes);
-    this.saidSamples = this.toldGaps = 0;
-    this.squares = [];
-    const options = this.preferences.options(this.takesTurns);
-    if (Object.keys(options).length) this.ask("options", options);
-    this.capture = new AudioWorkletNode(this.audio, "capture", { numberOfOutputs: 0 });
-    this.capture.port.onmessage = ({ data }) => this.say(data);
-    this.source = this.audio.createMediaStreamSource(this.stream);
-    this.source.connect(this.capture);
-    this.pinging = setInterval(() => this.ask("ping", { sent: performance.now() }), PING_MS);
-    this.page.state("talking", this.takesTurns ? "It listens." : "It listens while it speaks. Interrupt it.");
+  said(seconds, level) {
+    this.saidS = seconds;
+    this.page.said(seconds, level);
   }
 
-  // Other devices, in mid-conversation.
-  async useDevices({ microphone, loudspeaker }) {
-    if (!this.capture) return;
-    await useLoudspeaker(this.audio, loudspeaker);
-    const stream = await openMicrophone(microphone);
-    if (this.isOver || this.preferences.microphone !== microphone) {
-      stream.getTracks().forEach((track) => track.stop()); // too late
-      return;
-    }
-    this.source.disconnect();
-    this.stream.getTracks().forEach((track) => track.stop());
-    this.stream = stream;
-    this.source = this.audio.createMediaStreamSource(stream);
-    this.source.connect(this.capture);
-  }
-
-  say(frame) {
-    const pushes = this.takesTurns && this.preferences.pushes;
-    const pcm = new Int16Array(frame);
-    if (this.isMuted || (pushes && !this.isHeld)) pcm.fill(0); // time goes on
-    this.connection.send(frame);
-    this.latency.sent(frame.byteLength, performance.now());
-    this.saidSamples += pcm.length;
-    this.squares.push(pcm.reduce((sum, sample) => sum + (sample / 32768) ** 2, 0) / pcm.length);
-    if (this.squares.length === LEVEL_FRAMES) {
-      const level = Math.sqrt(this.squares.reduce((sum, square) => sum + square, 0) / LEVEL_FRAMES);
-      this.page.said(this.saidSamples / INPUT_RATE, level);
-      this.squares = [];
-    }
-  }
-
-  // Push-to-talk: the turn is what is said between the two.
-  hold(isHeld) {
-    if (isHeld === this.isHeld || !this.capture) return;
-    this.isHeld = isHeld;
-    this.ask(isHeld ? "listen" : "commit");
-    if (isHeld) this.page.event({ type: "speech_started", at_ms: (this.saidSamples / INPUT_RATE) * 1000 });
-    else {
-      this.latency.closed(performance.now());
-      this.page.event({ type: "speech_stopped", at_ms: (this.saidSamples / INPUT_RATE) * 1000 });
-    }
-  }
-
-  hear(frame) {
-    const milliseconds = this.latency.answered(performance.now());
-    if (milliseconds !== null) this.page.latency("latency", milliseconds);
-    this.playback.port.postMessage(frame, [frame]);
-  }
-
-  played(report) {
+  heard(report) {
     this.page.heard(report);
-    if (report.gaps > this.toldGaps) this.ask("playback", { gaps: report.gaps - this.toldGaps });
-    this.toldGaps = Math.max(this.toldGaps, report.gaps);
   }
 
-  pong({ sent, tick_ms }) {
-    this.page.latency("network", performance.now() - sent);
-    if (tick_ms !== null) this.page.latency("tick", tick_ms);
+  latency(name, milliseconds) {
+    this.page.latency(name, milliseconds);
   }
 
-  forget() {
-    this.page.forget();
-    this.playback.port.postMessage("skip");
+  lost() {
+    this.page.state("reconnecting", "The network is gone. Calling again …");
   }
 
-  type(message) {
-    this.ask("message", { text: message });
-    this.latency.closed(performance.now());
-  }
-
-  reset() {
-    this.ask("reset");
-  }
-
-  ask(type, details = {}) {
-    this.connection.send(JSON.stringify({ type, ...details }));
+  back() {
+    this.page.state("talking", "It listens again.");
   }
 
   complain(message) {
@@ -150,7 +87,59 @@ export class Conversation {
   }
 
   closed() {
-    if (!this.isOver) this.fail(this.complaint ?? (this.latency ? "The server closed the conversation." : null));
+    if (!this.isOver) this.fail(this.complaint ?? (this.isOpen ? "The server closed the conversation." : null));
+  }
+
+  // From the page
+
+  // Other devices, in mid-conversation.
+  async useDevices({ microphone, loudspeaker }) {
+    if (!this.isOpen) return;
+    await useLoudspeaker(this.line.output, loudspeaker);
+    const stream = await openMicrophone(microphone);
+    if (this.isOver || this.preferences.microphone !== microphone) {
+      stream.getTracks().forEach((track) => track.stop()); // too late
+      return;
+    }
+    this.stream.getTracks().forEach((track) => track.stop());
+    this.stream = stream;
+    this.line.useMicrophone(stream);
+    this.silence();
+  }
+
+  get pushes() {
+    return this.takesTurns && this.preferences.pushes;
+  }
+
+  mute(isMuted) {
+    this.isMuted = isMuted;
+    this.silence();
+  }
+
+  // Where nothing shall be heard, silence is sent: time goes on.
+  silence() {
+    if (this.isOpen) this.line.isSilent = this.isMuted || (this.pushes && !this.isHeld);
+  }
+
+  // Push-to-talk: the turn is what is said between the two.
+  hold(isHeld) {
+    if (isHeld === this.isHeld || !this.isOpen) return;
+    this.isHeld = isHeld;
+    this.silence();
+    this.line.hold(isHeld);
+    this.page.event({ type: isHeld ? "speech_started" : "speech_stopped", at_ms: this.saidS * 1000 });
+  }
+
+  type(message) {
+    this.line.type(message);
+  }
+
+  reset() {
+    this.line.reset();
+  }
+
+  forget() {
+    this.page.forget();
   }
 
   fail(message) {
@@ -160,8 +149,7 @@ export class Conversation {
 
   hangUp() {
     this.isOver = true;
-    clearInterval(this.pinging);
-    this.connection?.close();
+    this.line?.hangUp();
     this.stream?.getTracks().forEach((track) => track.stop());
     if (this.audio && this.audio.state !== "closed") this.audio.close();
   }

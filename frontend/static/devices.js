@@ -20,10 +20,11 @@ export async function openMicrophone(deviceId) {
 
 export const canChooseLoudspeaker = "setSinkId" in (globalThis.AudioContext?.prototype ?? {});
 
-export async function useLoudspeaker(audio, deviceId) {
-  if (!canChooseLoudspeaker || (!deviceId && !audio.sinkId)) return;
+// `output`: an AudioContext, or an <audio> element.
+export async function useLoudspeaker(output, deviceId) {
+  if (!canChooseLoudspeaker || (!deviceId && !output.sinkId)) return;
   try {
-    await audio.setSinkId(deviceId);
+    await output.setSinkId(deviceId);
   } catch {
     throw new Error("This loudspeaker is not there any more: choose another in the settings.");
   }

@@ -3,7 +3,7 @@
 import { canChooseLoudspeaker, devicesOf } from "./devices.js";
 
 const DEVICES = { microphone: "audioinput", loudspeaker: "audiooutput" };
-const OTHERS = ["mode", "voice", "instructions"];
+const OTHERS = ["mode", "transport", "voice", "instructions"];
 const STORE = "sca.settings";
 
 export class Preferences {
@@ -19,6 +19,7 @@ export class Preferences {
       };
     }
     element("mode").value = this.kept.mode ?? "hands-free";
+    element("transport").value = this.kept.transport ?? "call";
     element("instructions").value = this.kept.instructions ?? "";
     navigator.mediaDevices?.addEventListener("devicechange", () => this.listDevices());
     this.listDevices();
@@ -37,13 +38,16 @@ export class Preferences {
     return this.element("mode").value === "push";
   }
 
-  // What the engine is asked for.
-  options(takesTurns) {
-    const options = {};
-    if (this.element("voice").value) options.voice = this.element("voice").value;
-    if (this.element("instructions").value.trim()) options.system_prompt = this.element("instructions").value.trim();
-    if (takesTurns && this.pushes) options.detection = "manual";
-    return options;
+  get prefersCalls() {
+    return this.element("transport").value === "call";
+  }
+
+  get voice() {
+    return this.element("voice").value;
+  }
+
+  get instructions() {
+    return this.element("instructions").value.trim();
   }
 
   lock(isLocked) {

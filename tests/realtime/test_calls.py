@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import urllib.error
 import urllib.request
 
@@ -85,10 +86,20 @@ def test_the_output_can_be_cleared_and_the_place_is_free_at_once(served_barista:
     asyncio.run(asyncio.wait_for(talk(), 60))
 
 
-def test_a_call_can_be_ended_by_http(served_barista: Served):
+def read_json(address: str) -> dict:
+    with urllib.request.urlopen(address) as answer:
+        return json.load(answer)
+
+
+def test_a_call_can_be_looked_at_and_ended_by_http(served_barista: Served):
     async def talk() -> None:
         async with calling(served_barista.http) as caller:
-            request = urllib.request.Request(f"{served_barista.http}{caller.location}/hangup", b"")
+            about = f"{served_barista.http}{caller.location}"
+            while (call := await asyncio.to_thread(read_json, about))["tick_ms"] is None:
+                await asyncio.sleep(0.1)
+            assert call["id"] == caller.location.rsplit("/", 1)[1]
+            assert 0 < call["tick_ms"] < 10_000
+            request = urllib.request.Request(f"{about}/hangup", b"")
             with await asyncio.to_thread(urllib.request.urlopen, request) as answer:
                 assert answer.status == 200
             await asyncio.to_thread(wait_until_empty, served_barista, "sockets", GONE_S)
