@@ -20,7 +20,8 @@ COMMANDS = {
     "export": "build the model repository from a checkpoint, without serving it",
     "bench": "measure how fast it is, in tables and JSON",
     "capacity": "say what a replica and a cluster hold, from measured ticks",
-    "test": "run every check: lint, types, tests",
+    "audit": "ask osv.dev whether a pinned dependency has a known vulnerability",
+    "test": "run every check: lint, types, audit, tests",
 }
 
 

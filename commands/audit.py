@@ -1,0 +1,84 @@
+"""./sca audit: whether a pinned dependency has a known vulnerability.
+
+Asks osv.dev (https://google.github.io/osv.dev/post-v1-querybatch/) about every version of requirements.lock. What is
+known and accepted stands in pyproject.toml, `[tool.sca.audit.accepted]`, an id and the reason each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from commands.console import ROOT, console
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SERVICE = "https://api.osv.dev"
+LOCK = ROOT / "requirements.lock"
+ANSWERS_WITHIN_S = 30
+NOT_RUN = 3  # exit status: nobody could be asked
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("--service", default=SERVICE, help="address of osv.dev, or of another with its API")
+    parser.add_argument("--lock", type=Path, default=LOCK, help="file of pinned requirements")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """1 if a version is vulnerable, 3 if the service does not answer."""
+    pins = pinned(arguments.lock)
+    try:
+        found = known_vulnerabilities(arguments.service, pins)
+    except OSError as error:
+        console.print(f"{arguments.service} does not answer: {error}", soft_wrap=True)
+        return NOT_RUN
+    known = accepted()
+    for (name, version), ids in found.items():
+        for one in ids:
+            reason = f"accepted: {known[one]}" if one in known else f"see https://osv.dev/{one}"
+            print(f"{name} {version}: {one}, {reason}")
+    new = {one for ids in found.values() for one in ids if one not in known}
+    print(f"{len(pins)} versions, {len(new)} vulnerabilities that are not accepted")
+    return 1 if new else 0
+
+
+def pinned(lock: Path) -> list[tuple[str, str]]:
+    """Name and version of every requirement, whatever machine it is for.
+
+    Raises `ValueError` for one without a version.
+    """
+    pins = []
+    for line in lock.read_text().splitlines():
+        if text := line.partition("#")[0].strip():
+            requirement = Requirement(text)
+            versions = [each.version for each in requirement.specifier if each.operator == "=="]
+            if len(versions) != 1:
+                raise ValueError(f"{lock} has {text!r}, expected one version with ==")
+            pins.append((requirement.name, versions[0]))
+    return pins
+
+
+def known_vulnerabilities(service: str, pins: list[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
+    """Ids of the vulnerabilities of each version that has any. Raises `OSError` where the service does not answer."""
+    queries = [{"package": {"name": name, "ecosystem": "PyPI"}, "version": version} for name, version in pins]
+    body = json.dumps({"queries": queries}).encode()
+    request = urllib.request.Request(f"{service}/v1/querybatch", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=ANSWERS_WITHIN_S) as answer:
+        results = json.load(answer)["results"]
+    ids = [[one["id"] for one in result.get("vulns", ())] for result in results]
+    return {pin: some for pin, some in zip(pins, ids, strict=True) if some}
+
+
+def accepted() -> dict[str, str]:
+    """Ids of vulnerabilities that are known and do not concern this project, with the reason."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return dict(project["tool"]["sca"]["audit"]["accepted"])
