@@ -37,6 +37,10 @@ def utterance(draw: random.Random, kind: str) -> Utterance:
             value = random_value(draw, "size")
             form = draw.choice(SENTENCES["size"])
             return Utterance(form.format(value), "change", {"size": value})
+        case "resize":
+            value = random_value(draw, "size")
+            form = draw.choice(SENTENCES["resize"])
+            return Utterance(form.format(value, a=article(value)), "change", {"size": value})
         case "roast":
             value = random_value(draw, "roast")
             form = draw.choice(SENTENCES["roast"])
@@ -152,6 +156,7 @@ def next_kind(draw: random.Random, barista: Barista) -> str:
             weights=(50, 5, 4, 4, 4, 8, 3, 2, 3, 2, 2, 2),
         )[0]
     asked = "size" if "size" not in barista.order.slots else "roast" if "roast" not in barista.order.slots else "done"
-    kinds = ["change", "query", "cancel", "done", "order", "another", "other", "thanks", "bye", "hear", "menu", asked]
-    weights = [25, 16, 5, 8, 8, 6 if barista.first is None else 0, 5, 4, 3, 2, 2, 20]
+    kinds = ["change", "resize", "query", "cancel", "done", "order", "another", "other", "thanks", "bye", "hear"]
+    kinds += ["menu", asked]
+    weights = [25, 8, 16, 5, 8, 8, 6 if barista.first is None else 0, 5, 4, 3, 2, 2, 20]
     return draw.choices(kinds, weights=weights)[0]

@@ -38,6 +38,7 @@ showSuggestions(element("suggestions"));
 const PAGE = {
   state(state, words) {
     document.body.dataset.state = state;
+    document.body.dataset.transport = conversation?.transport ?? "";
     element("status").textContent = words;
     const talks = state === "talking";
     element("talk").textContent = ["talking", "reconnecting"].includes(state) ? "Stop" : "Talk";

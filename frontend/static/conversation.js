@@ -47,6 +47,10 @@ export class Conversation {
     await this.line.start(this.stream);
   }
 
+  get transport() {
+    return this.line instanceof CallLine ? "call" : "socket";
+  }
+
   // From the line
 
   opened() {
