@@ -17,6 +17,7 @@ from av import AudioFrame
 
 from config.settings import INPUT_HZ, OUTPUT_HZ
 from frontend.protocol import SAMPLE_BYTES
+from frontend.realtime.conversation import Cut
 from frontend.realtime.sound import Resampler
 
 OPUS_HZ = 48_000
@@ -94,6 +95,7 @@ class Loudspeaker(MediaStreamTrack):
         self._due: deque[tuple[str, bytes | None]] = deque()  # a response's id with 20 ms of it, or its end
         self._rest = b""  # less than a frame
         self._playing = ""  # the response that is heard
+        self._played = 0  # frames of it
         self._cleared = ""  # the latest that is not to be heard any more
         self._plays_at_s = 0.0  # when the first frame of a voice is due
         self._next_s = 0.0  # when the next frame is due, on the loop's clock
@@ -118,14 +120,17 @@ class Loudspeaker(MediaStreamTrack):
         if is_last:
             self._due.append((response_id, None))
 
-    def clear(self) -> None:
-        """Nothing more is played."""
+    def clear(self) -> Cut | None:
+        """Nothing more is played; what of which response was, or None where there was nothing to play."""
         response_id = self._playing or (self._due[0][0] if self._due else "")
+        played = self._played if self._playing else 0
         self._due.clear()
         self._rest, self._playing = b"", ""
-        if response_id:
-            self._cleared = response_id
-            self._say("cleared", response_id)
+        if not response_id:
+            return None
+        self._cleared = response_id
+        self._say("cleared", response_id)
+        return Cut(response_id, round(played * FRAME_S * 1000))
 
     async def recv(self) -> AudioFrame:
         """The next 20 ms, when they are due: the voice, or silence."""
@@ -150,8 +155,9 @@ class Loudspeaker(MediaStreamTrack):
             if self._playing != response_id:
                 if self._playing:
                     self._say("stopped", self._playing)
-                self._playing = response_id
+                self._playing, self._played = response_id, 0
                 self._say("started", response_id)
+            self._played += 1
             return frame
         return bytes(FRAME_BYTES)
 

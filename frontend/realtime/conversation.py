@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from config import Settings
 from frontend.realtime.clock import MOST_HELD_S, Clock
@@ -22,14 +22,21 @@ from frontend.turns import Turns
 LEAST_COMMIT_MS = 100
 
 
+class Cut(NamedTuple):
+    """Where a response fell silent."""
+
+    response_id: str
+    heard_ms: int
+
+
 class Player(Protocol):
     """Plays responses where the events do not carry their sound."""
 
     def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
         """More of a response's sound, PCM16 at 24 kHz."""
 
-    def clear(self) -> None:
-        """Nothing more of what waits is heard."""
+    def clear(self) -> Cut | None:
+        """Nothing more of what waits is heard; what was cut off, if anything."""
 
 
 class RealtimeConversation:
@@ -98,7 +105,7 @@ class RealtimeConversation:
             case "response.cancel":
                 self._cancel_response(event)
             case "output_audio_buffer.clear" if self._player:
-                self._clear_output(self._player)
+                self._clear_output()
             case _:
                 raise RealtimeError(f"{event.kind} belongs to WebRTC, here the client plays", code="invalid_event")
 
@@ -171,6 +178,9 @@ class RealtimeConversation:
         if content_index >= max(1, len(item.content)):
             raise RealtimeError(f"content_index is {content_index}, the item has one part", param="content_index")
         self._cancel_answer(item)
+        self._truncate(item, content_index, heard_ms)
+
+    def _truncate(self, item: Item, content_index: int, heard_ms: int) -> None:
         if item.turn is not None:
             self.clock.ask(truncate=json.dumps({"turn": item.turn, "heard_ms": heard_ms}))
         self._send(
@@ -224,10 +234,19 @@ class RealtimeConversation:
         response.is_cancelled = True
         self.clock.ask(cancel=True)
 
-    def _clear_output(self, player: Player) -> None:
+    def _clear_output(self) -> None:
         if self._response and self._response.is_due and not self._response.is_cancelled:
             self._cancel(self._response)
-        player.clear()
+        self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        """Where the bridge plays, it knows to the frame what was heard, and that is what the history keeps.
+
+        The engine takes an answer for heard as far as it has given it.
+        """
+        cut = self._player.clear() if self._player else None
+        if cut and self._response and self._response.id == cut.response_id and self._response.item:
+            self._truncate(self._response.item, 0, cut.heard_ms)
 
     def _cancel_answer(self, item: Item) -> None:
         """An answer that is being given ends, if it is this item's."""
@@ -289,8 +308,9 @@ class RealtimeConversation:
         match event["type"]:
             case "speech_started":
                 self._speech_item = new_id("item")
-                if self._player and self.session.turn_options().get("interrupt"):
-                    self._player.clear()  # the last of an answer that the engine has given already
+                is_given = self._response is None or not self._response.is_due
+                if is_given and self.session.turn_options().get("interrupt"):
+                    self._fall_silent()  # of an answer that the engine has given already the last is still played
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
@@ -323,8 +343,7 @@ class RealtimeConversation:
             case "interrupted" if response:
                 reason = "turn_detected" if event["by"] == "speech" else "client_cancelled"
                 self._send(*response.stop(reason, usage_of(event), event["heard_text"]))
-                if self._player:
-                    self._player.clear()
+                self._fall_silent()
             case "truncated":
                 self._note_truncation(event)
             case "turns_dropped":

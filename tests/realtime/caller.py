@@ -118,6 +118,7 @@ class Caller:
         self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.microphone = Microphone()
         self.events: list[dict[str, Any]] = []
+        self._came_s: list[float] = []  # when, of each
         self.heard: list[np.ndarray] = []  # frames of 20 ms at 48 kHz
         self.location = ""
         self._changed = asyncio.Event()
@@ -157,6 +158,10 @@ class Caller:
     def kinds(self, after: int = 0) -> list[str]:
         return [event["type"] for event in self.events[after:]]
 
+    def told_s(self, event: dict[str, Any]) -> float:
+        """When an event came, on the loop's clock."""
+        return self._came_s[self.events.index(event)]
+
     def _post(self, http: str, offer: str) -> str:
         request = urllib.request.Request(
             f"{http}/v1/realtime/calls", offer.encode(), {"Content-Type": "application/sdp"}
@@ -168,6 +173,7 @@ class Caller:
 
     def _take(self, message: str) -> None:
         self.events.append(json.loads(message))
+        self._came_s.append(asyncio.get_running_loop().time())
         self._changed.set()
 
     def _listen(self, track: MediaStreamTrack) -> None:

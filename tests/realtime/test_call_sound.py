@@ -12,7 +12,16 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
-from frontend.realtime.call_sound import HELD_PACKETS, Loudspeaker, PacketBuffer, heard, order_packets
+from frontend.realtime.call_sound import (
+    CUSHION_S,
+    FRAME_S,
+    HELD_PACKETS,
+    Loudspeaker,
+    PacketBuffer,
+    heard,
+    order_packets,
+)
+from frontend.realtime.conversation import Cut
 from tests.realtime.caller import Caller, Network
 
 OPUS_HZ, FRAME = 48_000, 960
@@ -127,7 +136,9 @@ def test_a_response_that_is_cleared_stays_silent_and_the_next_is_announced():
         player.play("first", second, False)
         for _ in range(8):
             await player.recv()
-        player.clear()
+        frames = 8 - round(CUSHION_S / FRAME_S)
+        assert player.clear() == Cut("first", frames * 20)
+        assert player.clear() is None
         player.play("first", second, True)
         player.play("second", second[:1920], True)
         player.play("third", second[:1920], True)

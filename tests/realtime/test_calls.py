@@ -35,7 +35,7 @@ def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: floa
         network = Network(loss, jitter_s) if loss else None
         async with calling(served_barista.http, network) as caller:
             caller.microphone.say(ORDER)
-            await caller.wait_for("output_audio_buffer.started")
+            started = await caller.wait_for("output_audio_buffer.started")
             await asyncio.sleep(1.5)
             before, heard = len(caller.events), len(caller.heard)
             assert loud_frames(caller) > 15  # aiortc's client waits 320 ms at each packet that is lost
@@ -44,6 +44,10 @@ def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: floa
             first = (await caller.wait_for("response.done", before))["response"]
             assert first["id"] == cleared["response_id"]
             assert (first["status"], first["status_details"]["reason"]) == ("cancelled", "turn_detected")
+            truncated = await caller.wait_for("conversation.item.truncated", before)
+            assert truncated["item_id"] == first["output"][0]["id"]
+            sent_s = caller.told_s(cleared) - caller.told_s(started)
+            assert truncated["audio_end_ms"] / 1000 == pytest.approx(sent_s, abs=0.1 + jitter_s)
 
             second = await caller.wait_for("output_audio_buffer.started", before)
             done = (await caller.wait_for("response.done", caller.events.index(second)))["response"]
