@@ -58,6 +58,7 @@ class Network:
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
         self.lost = self.passed = 0
+        self.is_cut = False  # nothing comes through
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -85,7 +86,7 @@ class Network:
         self._carry(self._to_client, data, self._client)
 
     def _carry(self, way: asyncio.DatagramTransport, data: bytes, to: tuple[str, int] | None) -> None:
-        if to is None or self._draw.random() < self._loss:
+        if to is None or self.is_cut or self._draw.random() < self._loss:
             self.lost += 1
             return
         self.passed += 1

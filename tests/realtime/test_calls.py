@@ -20,6 +20,7 @@ from tests.test_bridge import health, wait_until_empty
 ORDER = "Can I get a medium dark roast latte with soy milk?"
 CHANGE = "Make it large."
 FRAMES_A_SECOND = 50
+CUT_S = 12.0  # longer than two of ICE's questions for consent
 GONE_S = 3  # in which the place of a call that has ended is free
 LOUD = 300  # of 32768: a frame with sound in it
 
@@ -63,6 +64,29 @@ def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: floa
             if network:
                 assert network.lost > 20
                 assert network.passed > 500
+
+    asyncio.run(asyncio.wait_for(talk(), 90))
+
+
+def test_a_call_outlives_a_network_that_is_gone_for_a_while(served_barista: Served):
+    """With all that was said: ICE gives up after 30 s."""
+
+    async def talk() -> None:
+        network = Network(0.0, 0.0)
+        async with calling(served_barista.http, network) as caller:
+            caller.microphone.say(ORDER)
+            first = (await caller.wait_for("response.done"))["response"]
+            order = first["output"][0]["content"][0]["transcript"].split(". ")[0].split(", ")[1]
+            assert "soy milk" in order
+            network.is_cut = True
+            await asyncio.sleep(CUT_S)
+            network.is_cut, before = False, len(caller.events)
+            assert caller.kinds(before) == []
+            item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "what did I order"}]}
+            caller.send("conversation.item.create", item=item)
+            caller.send("response.create")
+            second = (await caller.wait_for("response.done", before))["response"]
+            assert order in second["output"][0]["content"][0]["transcript"]
 
     asyncio.run(asyncio.wait_for(talk(), 90))
 
