@@ -52,6 +52,7 @@ class BridgeSettings:
     move_within_s: float
     drain_s: float
     record_folder: str
+    traces_url: str
     log_level: str
 
     def __post_init__(self) -> None:
@@ -72,6 +73,8 @@ class BridgeSettings:
         expect(self.require_api_key in known, "bridge.require_api_key", self.require_api_key, "auto, always or never")
         levels = ("debug", "info", "warning", "error")
         expect(self.log_level in levels, "bridge.log_level", self.log_level, "one of " + ", ".join(levels))
+        is_url = not self.traces_url or self.traces_url.startswith(("http://", "https://"))
+        expect(is_url, "bridge.traces_url", self.traces_url, "a URL such as http://localhost:4318/v1/traces")
         for origin in self.origins:
             is_origin = origin == "*" or origin.startswith(("http://", "https://"))
             expect(is_origin, "bridge.allowed_origins", origin, "origins such as https://shop.example, or *")

@@ -18,7 +18,8 @@ python=${SCA_PYTHON:-python3}
 triton=nvidia-pytriton==0.7.0 # carries the tritonserver binary; --no-deps: of what it needs we use nothing
 triton_numpy=numpy==1.26.4    # the server's Python processes know no numpy 2; Python 3.13 has no wheel of a numpy 1
 
-bridge=(fastapi uvicorn websockets aiortc python-multipart prometheus-client soxr "tritonclient[grpc]" numpy rich)
+bridge=(fastapi uvicorn websockets aiortc python-multipart prometheus-client soxr "tritonclient[grpc]" numpy rich
+    opentelemetry-api opentelemetry-sdk opentelemetry-exporter-otlp-proto-http)
 engine=("${bridge[@]}" torch transformers accelerate peft optimum silero-vad onnx onnxscript onnxruntime)
 laptop=("${engine[@]}" "tritonclient[http]" soundfile psutil matplotlib)
 tensorrt=(nvidia-modelopt onnx-graphsurgeon onnxconverter-common onnxslim lief polygraphy)

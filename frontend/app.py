@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from config import Settings
 from config.loader import shown
-from frontend import metrics
+from frontend import metrics, traces
 from frontend.access import RefusedError
 from frontend.admission import Place
 from frontend.bridge import Bridge
@@ -38,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     bridge = Bridge(settings)
     calls = Calls(bridge)
     log_to_stderr(settings.bridge.log_level)
+    traces.send_to(settings.bridge.traces_url)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         watching.cancel()
         await calls.end()
         await bridge.servers.close()
+        await traces.flush()
 
     app = FastAPI(title="sca bridge", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.bridge = bridge

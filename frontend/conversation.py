@@ -89,11 +89,12 @@ class Conversation:
         if self._line.token:
             opened |= {"resume_token": self._line.token, "resume_s": self._settings.bridge.resume_s}
         await self._send(opened)
-        async for answer in self._bridge.converse(self.sequence_id, self._ticks()):
-            self._room.release()
-            self._answered += 1
-            await self._deliver(answer)
-            self._was_answered.set()
+        with self._journal.traced():
+            async for answer in self._bridge.converse(self.sequence_id, self._ticks()):
+                self._room.release()
+                self._answered += 1
+                await self._deliver(answer)
+                self._was_answered.set()
 
     async def end(self, code: str, message: str, close_code: CloseCode) -> None:
         """Ends it from outside, with the reason."""

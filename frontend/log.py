@@ -1,4 +1,4 @@
-"""Log lines of conversations: JSON, with the conversation's id in each, and nothing that anybody said."""
+"""Log lines and spans of conversations: with the conversation's id in each, and nothing that anybody said."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import json
 import logging
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
+from opentelemetry.trace import SpanKind, StatusCode
+
+from frontend import traces
 from frontend.metrics import ENDED
 
 logger = logging.getLogger("sca.bridge")
+FAILURES = ("full", "tick_failed")  # why a conversation ends that is the server's fault
 
 
 class JsonLines(logging.Formatter):
@@ -42,18 +47,28 @@ def log_to_stderr(level: str) -> None:
 
 
 class Journal:
-    """One conversation's lines, and its count among those that have ended."""
+    """One conversation's lines and span, and its count among those that have ended."""
 
     def __init__(self, protocol: str, conversation: str, caller: str):
         self._protocol, self._begun_s = protocol, time.monotonic()
         self._about = {"conversation": conversation, "protocol": protocol}
+        attributes = {"gen_ai.conversation.id": conversation, "sca.protocol": protocol}
+        self._span = traces.begin("conversation", SpanKind.SERVER, attributes)
         self.note("opened", caller=caller)
 
     def note(self, event: str, level: int = logging.INFO, **about: Any) -> None:
         """A line."""
         logger.log(level, event, extra={"about": {**self._about, **about}})
 
+    def traced(self) -> AbstractContextManager[None]:
+        """While it goes on, spans are children of the conversation's."""
+        return traces.current(self._span)
+
     def ended(self, why: str, **about: Any) -> None:
-        """The last line."""
+        """The last line, and the span's end."""
         ENDED.labels(self._protocol, why).inc()
         self.note("ended", why=why, seconds=round(time.monotonic() - self._begun_s, 3), **about)
+        self._span.set_attributes({f"sca.{name}": value for name, value in {"why": why, **about}.items()})
+        if why in FAILURES:
+            self._span.set_status(StatusCode.ERROR, why)
+        self._span.end()

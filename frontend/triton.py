@@ -19,6 +19,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from config import Settings
+from frontend import traces
 from frontend.metrics import TICK
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class TritonLink:
         failures: list[Exception] = []
         progress = _Progress()
         responses = self._client.stream_infer(
-            self._requests(sequence_id, ticks, sent, failures, progress), headers={CONVERSATION: str(sequence_id)}
+            self._requests(sequence_id, ticks, sent, failures, progress), headers=headers_of(sequence_id)
         )
         try:
             while True:
@@ -162,7 +163,7 @@ class TritonLink:
                 [audio],
                 sequence_id=sequence_id,
                 sequence_end=True,
-                headers={CONVERSATION: str(sequence_id)},
+                headers=headers_of(sequence_id),
                 client_timeout=END_TIMEOUT_S,
             )
         except (InferenceServerException, grpc.RpcError) as error:  # it has ended there already, or Triton is gone
@@ -209,6 +210,11 @@ class TritonLink:
         except Exception as error:
             failures.append(error)
             raise
+
+
+def headers_of(sequence_id: int) -> dict[str, str]:
+    """The metadata of a conversation's calls: for a balancer, and for Triton's traces."""
+    return {CONVERSATION: str(sequence_id), **traces.headers()}
 
 
 def _tick_out(result: Any, took_s: float) -> TickOut | TickError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+from opentelemetry.trace import Span
+
+from frontend import traces
 from frontend.metrics import RESPONSE
 from frontend.protocol import Event
 
@@ -18,6 +21,7 @@ class Turns:
         self.answer_is_due = False
         self.answers = 0  # that have begun
         self._committed_s: float | None = None
+        self._response: Span | None = None  # from the commit to the first sound, where there is one
 
     @property
     def is_quiet(self) -> bool:
@@ -34,11 +38,13 @@ class Turns:
         elif kind == "committed":
             self.answer_is_due = self.creates_responses
             self._committed_s = time.monotonic()
+            self._response = traces.begin("response")
         elif kind == "answer_started":
             self.answer_is_due = True
             self.answers += 1
-            if self._committed_s is not None:
+            if self._committed_s is not None and self._response:
                 RESPONSE.observe(time.monotonic() - self._committed_s)
-                self._committed_s = None
+                self._response.end()
+                self._committed_s = self._response = None
         elif kind in ("answer_done", "interrupted", "reset") or event.get("code") == "turn_too_long":
             self.answer_is_due = False

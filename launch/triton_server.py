@@ -60,6 +60,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
             f"--log-verbose={int(verbose)}",
+            *trace_arguments(settings.bridge.traces_url),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -183,3 +184,11 @@ def http_arguments(settings: TritonSettings) -> list[str]:
     if not settings.http_port:
         return ["--allow-http=false"]
     return [f"--http-address={settings.host}", f"--http-port={settings.http_port}"]
+
+
+def trace_arguments(url: str) -> list[str]:
+    """Spans to a collector, where there is one: of the requests alone that the bridge's spans are parents of."""
+    if not url:
+        return []
+    values = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0", f"opentelemetry,url={url}")
+    return [f"--trace-config={value}" for value in values]

@@ -54,6 +54,10 @@ def test_sampling_comes_from_the_checkpoint_unless_it_is_named(tmp_path):
         ({"SCA_NOISE": "1"}, "unknown environment variable SCA_NOISE"),
         ({"SCA_BRIDGE_PORT": "http"}, "bridge.port is 'http', expected a whole number"),
         ({"SCA_BRIDGE_PORT": "70000"}, "bridge.port is 70000, expected a port, 1 to 65535"),
+        (
+            {"SCA_BRIDGE_TRACES_URL": "here:4318"},
+            "bridge.traces_url is 'here:4318', expected a URL such as http://localhost",
+        ),
         ({"SCA_AUDIO_TICK_MS": "100"}, "audio.tick_ms is 100, expected 80, 160 or 320"),
         (
             {"SCA_AUDIO_TICK_MS": "80", "SCA_ENGINE_DIALECT": "sca"},

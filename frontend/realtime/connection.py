@@ -159,12 +159,13 @@ class RealtimeConnection:
 
     async def _converse(self) -> None:
         try:
-            async for answer in self._bridge.converse(new_sequence_id(), self._ticks()):
-                self._room.release()
-                if isinstance(answer, TickError):
-                    raise answer
-                self.tick_s = answer.took_s
-                self._conversation.deliver(answer)
+            with self._journal.traced():
+                async for answer in self._bridge.converse(new_sequence_id(), self._ticks()):
+                    self._room.release()
+                    if isinstance(answer, TickError):
+                        raise answer
+                    self.tick_s = answer.took_s
+                    self._conversation.deliver(answer)
         except TickError as error:
             self._conversation.fail(error)
             self._close_code = CloseCode.TRY_AGAIN_LATER if error.is_full else CloseCode.INTERNAL_ERROR
