@@ -79,6 +79,8 @@ class _Progress:
 
     started: bool = False
     ended: bool = False
+    leaves: bool = False  # nobody asks for more: no tick is sent any more
+    waiting: asyncio.Future[Any] | None = None  # for the next response
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class TritonLink:
         try:
             while True:
                 try:
-                    result, error = await self._next(responses, sent, failures)
+                    result, error = await self._next(responses, sent, failures, progress)
                 except StopAsyncIteration:
                     return
                 took_s = time.monotonic() - sent.popleft()
@@ -141,17 +143,39 @@ class TritonLink:
         except grpc.aio.AioRpcError as error:
             raise TickError(f"Triton at {self.url} does not answer: {error.details()}") from error
         finally:
-            responses.cancel()
-            if progress.started and not progress.ended:
-                ending = asyncio.create_task(self._end(sequence_id))
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
+            progress.leaves = True
+            ending = asyncio.create_task(self._leave(sequence_id, responses, sent, progress))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
         """Closes the channel, when conversations that were cut off have been ended."""
         if self._ending:
             await asyncio.wait(self._ending, timeout=END_TIMEOUT_S)
         await self._client.close()
+
+    async def _leave(self, sequence_id: int, responses: Any, sent: deque[float], progress: _Progress) -> None:
+        """Takes the answers to the ticks that are on their way, then sees that the conversation has an END.
+
+        An END that came beside them could overtake them, and Triton cancels it together with them: the slot would idle.
+        """
+        while sent and await self._has_come(responses, progress):
+            sent.popleft()
+        if progress.waiting:
+            progress.waiting.cancel()
+        responses.cancel()
+        if progress.started and not progress.ended:
+            await self._end(sequence_id)
+
+    async def _has_come(self, responses: Any, progress: _Progress) -> bool:
+        """Whether one more response came in time."""
+        waiting = progress.waiting or asyncio.ensure_future(anext(responses))
+        progress.waiting = None
+        await asyncio.wait({waiting}, timeout=END_TIMEOUT_S)
+        if not waiting.done():
+            waiting.cancel()
+            return False
+        return not waiting.cancelled() and waiting.exception() is None
 
     async def _end(self, sequence_id: int) -> None:
         """An END outside the conversation's stream, which was cut off before it: else its slot would idle."""
@@ -169,20 +193,16 @@ class TritonLink:
         except (InferenceServerException, grpc.RpcError) as error:  # it has ended there already, or Triton is gone
             logger.info("conversation %s could not be ended: %s", sequence_id, error)
 
-    async def _next(self, responses: Any, sent: deque[float], failures: list[Exception]) -> Any:
+    async def _next(self, responses: Any, sent: deque[float], failures: list[Exception], progress: _Progress) -> Any:
         """The next response, unless the oldest tick on its way has waited for too long."""
-        waiting = asyncio.ensure_future(anext(responses))
-        try:
-            while not (await asyncio.wait({waiting}, timeout=WATCH_S))[0]:
-                if sent and time.monotonic() - sent[0] > self._timeout_s:
-                    raise TickError(
-                        f"a tick has waited {self._timeout_s:g} s for its answer (bridge.response_timeout_s)"
-                    )
-            if waiting.cancelled():  # gRPC cancels a call whose requests fail, and keeps the reason to itself
-                raise failures[0] if failures else TickError(f"the stream to Triton at {self.url} was cut off")
-            return waiting.result()
-        finally:
-            waiting.cancel()
+        progress.waiting = waiting = asyncio.ensure_future(anext(responses))
+        while not (await asyncio.wait({waiting}, timeout=WATCH_S))[0]:
+            if sent and time.monotonic() - sent[0] > self._timeout_s:
+                raise TickError(f"a tick has waited {self._timeout_s:g} s for its answer (bridge.response_timeout_s)")
+        progress.waiting = None
+        if waiting.cancelled():  # gRPC cancels a call whose requests fail, and keeps the reason to itself
+            raise failures[0] if failures else TickError(f"the stream to Triton at {self.url} was cut off")
+        return waiting.result()
 
     async def _requests(
         self,
@@ -194,6 +214,8 @@ class TritonLink:
     ) -> AsyncIterator[dict[str, Any]]:
         try:
             async for tick in ticks:
+                if progress.leaves:
+                    return
                 audio = triton.InferInput("AUDIO_IN", [1, self._samples], "INT16")
                 audio.set_data_from_numpy(np.frombuffer(tick.pcm, np.int16)[None])
                 sent.append(time.monotonic())

@@ -134,7 +134,7 @@ class TurnConversation(Conversation):
             self._opened_itself = True
         if controls.commit:
             self._commit(self.clock if controls.commit is True else begin + controls.commit // FRAME_MS)
-        if controls.respond:
+        if controls.respond or self._respond_is_overdue:
             self._respond()
         self._queue_windows(self.clock)
         if controls.transcript:
@@ -260,8 +260,14 @@ class TurnConversation(Conversation):
         self.history.remove(turn)
         turn.user, self._windows, self._queued = 0, [], self._turn_first
 
+    @property
+    def _respond_is_overdue(self) -> bool:
+        """Whether the turn is gone whose end a `respond` has waited for."""
+        return self._respond_due and not self._answer and (self._turn is None or self._opened_itself)
+
     def _respond(self) -> None:
         """An answer to the history as it is; while the user speaks, when they have stopped."""
+        self._respond_due = False
         if self._answer:
             self._tell("error", code="answer_active", message="respond came while an answer is being given")
         elif self._turn and not self._opened_itself:
@@ -347,6 +353,7 @@ class TurnConversation(Conversation):
 
     def _cancel(self) -> None:
         if self._answer is None:
+            self._respond_due = False
             self._tell("error", code="nothing_to_cancel", message="cancel came, but no answer is being given")
         else:
             self._interrupt("cancel")
@@ -488,6 +495,7 @@ class TurnConversation(Conversation):
         if self._turn is turn or not self._turn:
             self._turn = None
             self._ignores_speech = self.detector.is_speech
+            self._respond_due = False
             self._earliest = self.clock
         reason = (
             "the context is full (engine.context_full = 'stop'): reset the conversation"

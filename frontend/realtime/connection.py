@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 
 from fastapi import WebSocketDisconnect
@@ -46,6 +47,7 @@ class RealtimeConnection:
         self.tick_s: float | None = None  # that the latest tick took
         self._close_code = CloseCode.NORMAL
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
+        self._asked: deque[Event] = deque()  # parameters of the ticks that are on their way
         expires_at = int(time.time() + settings.bridge.conversation_s)
         self._conversation = RealtimeConversation(
             settings, bridge.engine.voices, model[:100], expires_at, self.send, self._start, player
@@ -162,10 +164,11 @@ class RealtimeConnection:
             with self._journal.traced():
                 async for answer in self._bridge.converse(new_sequence_id(), self._ticks()):
                     self._room.release()
+                    parameters = self._asked.popleft()
                     if isinstance(answer, TickError):
                         raise answer
                     self.tick_s = answer.took_s
-                    self._conversation.deliver(answer)
+                    self._conversation.deliver(answer, parameters)
         except TickError as error:
             self._conversation.fail(error)
             self._close_code = CloseCode.TRY_AGAIN_LATER if error.is_full else CloseCode.INTERNAL_ERROR
@@ -178,7 +181,9 @@ class RealtimeConnection:
         while True:
             pcm, asked = await self._conversation.clock.next()
             await self._room.acquire()
-            yield TickIn(pcm, start=options is not None, parameters={**(options or {}), **asked})
+            parameters = {**(options or {}), **asked}
+            self._asked.append(parameters)
+            yield TickIn(pcm, start=options is not None, parameters=parameters)
             options = None
 
     async def _write(self) -> None:

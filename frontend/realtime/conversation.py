@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from config import Settings
 from frontend.realtime.clock import MOST_HELD_S, Clock
@@ -39,6 +40,13 @@ class Player(Protocol):
         """Nothing more of what waits is heard; what was cut off, if anything."""
 
 
+@dataclass(eq=False)
+class Commit:
+    """A client's commit that is on its way to the engine."""
+
+    event_id: str | None
+
+
 class RealtimeConversation:
     """What is said to the client goes to `send`; `start` is called when the engine is needed for the first time."""
 
@@ -61,13 +69,15 @@ class RealtimeConversation:
         self._id = new_id("conv")
         self._microphone = Microphone(self.session.format("input"))
         self._items = Items()
-        self._awaited: deque[Item] = deque()  # added, and not confirmed by the engine
+        self._texts: deque[Item] = deque()  # added, and not confirmed by the engine
+        self._sounds: deque[Item | Commit] = deque()  # turns of sound, in the order of the engine's `commit`s
+        self._committed: Item | Commit | None = None  # what the `commit` of this tick is for
+        self._is_answered = True  # whether the engine answers a turn of the user's by itself, as of this tick
         self._deleted: set[str] = set()  # ids of such that the client has deleted already
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._next_response: ClientEvent | None = None  # asked for, and waits for a commit or a cancellation
         self._turns = Turns(creates_responses=True)
-        self._committed_by_client = 0  # commits that the engine has not confirmed
 
     def open(self) -> None:
         """The first event."""
@@ -87,7 +97,7 @@ class RealtimeConversation:
                     raise RealtimeError(message, code="input_audio_buffer_full")
                 await self.hear(self._microphone.feed(event.fields.get("audio")))
             case "input_audio_buffer.commit":
-                self._commit()
+                self._commit(event)
             case "input_audio_buffer.clear":
                 self.clock.clear()
                 self._send({"type": "input_audio_buffer.cleared"})
@@ -128,7 +138,7 @@ class RealtimeConversation:
         self.clock.holds = session.detection is None
         self._send({"type": "session.updated", "session": session.about})
 
-    def _commit(self) -> None:
+    def _commit(self, event: ClientEvent) -> None:
         held_ms, heard = self.clock.held_ms, self._turns.user_speaks
         if held_ms < LEAST_COMMIT_MS and not heard:
             raise RealtimeError(
@@ -141,7 +151,7 @@ class RealtimeConversation:
             )
             raise RealtimeError(message, code="input_audio_buffer_full")
         self._start()
-        self._committed_by_client += 1
+        self._sounds.append(Commit(event.event_id))
         self.clock.commit({"listen": True} if self.clock.holds else {})
 
     def _create_item(self, event: ClientEvent) -> None:
@@ -159,12 +169,12 @@ class RealtimeConversation:
             self._send({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": about})
 
     def _add_to_history(self, item: Item) -> None:
-        self._awaited.append(item)
+        self._texts.append(item)
         self.clock.ask(items=json.dumps([{"role": item.role, "text": item.text}]))
 
     def _add_sound(self, item: Item, pcm: bytes) -> None:
         """A turn whose sound the client gives whole: it is heard by itself, and asks for no answer."""
-        self._awaited.append(item)
+        self._sounds.append(item)
         manual = {"detection": "manual", "create_response": False}
         text = {"message": item.text} if item.text else {}
         self.clock.plan(pcm, {"turn": json.dumps(manual), "listen": True, **text}, {"commit": True})
@@ -197,7 +207,7 @@ class RealtimeConversation:
         self._cancel_answer(item)
         if item.turn is not None:
             self._forget(item)
-        elif item in self._awaited:
+        elif item in self._texts or item in self._sounds:
             self._deleted.add(item.id)
         self._items.remove(item)
         self._send({"type": "conversation.item.deleted", "item_id": item.id})
@@ -207,7 +217,10 @@ class RealtimeConversation:
         self.clock.ask(forget=json.dumps({"turn": item.turn, "part": item.part}))
 
     def _create_response(self, event: ClientEvent) -> None:
-        if self._next_response is None and self._must_wait:
+        if self._next_response:
+            message = "a response is asked for already: wait until it is done, or cancel it"
+            raise RealtimeError(message, code="conversation_already_has_active_response")
+        if self._must_wait:
             self._next_response = event
             return
         if self._response and self._response.state is not State.DONE:
@@ -231,8 +244,9 @@ class RealtimeConversation:
         self._cancel(response)
 
     def _cancel(self, response: Response) -> None:
-        response.is_cancelled = True
-        self.clock.ask(cancel=True)
+        if not response.is_cancelled:  # a second `cancel` could meet the next answer
+            response.is_cancelled = True
+            self.clock.ask(cancel=True)
 
     def _clear_output(self) -> None:
         if self._response and self._response.is_due and not self._response.is_cancelled:
@@ -258,7 +272,7 @@ class RealtimeConversation:
         """Whether a response that is asked for waits: for a commit, or for the end of one that is cancelled."""
         response = self._response
         is_ending = response is not None and response.is_cancelled and response.state is not State.DONE
-        return bool(self._committed_by_client) or is_ending
+        return is_ending or any(isinstance(sound, Commit) for sound in self._sounds)
 
     def _begin_response(self, wanted: Request) -> None:
         about = {**self.session.about, "conversation_id": self._id}
@@ -275,15 +289,25 @@ class RealtimeConversation:
 
     # From the engine
 
-    def deliver(self, answer: TickOut) -> None:
-        """A tick's events and sound, in the protocol's words."""
+    def deliver(self, answer: TickOut, parameters: Mapping[str, Any] | None = None) -> None:
+        """A tick's events and sound, in the protocol's words; `parameters` are those that the tick was asked with."""
+        self._note_asked(parameters or {})
+        ending = self._response if self._response and self._response.state is State.FINISHING else None
+        if ending:  # the last of its sound: the tick's events are about what follows
+            self._send(*ending.sound(answer.pcm))
         for event in answer.events:
             self._turns.note(event)
             self._tell(event)
-        if self._response:
+        if self._response and self._response is not ending:
             self._send(*self._response.sound(answer.pcm))
         self._begin_next_response()
         self._follow()
+
+    def _note_asked(self, parameters: Mapping[str, Any]) -> None:
+        """What holds in the engine from this tick on, which a later `session.update` may have changed here already."""
+        turn = {**parameters, **json.loads(parameters.get("turn", "{}"))}
+        self._is_answered = turn.get("create_response", self._is_answered)
+        self._committed = self._sounds.popleft() if "commit" in parameters and self._sounds else None
 
     def _begin_next_response(self) -> None:
         """The response that waited, if nothing is in its way any more."""
@@ -353,15 +377,15 @@ class RealtimeConversation:
 
     def _confirm(self, event: Event) -> None:
         """A turn is part of the engine's history: one that was added, or what the user has said."""
-        is_spoken = "audio_start_ms" in event
-        awaits_sound = bool(self._awaited) and self._awaited[0].content[0]["type"] == "input_audio"
-        if self._awaited and (not is_spoken or (awaits_sound and not self._committed_by_client)):
-            item = self._awaited.popleft()
-            item.turn = event["turn"]
-            if item.id in self._deleted:
-                self._forget(item)
+        if "audio_start_ms" in event:
+            added, self._committed = self._committed, None
+        else:
+            added = self._texts.popleft() if self._texts else None
+        if isinstance(added, Item):
+            added.turn = event["turn"]
+            if added.id in self._deleted:
+                self._forget(added)
             return
-        self._committed_by_client = max(0, self._committed_by_client - 1)
         item = Item(self._speech_item or new_id("item"), "user", [{"type": "input_audio", "transcript": None}])
         item.turn, self._speech_item = event["turn"], ""
         previous = self._items.add(item)
@@ -371,8 +395,7 @@ class RealtimeConversation:
             {"type": "conversation.item.added", "previous_item_id": previous, "item": about},
             {"type": "conversation.item.done", "previous_item_id": previous, "item": about},
         )
-        answers = self.session.turn_options()["create_response"]
-        if answers and (self._response is None or self._response.state is State.DONE):
+        if self._is_answered and (self._response is None or self._response.state is State.DONE):
             self._begin_response(Request())
 
     def _note_truncation(self, event: Event) -> None:
@@ -382,20 +405,29 @@ class RealtimeConversation:
 
     def _tell_error(self, event: Event) -> None:
         """Errors of the engine that the client can do something about."""
-        code = event["code"]
+        code, response = event["code"], self._response
+        if code == "nothing_to_cancel" and response and response.is_cancelled and response.state is State.CREATED:
+            self._send(*response.stop("client_cancelled"))  # it would have begun when the user had stopped
         if code in ("nothing_to_cancel", "nothing_to_truncate", "nothing_to_forget"):
             return  # it had ended by itself meanwhile, or has left the context: what was asked for is so
         if code == "answer_active":
             return  # the user's turn ended first: its answer is the response that was asked for
         if code == "turn_too_long":
-            if self._awaited and event.get("what") == "item":
-                self._awaited.popleft()
-            if self._response:
-                self._send(*self._response.fail(code, event["message"]))
+            if self._texts and event.get("what") == "item":
+                self._texts.popleft()
+            if response:
+                self._send(*response.fail(code, event["message"]))
         if code == "nothing_to_commit":
-            self._committed_by_client = max(0, self._committed_by_client - 1)
-        code = "input_audio_buffer_commit_empty" if code == "nothing_to_commit" else code
-        self._send(error_event(RealtimeError(event["message"], code=code)))
+            self._refuse_commit(event["message"])
+        else:
+            self._send(error_event(RealtimeError(event["message"], code=code)))
+
+    def _refuse_commit(self, message: str) -> None:
+        """The engine has heard nothing of a turn by the `commit` of this tick; one that is confirmed is left alone."""
+        commit, self._committed = self._committed, None
+        if isinstance(commit, Commit):
+            error = RealtimeError(message, code="input_audio_buffer_commit_empty")
+            self._send(error_event(error, commit.event_id))
 
     def _follow(self) -> None:
         """Tells the clock what is going on."""

@@ -172,7 +172,7 @@ class Session:
 
 def instructions(value: Any, name: str) -> str:
     """A system prompt; "" for null. Raises `RealtimeError`."""
-    text = expect_text(value or "", name)
+    text = expect_text("" if value is None else value, name)
     if len(text) > MOST_PROMPT_CHARACTERS:
         message = f"{name} are {len(text)} characters long, expected at most {MOST_PROMPT_CHARACTERS}"
         raise RealtimeError(message, code="string_above_max_length", param=name)

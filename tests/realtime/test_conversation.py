@@ -42,7 +42,14 @@ class Talk:
         return self.loop.run_until_complete(ticks())
 
     def engine(self, **event: object) -> None:
-        self.conversation.deliver(TickOut(b"", "", [event]))
+        self.tick([event])
+
+    def tick(self, events: list[dict], sound: bytes = b"", **asked: object) -> None:
+        """The answer to a tick that carried these parameters."""
+        self.conversation.deliver(TickOut(sound, "", events), asked)
+
+    def kinds(self) -> list[str]:
+        return [event["type"] for event in self.told]
 
 
 @pytest.fixture
@@ -50,6 +57,12 @@ def talk() -> Iterator[Talk]:
     one = Talk()
     yield one
     one.loop.close()
+
+
+MANUAL = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
+DETECTED = {"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}}
+HALF_A_SECOND = base64.b64encode(bytes(24_000)).decode()
+USAGE = dict.fromkeys(("input_tokens", "input_audio_tokens", "output_text_tokens", "output_audio_tokens"), 1)
 
 
 def typed(item_id: str) -> dict:
@@ -108,3 +121,77 @@ def test_what_is_nested_without_end_is_no_event(deep: str):
         parse('{"type": "session.update", "session": {"x": ' + deep + "}}")
     assert refused.value.code == "invalid_json"
     assert len(refused.value.message) < 500
+
+
+def spoken_turn(number: int) -> dict:
+    return {"type": "committed", "at_ms": 0, "turn": number, "audio_start_ms": 0, "audio_end_ms": 320}
+
+
+def test_a_commit_that_finds_nothing_is_refused_by_its_name(talk: Talk):
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.say("input_audio_buffer.commit", event_id="mine")
+    talk.tick([{"type": "error", "code": "nothing_to_commit", "message": "nothing"}], commit=True)
+    assert (talk.told[-1]["error"]["code"], talk.told[-1]["error"]["event_id"]) == (
+        "input_audio_buffer_commit_empty",
+        "mine",
+    )
+
+
+def test_of_two_responses_that_wait_for_a_commit_the_second_is_refused(talk: Talk):
+    talk.say("session.update", session=MANUAL)
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.say("input_audio_buffer.commit")
+    talk.say("response.create", response={"metadata": {"name": "first"}})
+    with pytest.raises(RealtimeError) as refused:
+        talk.say("response.create", response={"metadata": {"name": "second"}})
+    assert refused.value.code == "conversation_already_has_active_response"
+    talk.tick([spoken_turn(1)], listen=True, commit=True, create_response=False)
+    (created,) = [event for event in talk.told if event["type"] == "response.created"]
+    assert created["response"]["metadata"] == {"name": "first"}
+
+
+def test_whether_a_turn_is_answered_is_as_the_engine_had_it(talk: Talk):
+    """Detection is back before the commit is confirmed: nobody answers that turn."""
+    talk.say("session.update", session=MANUAL)
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.tick([], create_response=False)
+    talk.say("input_audio_buffer.commit")
+    talk.say("session.update", session=DETECTED)
+    talk.tick([spoken_turn(1)], listen=True, commit=True)
+    assert "response.created" not in talk.kinds()
+    talk.tick([], turn=json.dumps({"create_response": True}))
+    talk.tick([spoken_turn(2)])
+    assert "response.created" in talk.kinds()
+
+
+def test_a_response_that_never_began_can_be_cancelled(talk: Talk):
+    talk.say("response.create")
+    talk.say("response.cancel")
+    talk.say("response.cancel")
+    assert [set(asked) for asked in talk.asked()] == [{"respond"}, {"cancel"}], "a second one could meet the next"
+    talk.engine(type="error", code="nothing_to_cancel", message="nothing")
+    assert talk.told[-1]["response"]["status"] == "cancelled"
+
+
+def test_an_item_of_sound_overtakes_a_typed_one_that_waits_for_the_end_of_an_answer(talk: Talk):
+    sound = {"type": "message", "role": "user", "id": "spoken"}
+    talk.say("conversation.item.create", item=typed("typed"))
+    talk.say("conversation.item.create", item={**sound, "content": [{"type": "input_audio", "audio": HALF_A_SECOND}]})
+    talk.tick([spoken_turn(1)], commit=True, create_response=False)
+    talk.engine(type="committed", turn=2)
+    assert "input_audio_buffer.committed" not in talk.kinds()
+    assert len(talk.asked()) > 1
+    talk.say("conversation.item.delete", item_id="typed")
+    talk.say("conversation.item.delete", item_id="spoken")
+    assert [json.loads(asked["forget"])["turn"] for asked in talk.asked()] == [2, 1]
+
+
+def test_a_response_ends_before_the_next_begins(talk: Talk):
+    """Its last sound comes with the tick in which the next answer starts."""
+    tick = bytes(2 * 7680)
+    done = {"type": "answer_done", "turn": 1, "spoken_ms": 320, "text": "", "reason": "end", **USAGE}
+    talk.say("response.create")
+    talk.tick([{"type": "answer_started", "turn": 1}, done], tick)
+    talk.tick([spoken_turn(2), {"type": "answer_started", "turn": 2}], tick)
+    ladder = [kind for kind in talk.kinds() if kind in ("response.created", "response.done")]
+    assert ladder == ["response.created", "response.done", "response.created"]
