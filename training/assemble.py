@@ -18,15 +18,22 @@ LARGEST = 12_000_000  # bytes of all files together
 SUGGESTIONS = "suggestions.json"  # what a client may propose to say
 
 
-def assemble(work: Path, folder: Path) -> Path:
-    """Writes the checkpoint of a training run; what is not ours to make (the model card) stays as it is."""
+def assemble(work: Path, folder: Path, voice: Path | None = None) -> Path:
+    """Writes the checkpoint of a training run; what is not ours to make (the model card) stays as it is.
+
+    `voice`: a checkpoint whose talker and code2wav it has, where the run made none.
+    """
     tokenizer = load_tokenizer(work)
     config = make_config(tokenizer)
     config.dtype = torch.float16
     model = Qwen3OmniMoeForConditionalGeneration(config)
     load(work / "thinker.pt", thinker=model.thinker)
-    load(work / "talker.pt", talker=model.talker)
-    model.code2wav = load_codec(work).code2wav
+    if voice:
+        speaks = Qwen3OmniMoeForConditionalGeneration.from_pretrained(voice, dtype=torch.float32)
+        model.talker, model.code2wav = speaks.talker, speaks.code2wav
+    else:
+        load(work / "talker.pt", talker=model.talker)
+        model.code2wav = load_codec(work).code2wav
     model = model.to(torch.float16)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -50,9 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder with thinker.pt, talker.pt and codec.pt")
     parser.add_argument("folder", type=Path, help="the checkpoint to write")
+    parser.add_argument("--voice", type=Path, help="a checkpoint to take talker and code2wav from")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    assemble(args.work, args.folder)
+    assemble(args.work, args.folder, args.voice)
     print(json.dumps({file.name: file.stat().st_size for file in sorted(args.folder.iterdir())}, indent=1))
 
 

@@ -1,7 +1,7 @@
 """The reverse of `assemble`: a training run's state out of a checkpoint, where the run's own folder is gone.
 
-`train_thinker` goes on from it. The encoder's second classifier (phonemes) is not part of a checkpoint and begins anew;
-the codec's encoder and quantizer are not either, so the voice cannot be trained on.
+`train_thinker` goes on from it, and `assemble --voice` takes what speaks from the checkpoint again: the codec's encoder
+and quantizer are no part of it. The audio encoder's second classifier (phonemes) is not either, and begins anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.hearing import Ears
 
 
 def take_apart(folder: Path, work: Path) -> None:
-    """Writes tokenizer, `text.pt`, `hearing.pt` and `talker.pt` of the checkpoint in `folder`, float32, into `work`."""
+    """Writes tokenizer, `text.pt` and `hearing.pt` of the checkpoint in `folder`, float32, into `work`."""
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     thinker = model.thinker
@@ -26,7 +26,6 @@ def take_apart(folder: Path, work: Path) -> None:
     tokenizer.save_pretrained(work / "tokenizer")
     torch.save({"thinker": thinker.state_dict()}, work / "text.pt")
     torch.save({"ears": ears.state_dict()}, work / "hearing.pt")
-    torch.save({"talker": model.talker.state_dict()}, work / "talker.pt")
 
 
 def main() -> None:

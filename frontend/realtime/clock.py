@@ -23,6 +23,10 @@ BYTES_A_SECOND = INPUT_HZ * SAMPLE_BYTES
 MOST_HELD_BYTES = int(MOST_HELD_S * BYTES_A_SECOND)
 
 
+IN_A_TICK = ("turn", "cancel", "truncate", "forget", "items", "listen", "message", "commit", "respond")
+"""Controls in the order in which the engine takes those of one tick."""
+
+
 class Planned(NamedTuple):
     """A tick that will go as it is."""
 
@@ -80,9 +84,14 @@ class Clock:
         self._room.set()
 
     def ask(self, **asked: Any) -> None:
-        """Controls for a tick of their own, which does not wait for sound, and comes after what was planned before."""
+        """Controls for a tick that does not wait for sound, and comes after what was planned before.
+
+        Those that the engine takes in the order in which they were asked share a tick.
+        """
         if self._planned:
             self._planned.append(Planned(bytes(self._tick_bytes), asked))
+        elif self._asked and _last(self._asked[-1]) < min(map(IN_A_TICK.index, asked)):
+            self._asked[-1] |= asked
         else:
             self._asked.append(asked)
         self._changed.set()
@@ -152,3 +161,8 @@ class Clock:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _last(asked: Mapping[str, Any]) -> int:
+    """The place of the last of these controls in a tick."""
+    return max(map(IN_A_TICK.index, asked))

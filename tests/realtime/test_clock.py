@@ -48,6 +48,17 @@ def test_while_an_answer_is_given_they_go_as_it_is_heard():
     asyncio.run(play())
 
 
+def test_controls_share_a_tick_where_the_engine_takes_them_in_their_order():
+    async def play() -> None:
+        one = clock()
+        for asked in ({"cancel": 1}, {"items": 1}, {"respond": 1}, {"cancel": 2}, {"items": 2}, {"items": 3}):
+            one.ask(**asked)
+        for asked in ({"cancel": 1, "items": 1, "respond": 1}, {"cancel": 2, "items": 2}, {"items": 3}):
+            assert (await takes(one))[0].asked == asked
+
+    asyncio.run(play())
+
+
 def test_where_nothing_goes_on_there_are_no_ticks():
     async def play() -> None:
         one = clock()
