@@ -18,5 +18,10 @@ RESPONSE = Histogram(
     buckets=RESPONSE_S,
 )
 LAG = Histogram("sca_bridge_lag_seconds", "lag of a loudspeaker when catching up began", buckets=RESPONSE_S)
+BEHIND = Histogram(
+    "sca_bridge_behind_seconds",
+    "sound of a client of Realtime that waited when a tick went",
+    buckets=RESPONSE_S,
+)
 GAPS = Counter("sca_bridge_gaps", "times that a page's loudspeaker ran out of sound")
 MOVED = Counter("sca_bridge_moved", "conversations whose server was gone", ["outcome"])

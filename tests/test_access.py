@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import signal
@@ -297,12 +298,28 @@ def test_metrics_and_log_tell_of_a_conversation_but_not_what_was_said(locked: Ru
     assert "a secret" not in locked.log.read_text()
 
 
+def test_metrics_tell_how_far_a_client_of_realtime_is_ahead_of_the_engine(served_turns: Served):
+    """Three seconds of sound at once: what waits behind the first tick is 2.7 s, behind the second 2.4 s."""
+    name = "sca_bridge_behind_seconds"
+    before = metrics(served_turns)
+    with connect(served_turns.websocket.replace("/ws/pcm16", "/v1/realtime")) as client:
+        event(client, "session.created")
+        audio = base64.b64encode(bytes(3 * 24_000 * 2)).decode()
+        client.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+        deadline = time.monotonic() + 20
+        while (found := metrics(served_turns))[f"{name}_count"] < before[f"{name}_count"] + 9:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    waited_s = found[f"{name}_sum"] - before[f"{name}_sum"]
+    assert 10 < waited_s < 14, "the sum of 2.7, 2.4 and so on"
+
+
 def test_metrics_need_the_key_too(locked: RunningBridge):
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{locked.http}/metrics")
 
 
-def metrics(running: RunningBridge) -> dict[str, float]:
+def metrics(running: RunningBridge | Served) -> dict[str, float]:
     request = urllib.request.Request(f"{running.http}/metrics", headers=bearer(KEYS[0]))
     with urllib.request.urlopen(request) as response:
         lines = [line.rsplit(" ", 1) for line in response.read().decode().splitlines() if not line.startswith("#")]

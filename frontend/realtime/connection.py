@@ -15,6 +15,7 @@ from frontend.admission import Place
 from frontend.bridge import Bridge
 from frontend.inbox import Inbox
 from frontend.log import Journal
+from frontend.metrics import BEHIND
 from frontend.protocol import CloseCode
 from frontend.realtime.channel import Channel
 from frontend.realtime.conversation import Player, RealtimeConversation
@@ -179,8 +180,11 @@ class RealtimeConnection:
     async def _ticks(self) -> AsyncIterator[TickIn]:
         options: Event | None = self._conversation.session.options()
         while True:
-            pcm, asked = await self._conversation.clock.next()
+            clock = self._conversation.clock
+            pcm, asked = await clock.next()
             await self._room.acquire()
+            if not clock.holds:
+                BEHIND.observe(clock.held_ms / 1000)
             parameters = {**(options or {}), **asked}
             self._asked.append(parameters)
             yield TickIn(pcm, start=options is not None, parameters=parameters)

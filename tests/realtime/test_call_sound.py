@@ -13,8 +13,6 @@ from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
 from frontend.realtime.call_sound import (
-    CUSHION_S,
-    FRAME_S,
     HELD_PACKETS,
     Loudspeaker,
     PacketBuffer,
@@ -132,12 +130,10 @@ def test_a_response_that_is_cleared_stays_silent_and_the_next_is_announced():
 
     async def listen() -> None:
         player = Loudspeaker(lambda event: told.append((event["type"].rsplit(".")[1], event["response_id"])))
-        second = bytes(48_000)
+        second = b"\1\0" * 24_000
         player.play("first", second, False)
-        for _ in range(8):
-            await player.recv()
-        frames = 8 - round(CUSHION_S / FRAME_S)
-        assert player.clear() == Cut("first", frames * 20)
+        played = [(await player.recv()).to_ndarray().any() for _ in range(8)]
+        assert player.clear() == Cut("first", sum(played) * 20)
         assert player.clear() is None
         player.play("first", second, True)
         player.play("second", second[:1920], True)
