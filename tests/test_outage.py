@@ -243,7 +243,10 @@ def test_a_bridge_that_is_killed_costs_its_own_conversations(
                 for client in (first, second):
                     client.send(sound)
                     event(client, "text")
-                assert taken(served_alone) == 3
+                until_s = time.monotonic() + 2
+                while taken(served_alone) != 3:  # a bridge's own question holds one for a tick
+                    assert time.monotonic() < until_s
+                    time.sleep(0.05)
                 killed.process.kill()
                 for client in (first, second):
                     assert close_code(client) is None, "cut off"
