@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import urllib.request
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from commands.console import ROOT, console
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from config.loader import read_toml
 
 SERVICE = "https://api.osv.dev"
 LOCK = ROOT / "requirements.lock"
@@ -80,5 +75,4 @@ def known_vulnerabilities(service: str, pins: list[tuple[str, str]]) -> dict[tup
 
 def accepted() -> dict[str, str]:
     """Ids of vulnerabilities that are known and do not concern this project, with the reason."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    return dict(project["tool"]["sca"]["audit"]["accepted"])
+    return dict(read_toml(ROOT / "pyproject.toml")["tool"]["sca"]["audit"]["accepted"])

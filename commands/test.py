@@ -40,10 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         started_s = time.monotonic()
         status = subprocess.run([*command, *selection], cwd=ROOT, check=False).returncode
         is_not_run = name == "audit" and status == NOT_RUN  # without a network
-        mark = "–" if is_not_run else "[green]✓[/green]" if status == 0 else "[red]✗[/red]"
-        console.print(
-            f"{mark} {name} [dim]({'not run' if is_not_run else f'{time.monotonic() - started_s:.1f} s'})[/dim]"
-        )
+        mark = "– not run:" if is_not_run else "[green]✓[/green]" if status == 0 else "[red]✗[/red]"
+        console.print(f"{mark} {name} [dim]({time.monotonic() - started_s:.1f} s)[/dim]")
         if status != 0 and not is_not_run:
             failed.append(name)
     if failed:

@@ -20,8 +20,7 @@ class Turns:
         self.user_speaks = False
         self.answer_is_due = False
         self.answers = 0  # that have begun
-        self._committed_s: float | None = None
-        self._response: Span | None = None  # from the commit to the first sound, where there is one
+        self._due: tuple[float, Span] | None = None  # when a turn was committed, and the span until its answer begins
 
     @property
     def is_quiet(self) -> bool:
@@ -37,14 +36,14 @@ class Turns:
             self.user_speaks = False
         elif kind == "committed":
             self.answer_is_due = self.creates_responses
-            self._committed_s = time.monotonic()
-            self._response = traces.begin("response")
+            self._due = time.monotonic(), traces.begin("response")
         elif kind == "answer_started":
             self.answer_is_due = True
             self.answers += 1
-            if self._committed_s is not None and self._response:
-                RESPONSE.observe(time.monotonic() - self._committed_s)
-                self._response.end()
-                self._committed_s = self._response = None
+            if self._due:
+                committed_s, response = self._due
+                RESPONSE.observe(time.monotonic() - committed_s)
+                response.end()
+                self._due = None
         elif kind in ("answer_done", "interrupted", "reset") or event.get("code") == "turn_too_long":
             self.answer_is_due = False

@@ -143,6 +143,27 @@ def test_an_answer_that_is_due_can_be_cancelled():
     assert [turn.answer for turn in one.history.turns] == [0]
 
 
+def test_a_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
+    one = conversation(create_response=False)
+    advance(one, 3, SPEECH)
+    assert advance(one, respond=True, probabilities=SPEECH) == []
+    assert advance(one, cancel=True, probabilities=SPEECH) == ["error"]
+    assert one.events[0]["code"] == "nothing_to_cancel"
+    assert advance(one, 4)[-1] == "speech_stopped"
+    prefill_all(one)
+    assert one.next_decode() is None
+
+
+def test_a_respond_whose_turn_is_gone_answers_the_history():
+    one = conversation(create_response=False)
+    advance(one, 3, SPEECH)
+    advance(one, respond=True, probabilities=SPEECH)
+    advance(one, turn={"detection": "manual"})
+    assert one.answers
+    prefill_all(one)
+    assert one.next_decode().is_first
+
+
 def test_positions_are_those_of_what_was_prefilled_and_decoded():
     one = conversation(detection="manual")
     advance(one, 5, commit=True)

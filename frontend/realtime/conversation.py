@@ -249,7 +249,7 @@ class RealtimeConversation:
             self.clock.ask(cancel=True)
 
     def _clear_output(self) -> None:
-        if self._response and self._response.is_due and not self._response.is_cancelled:
+        if self._response and self._response.is_due:
             self._cancel(self._response)
         self._fall_silent()
 

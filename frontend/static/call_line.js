@@ -87,13 +87,22 @@ export class CallLine {
 
   hold(isHeld) {
     if (isHeld) {
+      this.commit(); // the turn before, where the button was let go of just now
       this.heldAt = performance.now();
       this.events.ask("output_audio_buffer.clear");
       this.events.ask("input_audio_buffer.clear");
     } else if (performance.now() - this.heldAt >= LEAST_TURN_MS) {
       this.events.turnEnded();
-      this.timers.push(setTimeout(() => this.events.commit(), TAIL_MS));
+      this.committing = setTimeout(() => this.commit(), TAIL_MS);
     }
+  }
+
+  // The turn that was held, if it waits for its last sound.
+  commit() {
+    if (!this.committing) return;
+    clearTimeout(this.committing);
+    this.committing = null;
+    this.events.commit();
   }
 
   type(text) {
@@ -133,6 +142,7 @@ export class CallLine {
 
   hangUp() {
     for (const timer of this.timers) clearInterval(timer);
+    clearTimeout(this.committing);
     this.output.srcObject = null;
     if (this.channel) this.channel.onclose = null;
     if (this.peer) this.peer.onconnectionstatechange = null;

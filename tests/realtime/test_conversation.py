@@ -127,6 +127,16 @@ def spoken_turn(number: int) -> dict:
     return {"type": "committed", "at_ms": 0, "turn": number, "audio_start_ms": 0, "audio_end_ms": 320}
 
 
+def test_a_response_that_the_users_speech_has_begun_already_is_no_error(talk: Talk):
+    """It was asked for while they spoke; the turn's own answer came first, and is this response."""
+    talk.say("conversation.item.create", item=typed("first"))
+    talk.say("response.create")
+    talk.engine(type="answer_started", at_ms=0, turn=1)
+    talk.engine(type="error", code="answer_active", message="respond came while an answer is being given")
+    assert talk.kinds().count("response.created") == 1
+    assert "error" not in talk.kinds()
+
+
 def test_a_commit_that_finds_nothing_is_refused_by_its_name(talk: Talk):
     talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
     talk.say("input_audio_buffer.commit", event_id="mine")
