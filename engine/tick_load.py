@@ -8,6 +8,7 @@ from typing import NamedTuple
 WINDOW_S = 10.0  # of ticks that the load is told from
 LEAST_TICKS = 20  # in it: fewer say nothing
 QUANTILE = 0.95
+PAUSES = 2  # ticks of the window that may be slower than that: pauses of the machine are no load
 BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28, 0.32, 0.5, 1.0, 2.5)  # upper bounds
 
 
@@ -48,7 +49,7 @@ class TickLoad:
             return None
         fullest = max(tick.rows for tick in self._ticks)
         durations = sorted(tick.seconds for tick in self._ticks if 2 * tick.rows > fullest)
-        slow_s = durations[min(len(durations) - 1, int(QUANTILE * len(durations)))]
+        slow_s = durations[max(0, min(int(QUANTILE * len(durations)), len(durations) - 1 - PAUSES))]
         if slow_s * (open_conversations + 1) / open_conversations <= self._share * self.tick_s:
             return None
         slow_ms, tick_ms = slow_s * 1000, self.tick_s * 1000

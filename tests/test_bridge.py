@@ -42,11 +42,14 @@ def wait_until_empty(served: Reachable, of: str = "conversations", seconds: floa
 
 
 def event(socket: ClientConnection, kind: str) -> dict:
-    """The next event of a kind; sound and text before it are passed over."""
+    """The next event of a kind; sound and text before it are passed over, an error in its place fails the test."""
     while True:
         message = socket.recv(timeout=20)
-        if isinstance(message, str) and json.loads(message)["type"] == kind:
-            return json.loads(message)
+        if isinstance(message, str):
+            found = json.loads(message)
+            if found["type"] == kind:
+                return found
+            assert found["type"] != "error", found
 
 
 def rest(socket: ClientConnection, events: list[dict] | None = None) -> tuple[bytes, int]:

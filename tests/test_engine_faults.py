@@ -117,6 +117,21 @@ def test_a_conversation_more_is_refused_when_ticks_have_no_time_for_it():
     refusal = load.refusal(7.0, open_conversations=6)
     assert refusal.startswith("ticks of 6 conversations take 250 of their 320 ms (95% of the last 10 s), too much for")
     assert load.refusal(60.0, open_conversations=6) is None, "that was long ago"
+
+
+def test_a_pause_of_the_machine_keeps_nobody_out():
+    load = TickLoad(tick_s=0.32, share=0.9)
+    for number in range(LEAST_TICKS):
+        load.note(now_s=number * 0.32, seconds=0.3 if number in (7, 12) else 0.02, rows=1)
+    assert load.refusal(7.0, open_conversations=1) is None, "two ticks of 20"
+    load.note(7.0, seconds=0.3, rows=1)
+    assert load.refusal(7.0, open_conversations=1), "a third is no accident"
+
+
+def test_ticks_are_counted_by_what_they_take():
+    load = TickLoad(tick_s=0.32, share=0.9)
+    for number in range(LEAST_TICKS):
+        load.note(now_s=number * 0.32, seconds=0.25, rows=8)
     assert load.late == 0
     load.note(61.0, 0.4, 8)
     assert load.late == 1

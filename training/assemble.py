@@ -13,6 +13,7 @@ from transformers import GenerationConfig, Qwen3OmniMoeForConditionalGeneration,
 from training.codec import load_codec
 from training.model import load_tokenizer, make_config
 from training.run import load
+from training.thinker import averaged
 
 LARGEST = 12_000_000  # bytes of all files together
 SUGGESTIONS = "suggestions.json"  # what a client may propose to say
@@ -27,7 +28,9 @@ def assemble(work: Path, folder: Path, voice: Path | None = None) -> Path:
     config = make_config(tokenizer)
     config.dtype = torch.float16
     model = Qwen3OmniMoeForConditionalGeneration(config)
-    load(work / "thinker.pt", thinker=model.thinker)
+    average = averaged(model.thinker)
+    load(work / "thinker.pt", average=average)
+    model.thinker = average.module
     if voice:
         speaks = Qwen3OmniMoeForConditionalGeneration.from_pretrained(voice, dtype=torch.float32)
         model.talker, model.code2wav = speaks.talker, speaks.code2wav

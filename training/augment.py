@@ -18,7 +18,7 @@ def noise(draw: random.Random, length: int) -> np.ndarray:
     """Coloured noise, hum, a chord or a melody, of deviation 1: what a microphone hears where nobody speaks."""
     generator = np.random.default_rng(draw.getrandbits(32))
     kind = draw.random()
-    if kind < 0.12:
+    if kind < 0.25:
         sound = melody(draw, length) + 0.02 * generator.standard_normal(length)
     elif kind < 0.75:
         size = next_fast_len(length, real=True)
@@ -38,16 +38,19 @@ def noise(draw: random.Random, length: int) -> np.ndarray:
 
 
 def melody(draw: random.Random, length: int) -> np.ndarray:
-    """Notes and chords that are struck and fade, one after the other."""
+    """Notes and chords, one after the other, that are struck or plucked and fade."""
     sound = np.zeros(length)
-    base, partials, begin = draw.uniform(80, 500), draw.randint(2, 8), 0
+    base, partials, begin = draw.uniform(80, 500), draw.randint(2, 12), 0
+    string = draw.choice((0.0, draw.uniform(0.2, 1.5)))  # how much faster each partial fades than the one below it
     while begin < length:
         time = np.arange(min(length - begin, 2 * INPUT_HZ)) / INPUT_HZ
-        fades = np.exp(-time * draw.uniform(1.5, 8)) * np.minimum(1, time * draw.uniform(10, 400))
+        fading, attack = draw.uniform(0.5, 8), np.minimum(1, time * draw.uniform(10, 400))
         for step in draw.sample((0, 2, 4, 5, 7, 9, 11, 12, 16, 19), draw.choice((1, 1, 2, 3))):
             pitch = base * 2 ** (step / 12)
-            note = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, partials + 1))
-            sound[begin : begin + len(time)] += note * fades
+            sound[begin : begin + len(time)] += attack * sum(
+                np.sin(2 * np.pi * pitch * k * time) / k * np.exp(-time * fading * (1 + string * (k - 1)))
+                for k in range(1, partials + 1)
+            )
         begin += int(draw.uniform(0.12, 0.8) * INPUT_HZ)
     return sound
 
@@ -116,8 +119,8 @@ def augmented(
     level = max(1e-4, float(np.sqrt((sound**2).mean())))
     if draw.random() < 0.75:
         sound = sound + noise(draw, len(sound)) * level * 10 ** (-draw.uniform(40 - 32 * strength, 45) / 20)
-    if draw.random() < 0.35 * strength:
-        sound = sound + babble(draw, others, len(sound)) * level * 10 ** (-draw.uniform(5, 28) / 20)
+    if draw.random() < 0.4 * strength:
+        sound = sound + babble(draw, others, len(sound)) * level * 10 ** (-draw.uniform(3, 28) / 20)
     if draw.random() < 0.5 * strength:
         sound = microphone(draw, sound)
     gain = 10 ** (-draw.uniform(0.5, 24) / 20) / max(1e-4, float(np.abs(sound).max()))

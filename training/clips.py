@@ -1,15 +1,18 @@
-"""Reads the clips that `synthesize` wrote."""
+"""Clips on disk: shards `NAME-0007.npz` with int16 samples and a line of JSON a clip."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+SHARD = 25  # clips
 LOOK_S = 120  # seconds between two looks for new shards
 ALIGNMENT = ".align.jsonl"  # beside a shard: the words of its clips
 
@@ -57,3 +60,20 @@ def read_shard(path: Path) -> list[Clip]:
         for clip, line in zip(clips, lines, strict=True):
             clip.about["words"] = json.loads(line)
     return clips
+
+
+def write_shards(
+    folder: Path, name: str, clips: int, make: Callable[[int], Iterator[tuple[np.ndarray, dict[str, Any]]]]
+) -> None:
+    """Writes the shards of so many clips that are not there yet; `make` gives those (float32) of a shard's number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = len(list(folder.glob(f"{name}-[0-9][0-9][0-9][0-9].npz")))
+    for shard in tqdm(range(done, (clips + SHARD - 1) // SHARD), initial=done, unit="shard"):
+        arrays: dict[str, Any] = {}
+        lines = []
+        for i, (samples, about) in zip(range(SHARD), make(shard), strict=False):
+            arrays[str(i)] = (np.clip(samples, -1, 1) * 32767).astype(np.int16)
+            lines.append(json.dumps(about))
+        path = folder / f"{name}-{shard:04d}.npz"
+        np.savez(path.with_suffix(".tmp.npz"), meta=np.array(lines), **arrays)
+        path.with_suffix(".tmp.npz").replace(path)

@@ -1,6 +1,6 @@
 """Makes the sound of the training: the barista's sentences by one voice, the users' by many.
 
-Writes shards of clips, `NAME-0007.npz` with int16 samples and a line of JSON a clip, and goes on where it stopped.
+Writes shards of clips and goes on where it stopped.
 `python -m training.synthesize users FOLDER --clips 2000`, `python -m training.synthesize barista FOLDER --clips 800`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import random
 from collections.abc import Iterator
 from functools import cache
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from training import grammar, voices
+from training.clips import write_shards
 from training.steady_voice import SteadyVoice
 
-SHARD = 25  # clips
 VOICE, STYLE = "af_heart", 60  # of Kokoro, and the phonemes of the sentence whose style it always has
 MODEL_SENTENCES = 160  # that tell how the barista says each word
 KINDS = {  # of what users say, with their weights
@@ -82,19 +80,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    done = len(list(args.folder.glob(f"{args.what}-{args.seed}-*.npz")))
     make = barista_clips if args.what == "barista" else user_clips
-    for shard in tqdm(range(done, (args.clips + SHARD - 1) // SHARD), initial=done, unit="shard"):
-        clips = make(args.styles, args.seed * 100_000 + shard)  # a shard's clips follow from its number alone
-        arrays: dict[str, Any] = {}
-        lines = []
-        for i, (samples, about) in zip(range(SHARD), clips, strict=False):
-            arrays[str(i)] = (np.clip(samples, -1, 1) * 32767).astype(np.int16)
-            lines.append(json.dumps(about))
-        path = args.folder / f"{args.what}-{args.seed}-{shard:04d}.npz"
-        np.savez(path.with_suffix(".tmp.npz"), meta=np.array(lines), **arrays)
-        path.with_suffix(".tmp.npz").replace(path)
+
+    def of_shard(shard: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        return make(args.styles, args.seed * 100_000 + shard)  # a shard's clips follow from its number alone
+
+    write_shards(args.folder, f"{args.what}-{args.seed}", args.clips, of_shard)
 
 
 if __name__ == "__main__":

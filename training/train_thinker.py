@@ -21,7 +21,7 @@ from training.hearing import Ears
 from training.model import load_tokenizer
 from training.recordings import known_and_strangers
 from training.run import Run, load
-from training.thinker import answer_loss, make_thinker, stand_ins
+from training.thinker import answer_loss, averaged, make_thinker, stand_ins
 from training.train_hearing import hear
 
 NOISE = Clip(np.zeros(0, np.int16), {"text": "", "kind": "noise", "slots": {}, "removed": ()})
@@ -71,13 +71,15 @@ def main() -> None:
     tokenizer = load_tokenizer(args.work)
     thinker, writer = make_thinker(tokenizer), Writer(tokenizer)
     load(args.work / "text.pt", thinker=thinker)
+    average = averaged(thinker)
     embeddings = thinker.get_input_embeddings().weight
     ears = Ears(thinker.audio_tower, embeddings, writer.audio)
     load(args.work / "hearing.pt", ears=ears)
     learned = [p for n, p in thinker.named_parameters() if p.requires_grad and not n.startswith("visual")]
     learned += [p for n, p in ears.named_parameters() if not n.startswith("encoder")]
     path = args.work / "thinker.pt"
-    run = Run(path, learned, args.steps, args.rate, warm_up=100, save_s=400, thinker=thinker, ears=ears)
+    saved = {"thinker": thinker, "ears": ears, "average": average}
+    run = Run(path, learned, args.steps, args.rate, warm_up=100, save_s=400, **saved)
 
     known, strangers = known_and_strangers(args.work, args.recordings)
     synthetic, library, real = Shards(args.work / "clips", "users"), Library(), Library()
@@ -106,9 +108,10 @@ def main() -> None:
         loss, right = answer_loss(thinker, writer, spoken, heard)
         text_loss, _ = answer_loss(thinker, writer, written, stand_ins(writer, embeddings, written, draw))
         texts = [clip.about["text"] for clip in clips]
+        average.update_parameters(thinker)
         words = ears.loss(tokens, hidden, [writer.spoken(text) for text in texts], texts)
         if run.learn(loss + text_loss + 0.2 * words, loss=loss, right=right, text=text_loss, words=words):
-            run.tell(f"orders of strangers taken: {acceptance(thinker, ears, writer, strangers):.1%}")
+            run.tell(f"orders of strangers taken: {acceptance(average.module, ears, writer, strangers):.1%}")
 
 
 class _Both(Library):

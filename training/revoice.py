@@ -1,0 +1,145 @@
+"""Other people out of those that there are: clips taken apart by the WORLD vocoder and spoken anew by another throat.
+
+A recording's melody, its formants, its breath and its pace each change by themselves, which resampling cannot do, and
+some envelopes are smoothed in time and frequency as statistical speech synthesis smooths them. Of two real recordings
+one may lend the other a word, so that real voices say orders that nobody recorded. Writes shards `users-revoiced-*`, as
+`synthesize` does, and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyworld
+from scipy.ndimage import gaussian_filter1d
+
+from benchmarks.acceptance import plain
+from config.settings import INPUT_HZ
+from training.clips import Clip, Shards, write_shards
+from training.recordings import known_and_strangers
+
+REAL = 0.65  # share of clips whose voice was a real one
+LENT = 0.5  # of those, share that have another recording's word
+FRAME_S = 0.005  # of the vocoder
+
+
+def revoiced(draw: random.Random, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A clip (int16, 16 kHz) by another throat, float32; and when its moments, 5 ms apart, are now, in seconds."""
+    sound = samples.astype(np.float64) / 32768
+    pitch, times = pyworld.dio(sound, INPUT_HZ, frame_period=1000 * FRAME_S)
+    pitch = pyworld.stonemask(sound, pitch, times, INPUT_HZ)
+    envelope = pyworld.cheaptrick(sound, pitch, times, INPUT_HZ)
+    breath = pyworld.d4c(sound, pitch, times, INPUT_HZ)
+
+    voiced = pitch > 0
+    if voiced.any():
+        middle = np.log(pitch[voiced]).mean()
+        liveliness, shift = draw.choice((0.0, draw.uniform(0.2, 1.6))), draw.uniform(-0.4, 0.4)
+        pitch[voiced] = np.clip(np.exp(middle + shift + liveliness * (np.log(pitch[voiced]) - middle)), 60, 500)
+    envelope = _with_formants(np.log(envelope), draw.uniform(0.87, 1.17))
+    if draw.random() < 0.5:
+        envelope = gaussian_filter1d(envelope, draw.uniform(0.3, 3.5), axis=0)
+        envelope = gaussian_filter1d(envelope, draw.uniform(0.3, 4), axis=1)
+    breath = np.clip(breath * draw.uniform(0.3, 1.6), 0, 1)
+
+    pace = np.repeat(np.exp([draw.gauss(0, 0.12) for _ in range(1 + len(times) // 40)]), 40)[: len(times)]
+    moments = np.concatenate([[0], np.cumsum(gaussian_filter1d(pace * draw.uniform(0.82, 1.25), 12))])[:-1]
+    taken = np.interp(np.arange(moments[-1]), moments, np.arange(len(times))).round().astype(int)
+    spoken = pyworld.synthesize(
+        pitch[taken], np.exp(envelope)[taken].copy(), breath[taken].copy(), INPUT_HZ, 1000 * FRAME_S
+    )
+    return (spoken / max(1e-4, np.abs(spoken).max()) * 0.7).astype(np.float32), moments * FRAME_S
+
+
+def _with_formants(envelope: np.ndarray, factor: float) -> np.ndarray:
+    """Log envelopes [frames, bins] whose formants are at `factor` times their frequency."""
+    bins = np.arange(envelope.shape[1]) / factor
+    return np.stack([np.interp(bins, np.arange(envelope.shape[1]), frame) for frame in envelope])
+
+
+def with_lent_word(draw: random.Random, clip: Clip, lenders: list[Clip]) -> Clip:
+    """A real order in which one slot's words are another recording's; the clip itself where none can be lent."""
+    places = {slot: place for slot in clip.about["slots"] if (place := words_of(clip, slot))}
+    if not places:
+        return clip
+    slot = draw.choice(sorted(places))
+    lender, lent = draw.choice([(other, place) for other in lenders if (place := words_of(other, slot))])
+    words, replaced, borrowed = clip.about["words"], places[slot], lender.about["words"][lent]
+    begin_s, end_s = words[replaced][0][1], words[replaced][-1][2]
+    lent_begin_s, lent_end_s = borrowed[0][1], borrowed[-1][2]
+    sound, old = _between(lender, lent_begin_s, lent_end_s), _between(clip, begin_s, end_s)
+    sound = sound * (old.std() / max(1e-4, sound.std()))
+    samples = np.concatenate([_between(clip, 0, begin_s), sound, _between(clip, end_s, len(clip.samples) / INPUT_HZ)])
+    all_words = [
+        *words[: replaced.start],
+        *_later(borrowed, begin_s - lent_begin_s),
+        *_later(words[replaced.stop :], lent_end_s - lent_begin_s - end_s + begin_s),
+    ]
+    about = clip.about | {
+        "words": all_words,
+        "text": " ".join(word for word, _, _ in all_words),
+        "slots": clip.about["slots"] | {slot: lender.about["slots"][slot]},
+    }
+    return Clip((np.clip(samples, -1, 1) * 32767).astype(np.int16), about)
+
+
+def words_of(clip: Clip, slot: str) -> slice | None:
+    """Which of a recording's words say the value of a slot."""
+    value, words = clip.about["slots"].get(slot), [word for word, _, _ in clip.about["words"]]
+    spans = (slice(first, last + 1) for first in range(len(words)) for last in range(first, len(words)))
+    return next((span for span in spans if plain(" ".join(words[span])) == value), None)
+
+
+def _between(clip: Clip, begin_s: float, end_s: float) -> np.ndarray:
+    return clip.samples[int(begin_s * INPUT_HZ) : int(end_s * INPUT_HZ)].astype(np.float32) / 32768
+
+
+def _later(words: list[Any], seconds: float) -> list[tuple[str, float, float]]:
+    return [(word, begin + seconds, end + seconds) for word, begin, end in words]
+
+
+def clips_of_shard(number: int, real: list[Clip], synthetic: list[Clip]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Sound (float32, 16 kHz) and meaning of one shard's clips, which follow from its number alone."""
+    draw = random.Random(f"revoice {number}")
+    while True:
+        if is_real := draw.random() < REAL:
+            clip = draw.choice(real)
+            if draw.random() < LENT:
+                clip = with_lent_word(draw, clip, real)
+        else:
+            clip = draw.choice(synthetic)
+        samples, moments = revoiced(draw, clip.samples)
+        about = {name: clip.about[name] for name in ("text", "kind", "slots", "removed")}
+        if is_real:
+            now = np.interp(
+                [t for _, *times in clip.about["words"] for t in times], np.arange(len(moments)) * FRAME_S, moments
+            )
+            about["words"] = [
+                (word, *pair)
+                for (word, _, _), pair in zip(clip.about["words"], now.reshape(-1, 2).tolist(), strict=True)
+            ]
+            about["extent"] = (about["words"][0][1], about["words"][-1][2])
+        yield samples, about
+
+
+def main() -> None:
+    """The program; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder with clips/ and words.*.jsonl")
+    parser.add_argument("recordings", type=Path)
+    parser.add_argument("--clips", type=int, default=2500)
+    args = parser.parse_args()
+    real, _ = known_and_strangers(args.work, args.recordings)
+    synthetic = Shards(args.work / "clips", "users-[0-9]*").refresh()
+    write_shards(
+        args.work / "clips", "users-revoiced", args.clips, lambda shard: clips_of_shard(shard, real, synthetic)
+    )
+
+
+if __name__ == "__main__":
+    main()
