@@ -5,9 +5,7 @@ engine's events and sound the protocol's.
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from config import Settings
@@ -17,6 +15,7 @@ from frontend.realtime.items import Item, Items
 from frontend.realtime.response import Request, Response, State, parse_request, usage_of
 from frontend.realtime.session import Session
 from frontend.realtime.sound import Microphone
+from frontend.realtime.unconfirmed import Commit, Unconfirmed
 from frontend.triton import TickError, TickOut
 from frontend.turns import Turns
 
@@ -38,13 +37,6 @@ class Player(Protocol):
 
     def clear(self) -> Cut | None:
         """Nothing more of what waits is heard; what was cut off, if anything."""
-
-
-@dataclass(eq=False)
-class Commit:
-    """A client's commit that is on its way to the engine."""
-
-    event_id: str | None
 
 
 class RealtimeConversation:
@@ -69,11 +61,8 @@ class RealtimeConversation:
         self._id = new_id("conv")
         self._microphone = Microphone(self.session.format("input"))
         self._items = Items()
-        self._texts: deque[Item] = deque()  # added, and not confirmed by the engine
-        self._sounds: deque[Item | Commit] = deque()  # turns of sound, in the order of the engine's `commit`s
-        self._committed: Item | Commit | None = None  # what the `commit` of this tick is for
+        self._unconfirmed = Unconfirmed()
         self._is_answered = True  # whether the engine answers a turn of the user's by itself, as of this tick
-        self._deleted: set[str] = set()  # ids of such that the client has deleted already
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._next_response: ClientEvent | None = None  # asked for, and waits for a commit or a cancellation
@@ -151,7 +140,7 @@ class RealtimeConversation:
             )
             raise RealtimeError(message, code="input_audio_buffer_full")
         self._start()
-        self._sounds.append(Commit(event.event_id))
+        self._unconfirmed.add_sound(Commit(event.event_id))
         self.clock.commit({"listen": True} if self.clock.holds else {})
 
     def _create_item(self, event: ClientEvent) -> None:
@@ -169,12 +158,12 @@ class RealtimeConversation:
             self._send({"type": f"conversation.item.{kind}", "previous_item_id": previous, "item": about})
 
     def _add_to_history(self, item: Item) -> None:
-        self._texts.append(item)
+        self._unconfirmed.add_text(item)
         self.clock.ask(items=json.dumps([{"role": item.role, "text": item.text}]))
 
     def _add_sound(self, item: Item, pcm: bytes) -> None:
         """A turn whose sound the client gives whole: it is heard by itself, and asks for no answer."""
-        self._sounds.append(item)
+        self._unconfirmed.add_sound(item)
         manual = {"detection": "manual", "create_response": False}
         text = {"message": item.text} if item.text else {}
         self.clock.plan(pcm, {"turn": json.dumps(manual), "listen": True, **text}, {"commit": True})
@@ -207,13 +196,12 @@ class RealtimeConversation:
         self._cancel_answer(item)
         if item.turn is not None:
             self._forget(item)
-        elif item in self._texts or item in self._sounds:
-            self._deleted.add(item.id)
+        elif item in self._unconfirmed:
+            self._unconfirmed.delete(item)
         self._items.remove(item)
         self._send({"type": "conversation.item.deleted", "item_id": item.id})
 
     def _forget(self, item: Item) -> None:
-        self._deleted.discard(item.id)
         self.clock.ask(forget=json.dumps({"turn": item.turn, "part": item.part}))
 
     def _create_response(self, event: ClientEvent) -> None:
@@ -272,7 +260,7 @@ class RealtimeConversation:
         """Whether a response that is asked for waits: for a commit, or for the end of one that is cancelled."""
         response = self._response
         is_ending = response is not None and response.is_cancelled and response.state is not State.DONE
-        return is_ending or any(isinstance(sound, Commit) for sound in self._sounds)
+        return is_ending or self._unconfirmed.has_commit
 
     def _begin_response(self, wanted: Request) -> None:
         about = {**self.session.about, "conversation_id": self._id}
@@ -307,7 +295,7 @@ class RealtimeConversation:
         """What holds in the engine from this tick on, which a later `session.update` may have changed here already."""
         turn = {**parameters, **json.loads(parameters.get("turn", "{}"))}
         self._is_answered = turn.get("create_response", self._is_answered)
-        self._committed = self._sounds.popleft() if "commit" in parameters and self._sounds else None
+        self._unconfirmed.note_asked(parameters)
 
     def _begin_next_response(self) -> None:
         """The response that waited, if nothing is in its way any more."""
@@ -377,13 +365,8 @@ class RealtimeConversation:
 
     def _confirm(self, event: Event) -> None:
         """A turn is part of the engine's history: one that was added, or what the user has said."""
-        if "audio_start_ms" in event:
-            added, self._committed = self._committed, None
-        else:
-            added = self._texts.popleft() if self._texts else None
-        if isinstance(added, Item):
-            added.turn = event["turn"]
-            if added.id in self._deleted:
+        if added := self._unconfirmed.confirmed(event):
+            if self._unconfirmed.is_deleted(added):
                 self._forget(added)
             return
         item = Item(self._speech_item or new_id("item"), "user", [{"type": "input_audio", "transcript": None}])
@@ -413,21 +396,16 @@ class RealtimeConversation:
         if code == "answer_active":
             return  # the user's turn ended first: its answer is the response that was asked for
         if code == "turn_too_long":
-            if self._texts and event.get("what") == "item":
-                self._texts.popleft()
+            if event.get("what") == "item":
+                self._unconfirmed.refuse_text()
             if response:
                 self._send(*response.fail(code, event["message"]))
         if code == "nothing_to_commit":
-            self._refuse_commit(event["message"])
+            if commit := self._unconfirmed.refused_commit():
+                error = RealtimeError(event["message"], code="input_audio_buffer_commit_empty")
+                self._send(error_event(error, commit.event_id))
         else:
             self._send(error_event(RealtimeError(event["message"], code=code)))
-
-    def _refuse_commit(self, message: str) -> None:
-        """The engine has heard nothing of a turn by the `commit` of this tick; one that is confirmed is left alone."""
-        commit, self._committed = self._committed, None
-        if isinstance(commit, Commit):
-            error = RealtimeError(message, code="input_audio_buffer_commit_empty")
-            self._send(error_event(error, commit.event_id))
 
     def _follow(self) -> None:
         """Tells the clock what is going on."""
