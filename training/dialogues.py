@@ -38,6 +38,11 @@ class Dialogue:
         self.predicted += [predicted] * len(ids)
 
 
+def utterance_of(about: dict[str, Any]) -> Utterance:
+    """What a clip means, of what is known of it."""
+    return Utterance(about["text"], about["kind"], about["slots"], tuple(about["removed"]))
+
+
 class Library:
     """Clips of users by what they mean, so that a dialogue can be made of those that there are."""
 
@@ -46,7 +51,7 @@ class Library:
 
     def add(self, about: dict[str, Any], sound: Any) -> None:
         """A clip and what it means: the fields of `Utterance`."""
-        said = Utterance(about["text"], about["kind"], about["slots"], tuple(about["removed"]))
+        said = utterance_of(about)
         self.by_kind[said.kind].append((said, sound))
 
     def draw(self, draw: random.Random, kind: str) -> tuple[Utterance, Any] | None:

@@ -1,9 +1,8 @@
 """Other people out of those that there are: clips taken apart by the WORLD vocoder and spoken anew by another throat.
 
 A recording's melody, its formants, its breath and its pace each change by themselves, which resampling cannot do, and
-some envelopes are smoothed in time and frequency as statistical speech synthesis smooths them. Of two real recordings
-one may lend the other a word, so that real voices say orders that nobody recorded. Writes shards `users-revoiced-*`, as
-`synthesize` does, and goes on where it stopped.
+some envelopes are smoothed in time and frequency as statistical speech synthesis smooths them. Writes shards
+`users-revoiced-*`, as `synthesize` does, and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ import numpy as np
 import pyworld
 from scipy.ndimage import gaussian_filter1d
 
-from benchmarks.acceptance import plain
 from config.settings import INPUT_HZ
 from training.clips import Clip, Shards, write_shards
 from training.recordings import known_and_strangers
+from training.splice import Splicer
 
 REAL = 0.65  # share of clips whose voice was a real one
-LENT = 0.5  # of those, share that have another recording's word
 FRAME_S = 0.005  # of the vocoder
 
 
@@ -62,55 +60,12 @@ def _with_formants(envelope: np.ndarray, factor: float) -> np.ndarray:
     return np.stack([np.interp(bins, np.arange(envelope.shape[1]), frame) for frame in envelope])
 
 
-def with_lent_word(draw: random.Random, clip: Clip, lenders: list[Clip]) -> Clip:
-    """A real order in which one slot's words are another recording's; the clip itself where none can be lent."""
-    places = {slot: place for slot in clip.about["slots"] if (place := words_of(clip, slot))}
-    if not places:
-        return clip
-    slot = draw.choice(sorted(places))
-    lender, lent = draw.choice([(other, place) for other in lenders if (place := words_of(other, slot))])
-    words, replaced, borrowed = clip.about["words"], places[slot], lender.about["words"][lent]
-    begin_s, end_s = words[replaced][0][1], words[replaced][-1][2]
-    lent_begin_s, lent_end_s = borrowed[0][1], borrowed[-1][2]
-    sound, old = _between(lender, lent_begin_s, lent_end_s), _between(clip, begin_s, end_s)
-    sound = sound * (old.std() / max(1e-4, sound.std()))
-    samples = np.concatenate([_between(clip, 0, begin_s), sound, _between(clip, end_s, len(clip.samples) / INPUT_HZ)])
-    all_words = [
-        *words[: replaced.start],
-        *_later(borrowed, begin_s - lent_begin_s),
-        *_later(words[replaced.stop :], lent_end_s - lent_begin_s - end_s + begin_s),
-    ]
-    about = clip.about | {
-        "words": all_words,
-        "text": " ".join(word for word, _, _ in all_words),
-        "slots": clip.about["slots"] | {slot: lender.about["slots"][slot]},
-    }
-    return Clip((np.clip(samples, -1, 1) * 32767).astype(np.int16), about)
-
-
-def words_of(clip: Clip, slot: str) -> slice | None:
-    """Which of a recording's words say the value of a slot."""
-    value, words = clip.about["slots"].get(slot), [word for word, _, _ in clip.about["words"]]
-    spans = (slice(first, last + 1) for first in range(len(words)) for last in range(first, len(words)))
-    return next((span for span in spans if plain(" ".join(words[span])) == value), None)
-
-
-def _between(clip: Clip, begin_s: float, end_s: float) -> np.ndarray:
-    return clip.samples[int(begin_s * INPUT_HZ) : int(end_s * INPUT_HZ)].astype(np.float32) / 32768
-
-
-def _later(words: list[Any], seconds: float) -> list[tuple[str, float, float]]:
-    return [(word, begin + seconds, end + seconds) for word, begin, end in words]
-
-
 def clips_of_shard(number: int, real: list[Clip], synthetic: list[Clip]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Sound (float32, 16 kHz) and meaning of one shard's clips, which follow from its number alone."""
-    draw = random.Random(f"revoice {number}")
+    draw, splicer = random.Random(f"revoice {number}"), Splicer(real)
     while True:
         if is_real := draw.random() < REAL:
-            clip = draw.choice(real)
-            if draw.random() < LENT:
-                clip = with_lent_word(draw, clip, real)
+            clip = splicer.another_order(draw, draw.choice(real))
         else:
             clip = draw.choice(synthetic)
         samples, moments = revoiced(draw, clip.samples)

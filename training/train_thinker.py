@@ -15,12 +15,13 @@ from benchmarks.acceptance import is_accepted
 from config.settings import INPUT_HZ
 from training.augment import noise
 from training.clips import Clip, Shards
-from training.dialogues import Dialogue, Library, Writer, place_sounds
+from training.dialogues import Dialogue, Library, Writer, place_sounds, utterance_of
 from training.grammar import Utterance
 from training.hearing import Ears
 from training.model import load_tokenizer
 from training.recordings import known_and_strangers
 from training.run import Run, load
+from training.splice import Splicer
 from training.thinker import answer_loss, averaged, make_thinker, stand_ins
 from training.train_hearing import hear
 
@@ -82,11 +83,9 @@ def main() -> None:
     run = Run(path, learned, args.steps, args.rate, warm_up=100, save_s=400, **saved)
 
     known, strangers = known_and_strangers(args.work, args.recordings)
-    synthetic, library, real = Shards(args.work / "clips", "users"), Library(), Library()
+    synthetic, library = Shards(args.work / "clips", "users"), Library()
     library.add(NOISE.about, NOISE)
-    for clip in known:
-        real.add(clip.about, clip)
-    both = _Both(library, real)
+    both = _Both(library, known)
 
     def sound(draw: random.Random, clip: Clip, others: list[np.ndarray]) -> Tensor:
         if clip is NOISE:
@@ -115,15 +114,17 @@ def main() -> None:
 
 
 class _Both(Library):
-    """Synthetic clips, and for half of the orders real ones."""
+    """Synthetic clips, and for half of the orders real ones, with other slots than were recorded."""
 
-    def __init__(self, synthetic: Library, real: Library):
-        self._synthetic, self._real = synthetic, real
+    def __init__(self, synthetic: Library, real: list[Clip]):
+        self._synthetic, self._real, self._splicer = synthetic, real, Splicer(real)
         self.by_kind = synthetic.by_kind
 
     def draw(self, draw: random.Random, kind: str) -> tuple[Utterance, Any] | None:
-        source = self._real if kind == "order" and draw.random() < 0.5 else self._synthetic
-        return source.draw(draw, kind)
+        if kind != "order" or draw.random() < 0.5:
+            return self._synthetic.draw(draw, kind)
+        clip = self._splicer.another_order(draw, draw.choice(self._real))
+        return utterance_of(clip.about), clip
 
 
 if __name__ == "__main__":

@@ -90,27 +90,3 @@ class Question(NamedTuple):
 
     turn: Turn
     name: str
-
-
-@dataclass
-class Answer:
-    """An answer that is due or being given."""
-
-    turn: Turn
-    detokenizer: Detokenizer
-    frames: int = 0  # codec frames emitted so far
-    is_begun: bool = False  # its turn has been prefilled
-    text_ended: bool = False
-    speech_ended: bool = False
-    input_tokens: int = 0  # positions that it follows
-    input_audio_tokens: int = 0  # among them
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """What the answer took: tokens before it, and its own; an audio token of it is a codec frame."""
-        return {
-            "input_tokens": self.input_tokens,
-            "input_audio_tokens": self.input_audio_tokens,
-            "output_text_tokens": len(self.turn.tokens),
-            "output_audio_tokens": self.frames,
-        }

@@ -11,21 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from config.settings import CODEC_FRAME_MS
 from engine.conversation import Conversation, Event, Evictions
 from engine.errors import OptionError
 from engine.mel_buffer import Clip
 from engine.options import Controls, Forgetting, Item, Options, Truncation, changed_turn
 from engine.talker_prefix import TALKER_PREFIX
-from engine.turn.actions import (
-    Answer,
-    Decode,
-    Decoded,
-    Prefill,
-    PrefillChunk,
-    Question,
-    TurnConfig,
-)
+from engine.turn.actions import Decode, Decoded, Prefill, PrefillChunk, Question, TurnConfig
+from engine.turn.answer import Answer
 from engine.turn.history import History, Turn
 from engine.turn.prefill_queue import PrefillQueue
 from engine.turn.speech_detector import SpeechDetector
@@ -383,7 +375,7 @@ class TurnConversation(Conversation):
         """Ends the answer where it was heard to, and cuts the history to that."""
         answer, chat = self._answer, self.config.chat
         assert answer is not None
-        turn, heard_ms = answer.turn, answer.frames * CODEC_FRAME_MS
+        turn, heard_ms = answer.turn, answer.spoken_ms
         self._answer = None
         if answer.is_begun:
             if not answer.speech_ended:
@@ -545,8 +537,9 @@ class TurnConversation(Conversation):
         """Takes what a `Decode` gave: text tokens, and frames by their first codes."""
         self._text_tokens += len(tokens)
         self._codec_frames += len(first_codes)
+        assert self._answer is not None
         taken, text = self._take_tokens(tokens)
-        frames = self._take_frames(first_codes)
+        frames = self._answer.take_frames(first_codes, self.config.codebook_size, self.options.turn)
         self._finish()
         return Decoded(taken, text, frames)
 
@@ -554,40 +547,14 @@ class TurnConversation(Conversation):
         """The text tokens up to the end of the text, and the text that they add."""
         answer, chat = self._answer, self.config.chat
         assert answer is not None
-        taken: list[int] = []
-        for token in tokens:
-            taken.append(token)
-            if token == chat.end:
-                answer.text_ended = True
-                self._queue.close(chat.close[1:])
-            else:
-                answer.turn.tokens.append(token)
-                if len(answer.turn.tokens) == self.options.turn.answer_tokens:
-                    answer.text_ended = True
-                    self._queue.close(chat.close)
-            if answer.text_ended:
-                break
+        taken = answer.take_tokens(tokens, chat.end, self.options.turn)
+        if taken and answer.text_ended:
+            self._queue.close(chat.close[1:] if taken[-1] == chat.end else chat.close)
         self.history.add(answer.turn, 0, len(taken))
-        if taken and not answer.turn.tokens:
-            answer.speech_ended = True  # an empty answer
         text = answer.detokenizer.feed(taken)
         if text:
             self._tell("text", text=text)
         return taken, text
-
-    def _take_frames(self, first_codes: Sequence[int]) -> int:
-        """How many of the frames are speech."""
-        answer, count = self._answer, 0
-        assert answer is not None
-        if answer.speech_ended:
-            return 0
-        for code in first_codes:
-            is_last = answer.frames + 1 >= self.options.turn.answer_frames  # transformers decodes no last frame
-            if code >= self.config.codebook_size or is_last:
-                answer.speech_ended = True
-                break
-            count, answer.frames = count + 1, answer.frames + 1
-        return count
 
     def _finish(self, reason: str = "") -> None:
         """Ends the answer if its text and its speech have ended, or for a reason."""
@@ -596,15 +563,13 @@ class TurnConversation(Conversation):
             return
         if not answer.text_ended:
             self._queue.close(self.config.chat.close)
-        answer.turn.spoken_ms = answer.frames * CODEC_FRAME_MS
-        full = len(answer.turn.tokens) >= self.options.turn.answer_tokens
-        full = full or answer.frames + 1 >= self.options.turn.answer_frames
+        answer.turn.spoken_ms = answer.spoken_ms
         self._tell(
             "answer_done",
             turn=answer.turn.number,
-            spoken_ms=answer.frames * CODEC_FRAME_MS,
+            spoken_ms=answer.spoken_ms,
             text=self.config.decode(answer.turn.tokens),
-            reason=reason or ("length" if full else "end"),
+            reason=reason or ("length" if answer.is_cut_short(self.options.turn) else "end"),
             **answer.usage,
         )
         self._answer = None
