@@ -1,0 +1,73 @@
+"""What the training makes of its recordings."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from benchmarks.acceptance import plain
+from config.settings import INPUT_HZ
+from training.clips import Clip
+from training.splice import Splicer
+
+WORD_S, BREAK_S = 0.3, 0.05
+LARGE = ("can i have a large dark roast latte with lots of milk", "large", "dark roast", "latte", "a lot of milk")
+SMALL = (
+    "a small medium roast mocha with a little bit of oat milk",
+    "small",
+    "medium roast",
+    "mocha",
+    "a bit of oat milk",
+)
+MEDIUM = ("get me a medium medium roast coffee with cream", "medium", "medium roast", "coffee", "cream")
+SLOTS = ("size", "roast", "coffeeDrink", "milkAmount")
+
+
+def tone_of(word: str) -> int:
+    """Each word sounds at its own pitch, in hertz."""
+    return 200 + 20 * (sum(map(ord, word)) % 97)
+
+
+def recording(said: str, *values: str) -> Clip:
+    words, samples, time_s = [], [], 0.0
+    for word in said.split():
+        time = np.arange(int(WORD_S * INPUT_HZ)) / INPUT_HZ
+        samples += [np.zeros(int(BREAK_S * INPUT_HZ)), 8000 * np.sin(2 * np.pi * tone_of(word) * time)]
+        words.append((word, time_s + BREAK_S, time_s + BREAK_S + WORD_S))
+        time_s += BREAK_S + WORD_S
+    about = {"text": said, "kind": "order", "slots": dict(zip(SLOTS, values, strict=True)), "words": words}
+    return Clip(np.concatenate(samples).astype(np.int16), about)
+
+
+def heard(clip: Clip, begin_s: float, end_s: float) -> float:
+    """The pitch of a stretch of a clip, in hertz."""
+    samples = clip.samples[int(begin_s * INPUT_HZ) : int(end_s * INPUT_HZ)]
+    spectrum = np.abs(np.fft.rfft(samples, 16 * INPUT_HZ // 10))
+    return float(spectrum.argmax() / 1.6)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_spliced_order_sounds_as_its_words_and_means_its_slots(seed: int):
+    draw, clips = random.Random(seed), [recording(*each) for each in (LARGE, SMALL, MEDIUM)]
+    clip = Splicer(clips).another_order(draw, draw.choice(clips))
+    about = clip.about
+    assert [word for word, _, _ in about["words"]] == about["text"].split()
+    for word, begin_s, end_s in about["words"]:
+        assert heard(clip, begin_s, end_s) == pytest.approx(tone_of(word), abs=5), word
+    said = plain(about["text"])
+    for slot, value in about["slots"].items():
+        assert value in said
+        assert value in {other.about["slots"][slot] for other in clips}
+    assert ("roast" in about["slots"]) == ("roast" in said)
+
+
+def test_splicing_changes_every_slot_and_leaves_some_out():
+    clips = [recording(*each) for each in (LARGE, SMALL, MEDIUM)]
+    splicer, draw = Splicer(clips), random.Random(1)
+    made = [splicer.another_order(draw, clips[0]).about["slots"] for _ in range(200)]
+    for slot, value in clips[0].about["slots"].items():
+        assert {slots[slot] for slots in made if slot in slots} > {value}, slot
+    assert any("size" not in slots for slots in made)
+    assert all("coffeeDrink" in slots for slots in made)
