@@ -69,6 +69,7 @@ PLACES = ("listen", "commit")  # whose values are true, or milliseconds into the
 STRUCTURED = ("items", "truncate", "forget", "turn")  # whose values are JSON
 ROLES, PARTS = ("user", "assistant", "system"), ("user", "answer")
 MOST_ITEMS = 16  # in one tick
+MOST_NATURAL = 2**31 - 1  # of a turn's number and of milliseconds
 
 
 def expect_message(text: str) -> None:
@@ -160,7 +161,7 @@ def _items(found: Any) -> tuple[Item, ...]:
 
 
 def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value <= MOST_NATURAL:
         raise ValueError
     return value
 

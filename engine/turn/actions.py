@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from config.settings import TurnSettings
 from engine.conversation import Evictions
 from engine.detokenizer import Detokenizer
 from engine.mel_buffer import Clip
@@ -30,6 +31,7 @@ class TurnConfig:
     codebook_size: int
     heard_tokens_per_s: float
     stops_when_full: bool  # engine.context_full is `stop`
+    expect_possible: Callable[[TurnSettings], None]  # raises `OptionError` for options that the model cannot serve
 
     @property
     def longest_turn(self) -> int:

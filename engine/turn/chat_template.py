@@ -31,20 +31,22 @@ class ChatTemplate:
             self.answer_opening = asked[len(rendered) :]  # <|im_start|>assistant\n
             self.before_audio = [rendered[place - 1]]  # <|audio_start|>
             self.after_audio = rendered[place + 1 : close]  # <|audio_end|>
-            self.user_opening = rendered[rendered.index(start) : place - 1]  # <|im_start|>user\n
+            opening = max(i for i, token in enumerate(rendered[:place]) if token == start)
+            self._default_system = rendered[:opening]  # what the template writes where there is no system prompt
+            self.user_opening = rendered[opening : place - 1]  # <|im_start|>user\n
             self.close = rendered[close:]  # <|im_end|>\n, of any turn
             expected = [*rendered, *self.answer_opening, *probe, *self.close]
         except ValueError:
             expected = []
-        if answered != expected or len(self.answer_opening) != 3:
+        if answered != expected or len(self.answer_opening) != 3 or len(self.user_opening) != 3:
             raise CheckpointError(
                 "the checkpoint's chat template is not Qwen3-Omni's: a turn is expected to be <|im_start|>, a role and "
                 f"a line's end, its content, <|im_end|> and a line's end; it writes {answered}"
             )
 
     def system(self, prompt: str) -> list[int]:
-        """The system prompt's turn; nothing for an empty one."""
-        return self._render([{"role": "system", "content": prompt}]) if prompt else []
+        """The system prompt's turn; for an empty one the template's own, mostly nothing."""
+        return self._render([{"role": "system", "content": prompt}]) if prompt else list(self._default_system)
 
     def typed(self, text: str, after_audio: bool = False) -> list[int]:
         """A user's typed text, and before it, unless it follows sound, the opening of the turn.

@@ -51,7 +51,7 @@ class TurnConversation(Conversation):
     _earliest: int = 0  # no later turn begins before this frame
     _items: list[Item] = field(default_factory=list)  # that wait for the end of an answer
     _turns: int = 0  # begun so far
-    _evictions: list[Evictions] = field(default_factory=list)  # that the client has asked for in this tick
+    _evictions: list[Evictions] = field(default_factory=list)  # that come before all else of the next prefill
     _respond_due: bool = False  # the open turn is answered when it ends, whatever the options say
     _ignores_speech: bool = False  # that has filled the context, until it ends
     _opened_itself: bool = False  # the open turn: nobody may have spoken yet
@@ -103,7 +103,6 @@ class TurnConversation(Conversation):
         self.events = []
         self.waited_ticks = self.waited_ticks + 1 if self._queue else 0
         self.clock += frames
-        self._evictions = []
         if controls.turn:
             self._change(controls.turn)
         if controls.cancel:
@@ -274,6 +273,7 @@ class TurnConversation(Conversation):
         """Options of turns that hold from here on."""
         try:
             turn = changed_turn(self.options.turn, changes)
+            self.config.expect_possible(turn)
         except OptionError as error:
             self._tell("error", code="bad_control", message=str(error))
             return
@@ -283,6 +283,7 @@ class TurnConversation(Conversation):
             self._earliest = self.clock
             self.detector.begin_at(self.clock * FRAME_MS)
         self.options = replace(self.options, turn=turn)
+        self._questions = [question for question in self._questions if turn.asked(question.name)]
         self.detector.change(turn)
 
     def _truncate(self, heard: Truncation) -> None:
@@ -291,7 +292,7 @@ class TurnConversation(Conversation):
         if turn is None or not turn.answer or turn.role != "user" or (self._answer and self._answer.turn is turn):
             self._tell("error", code="nothing_to_truncate", message=f"turn {heard.turn} has no answer that has ended")
             return
-        had = len(turn.tokens)
+        had, closing = len(turn.tokens), self._closing_of(turn)
         if turn.interrupted or not turn.spoken_ms:
             kept = math.ceil(heard.heard_ms / 1000 * self.config.heard_tokens_per_s)
         else:
@@ -302,7 +303,7 @@ class TurnConversation(Conversation):
             self.history.cut_answer(turn, len(chat.answer_opening) + len(turn.tokens))
             self._queue.close(chat.close)
         elif len(turn.tokens) < had:
-            self._evictions.append(self.history.cut_inside(turn, had - len(turn.tokens), self._closing_of(turn)))
+            self._evictions.append(self.history.cut_inside(turn, had - len(turn.tokens), closing))
         self._tell("truncated", turn=turn.number, heard_text=self.config.decode(turn.tokens))
 
     def _closing_of(self, turn: Turn) -> int:
@@ -311,18 +312,24 @@ class TurnConversation(Conversation):
 
     def _forget(self, what: Forgetting) -> None:
         """A turn's part leaves the history. What was read after it has seen it."""
-        turn = self.history.find(what.turn)
+        turn = self.history.find(what.turn) or self._queue.find(what.turn)
+        about: dict[str, Any] = {"turn": what.turn, "part": what.part}
         if turn is None or turn is self._turn or (self._answer and self._answer.turn is turn):
             reason = "is being spoken or answered" if turn else "is not in the history"
-            self._tell("error", code="nothing_to_forget", message=f"turn {what.turn} {reason}")
+            self._tell("error", code="nothing_to_forget", message=f"turn {what.turn} {reason}", **about)
             return
-        if what.part == "answer" and self.history.turns[-1] is turn:
-            self._queue.close([])
-        self._evictions.append(self.history.forget(turn, what.part, self._spoken_positions()))
-        self._tell("forgotten", turn=turn.number, part=what.part)
+        if what.part == ("user" if turn.role == "user" else "answer"):
+            self._queue.drop(turn)
+        if turn in self.history.turns:
+            if what.part == "answer" and self.history.turns[-1] is turn:
+                self._queue.close([])
+            self._evictions.append(self.history.forget(turn, what.part, self._spoken_positions()))
+        if what.part == "user":
+            self._questions = [question for question in self._questions if question.turn is not turn]
+        self._tell("forgotten", **about)
 
     def take_evictions(self) -> list[Evictions]:
-        """What leaves the caches in this tick because the client asked for it, before anything else is computed."""
+        """What leaves the caches in this tick before anything else is computed: a client asked for it, mostly."""
         taken, self._evictions = self._evictions, []
         return taken
 
@@ -420,8 +427,8 @@ class TurnConversation(Conversation):
             return None
         incoming = len(chunk.tokens) + self.config.frames_per_tick
         may_evict = not (self._opened_itself and chunk.turn is self._turn)
-        evictions = self._make_room(chunk.turn, incoming, incoming + TALKER_PREFIX, may_evict)
-        if evictions is None:
+        evictions, has_room = self._make_room(chunk.turn, incoming, incoming + TALKER_PREFIX, may_evict)
+        if not has_room:  # what has left was all that was older: nothing is to be moved
             self._fail_turn(chunk.turn)
             return None
         self._queue.take()
@@ -453,23 +460,23 @@ class TurnConversation(Conversation):
 
     def _make_room(
         self, present: Turn, thinker: int, talker: int, may_evict: bool = True
-    ) -> tuple[Evictions, ...] | None:
-        """Evicts the oldest turns until so many positions are free; None when that may not be, or is not enough."""
+    ) -> tuple[tuple[Evictions, ...], bool]:
+        """Evicts the oldest turns until so many positions are free: what leaves, and whether it is enough."""
         history, config, spoken = self.history, self.config, self._spoken_positions()
-        evictions = []
+        evictions: list[Evictions] = []
         while (
             history.thinker_length + thinker > config.thinker_positions
             or history.talker_length + spoken + talker > config.talker_positions
         ):
             oldest = history.turns[0] if history.turns else present
             if oldest is present or config.stops_when_full or not may_evict:
-                return None
+                return tuple(evictions), False
             evictions.append(history.evict_oldest(spoken))
             if not history.turns:  # the end of an answer would follow nothing
                 self._queue.close([])
             self._questions = [question for question in self._questions if question.turn is not oldest]
             self._tell("turns_dropped", turn=oldest.number, count=1, left=len(history.turns))
-        return tuple(evictions)
+        return tuple(evictions), True
 
     def _spoken_positions(self) -> int:
         """Positions that the present answer takes in the talker's cache."""
@@ -517,8 +524,9 @@ class TurnConversation(Conversation):
         if answer is None or not answer.is_begun:
             return None
         frames = self.config.frames_per_tick
-        evictions = self._make_room(answer.turn, frames, frames)
-        if evictions is None:
+        evictions, has_room = self._make_room(answer.turn, frames, frames)
+        if not has_room:
+            self._evictions += evictions  # with the next tick: nothing more is computed in this one
             self._finish("context")
             return None
         return Decode(

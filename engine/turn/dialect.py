@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from config.options import Options
-from config.settings import Settings
+from config.settings import Settings, TurnSettings
 from engine.buckets import BatchPool
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import CodePredictor
@@ -84,6 +84,7 @@ class TurnDialect:
             codebook_size=self.talker.codebook_size,
             heard_tokens_per_s=settings.turn.heard_tokens_per_s,
             stops_when_full=engine.context_full == "stop",
+            expect_possible=self._expect_possible,
         )
         self._vad = Vad() if settings.turn.detection == "server_vad" else None
         self._classifier = SpeakerClassifier(self.thinker, self.chat, slots)
@@ -111,14 +112,18 @@ class TurnDialect:
         prompt = self.chat.system(options.system_prompt)
         if options.turn.detection == "server_vad":
             self._vad = self._vad or Vad()
-        for name in ("emotion", "language"):
-            if labels := options.turn.asked(name):
-                self._classifier.expect_possible(name, labels)
+        self._expect_possible(options.turn)
         conversation = TurnConversation.begin(slot, options, self._config, prompt)
         conversation.prompt_chunk_prefilled(self._prompts.begin(slot, prompt))
         self._slots.talker_prefix[slot] = self._voices[options.voice]
         self._slots.begin(slot, options)
         return conversation
+
+    def _expect_possible(self, turn: TurnSettings) -> None:
+        """Raises `OptionError` for questions about the speaker that are too long."""
+        for name in ("emotion", "language"):
+            if labels := turn.asked(name):
+                self._classifier.expect_possible(name, labels)
 
     def schedule(self, rows: Sequence[Row]) -> TurnPlan:
         """Advances every conversation by a tick and plans what is computed in it."""
@@ -143,8 +148,9 @@ class TurnDialect:
 
     def prefill(self, plan: TurnPlan) -> None:
         """What clients wanted out leaves; prompts, then chunks of turns, a round at a time."""
-        for slot, evictions in plan.evictions.items():
-            self._evict(slot, evictions)
+        for conversation in plan.conversations:
+            with _alone(plan, conversation):
+                self._evict(conversation.slot, plan.evictions[conversation.slot])
         self._prompts.run(plan.prompts)
         for rows in plan.prefills:
             for row in rows:
@@ -175,7 +181,10 @@ class TurnDialect:
             if plan.codec:
                 self._codec.decode_frame(plan.codec, frame)
         with self._run.timer("speaker"):
-            self._classifier.ask(plan.conversations, busy=any(decode.is_first for decode in plan.decodes.values()))
+            busy = any(decode.is_first for decode in plan.decodes.values())
+            for conversation in self._classifier.due(plan.conversations, busy):
+                with _alone(plan, conversation):
+                    self._classifier.ask(conversation)
 
     def postprocess(self, plan: TurnPlan) -> dict[int, TickResult]:
         """Results by slot. Device-to-host copies: here a tick waits for the device."""

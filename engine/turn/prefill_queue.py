@@ -36,6 +36,10 @@ class PrefillQueue:
         """The latest chunk; there must be one."""
         return self._chunks[-1]
 
+    def find(self, number: int) -> Turn | None:
+        """The turn of this number, if some of it waits."""
+        return next((chunk.turn for chunk in self._chunks if chunk.turn.number == number), None)
+
     def add(self, turn: Turn, user: list[int], clip: Clip | None = None, opening: Sequence[int] = ()) -> None:
         """A user's tokens, in pieces where they are text alone, and the opening of an answer after them."""
         pieces = [user] if clip else list(_pieces(user))

@@ -6,7 +6,7 @@ is the product of its tokens', each among the tokens with which some label could
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ class SpeakerClassifier:
         self._waited_ticks = 0
         self._last_slot = -1  # that was asked about
 
-    def ask(self, conversations: Sequence[TurnConversation], busy: bool) -> None:
-        """Asks what some of the conversations wait for, unless the device has answers to begin."""
+    def due(self, conversations: Sequence[TurnConversation], busy: bool) -> Iterator[TurnConversation]:
+        """Some of those that wait for an answer, to be asked about; none while the device has answers to begin."""
         for _ in range(QUESTIONS_PER_TICK):
             waiting = [conversation for conversation in conversations if conversation.has_question]
             if not waiting:
@@ -47,7 +47,9 @@ class SpeakerClassifier:
                 return
             self._waited_ticks = 0
             later = [conversation for conversation in waiting if conversation.slot > self._last_slot]
-            self._ask((later or waiting)[0])
+            chosen = (later or waiting)[0]
+            self._last_slot = chosen.slot
+            yield chosen
 
     def warm_up(self) -> None:
         """Runs what a question runs, so that nothing is compiled in the middle of a tick."""
@@ -76,8 +78,8 @@ class SpeakerClassifier:
                 f"{QUESTION_POSITIONS}: ask for fewer"
             )
 
-    def _ask(self, conversation: TurnConversation) -> None:
-        self._last_slot = conversation.slot
+    def ask(self, conversation: TurnConversation) -> None:
+        """Asks the next question about a conversation, and tells it."""
         question = conversation.take_question()
         labels = conversation.options.turn.asked(question.name)
         probabilities = self.probabilities(conversation, question, labels)

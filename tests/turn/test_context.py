@@ -8,7 +8,7 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.kv_cache import KVCache
-from engine.options import Controls
+from engine.options import Controls, Item
 from tests.turns import (
     MANUAL,
     TICK,
@@ -97,3 +97,30 @@ def test_an_answer_ends_with_the_context(checkpoint, turn_settings, talkative, f
     call = converse(engine, frontend, asking(questions[0][: 9 * TICK], then=40), **MANUAL)
     assert event_of(call, "answer_done")["reason"] == "context"
     assert sum(spoken_frames(call)) > 80
+
+
+def test_what_an_answer_pushes_out_before_it_fills_the_context_leaves_the_cache(
+    checkpoint, turn_settings, talkative, frontend
+):
+    """What was added in the system's name gives the talker no room: it leaves, and the answer ends all the same."""
+    engine = Engine(
+        checkpoint,
+        turn_settings.with_values(engine={"slots": 1, "context_s": 12}, turn={"answer_frames": 4096}),
+    )
+    cache, values = engine.slots.thinker_cache, engine.slots.thinker_cache.key_heads
+
+    def script() -> Script:
+        user = User()
+        user.note((yield silence(), Controls(items=(Item("system", "Be brief."),))))
+        user.note((yield silence(), Controls(message="What is the weather like?")))
+        history = engine.conversation("test").history
+        item, turn = history.turns
+        begin = item.answer
+        before = cache.buffer[:, 0, values:, begin : begin + turn.user].clone()
+        yield from user.until_quiet()
+        assert history.turns == [turn]
+        assert torch.equal(cache.buffer[:, 0, values:, : turn.user], before)
+
+    call = converse(engine, frontend, script(), **MANUAL)
+    assert event_of(call, "answer_done")["reason"] == "context"
+    assert "turns_dropped" in kinds(call)

@@ -25,9 +25,12 @@ def test_one_that_fails_by_itself_fails_alone(engine: Engine, frontend, question
     engine.close("good")
 
 
-@pytest.mark.parametrize("step", ["next_prefill", "next_decode", "decoded"])
+@pytest.mark.parametrize("step", ["next_prefill", "next_decode", "decoded", "take_question"])
 def test_whatever_fails_in_a_conversation_fails_it_alone(engine: Engine, frontend, questions, monkeypatch, step):
-    calls = {key: Call(engine, key, frontend, asking(questions[0][: 6 * TICK]), **MANUAL) for key in ("good", "bad")}
+    calls = {
+        key: Call(engine, key, frontend, asking(questions[0][: 6 * TICK]), emotion="all", **MANUAL)
+        for key in ("good", "bad")
+    }
     monkeypatch.setattr(engine.conversation("bad"), step, lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     failed = None
     for _ in range(8):

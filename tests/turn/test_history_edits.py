@@ -103,21 +103,49 @@ def test_a_truncated_answer_is_history_as_far_as_it_was_heard(engine, frontend, 
     assert answered(call) == oracle.answer(40, 80).tokens
 
 
-def test_a_late_truncation_takes_as_many_positions_out_of_the_cache(engine: Engine, frontend):
+@pytest.mark.parametrize("heard", [0, 0.4])
+def test_a_late_truncation_takes_what_was_not_heard_out_of_the_cache(engine: Engine, frontend, checkpoint, heard):
+    """And nothing else: what was heard stays where it is, what follows moves up."""
+    cache = engine.slots.thinker_cache
+
     def script() -> Script:
         yield from asked(message="Hello.")
         yield from asked(message=NEXT)
-        yield from asked(truncate=Truncation(1, 0))
+        conversation = engine.conversation(1)
+        history, held = conversation.history, cache.buffer[:, conversation.slot]
+        turn, before, length, had = history.turns[0], held.clone(), history.thinker_length, len(history.turns[0].tokens)
+        yield from asked(truncate=Truncation(1, round(heard * turn.spoken_ms)))
+        left = had - len(turn.tokens)
+        stays, values = turn.user + len(engine.dialect.chat.answer_opening) + len(turn.tokens), cache.key_heads
+        assert left > 0
+        assert (len(turn.tokens) > 0) == (heard > 0)
+        assert history.thinker_length == length - left
+        assert torch.equal(held[:, :, :stays], before[:, :, :stays])
+        assert torch.equal(held[:, values:, stays : length - left], before[:, values:, stays + left : length])
         yield from asked(message="Go on.")
 
     call = Call(engine, 1, frontend, script())
     play(call)
     history = engine.conversation(1).history
     engine.close(1)
-    assert history.turns[0].tokens == []
     assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
-    assert event_of(call, "truncated")["heard_text"] == ""
+    assert event_of(call, "truncated")["heard_text"] == checkpoint.tokenizer.decode(history.turns[0].tokens)
     assert kinds(call).count("answer_done") == 3
+
+
+def test_a_turn_that_is_forgotten_before_all_of_it_was_read_is_gone(checkpoint: Checkpoint, turn_settings, frontend):
+    engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 1, "prefill_tokens": 1}))  # a chunk a tick
+
+    def script() -> Script:
+        yield silence(), Controls(items=(Item("user", "I have a lot to say. " * 40),))
+        yield from asked(forget=Forgetting(1, "user"))
+        yield from asked(message=NEXT)
+
+    call = converse(engine, frontend, script())
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(None, NEXT)
+    assert answered(call) == oracle.answer(40, 80).tokens
+    assert kinds(call) == ["forgotten", "answer_started", "answer_done"]
 
 
 @pytest.mark.parametrize("part", ["user", "answer"])

@@ -10,14 +10,19 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import OptionError
+from engine.options import Controls, Forgetting
 from tests.turn_oracle import TurnOracle
 from tests.turns import (
     MANUAL,
     TICK,
     Call,
+    Script,
+    User,
     asking,
     converse,
     event_of,
+    kinds,
+    silence,
 )
 
 
@@ -35,6 +40,48 @@ def test_perception_is_what_transformers_thinks_of_the_labels(engine: Engine, fr
         expected = label_probabilities(checkpoint, call, name, labels)
         assert event["label"] == max(expected, key=lambda label: expected[label])
         assert event["probability"] == pytest.approx(expected[event["label"]], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        Controls(cancel=True, forget=Forgetting(1, "user")),
+        Controls(turn={"emotion": "off"}),
+    ],
+)
+def test_nobody_is_asked_about_what_is_gone(engine: Engine, frontend, questions, controls):
+    """Another conversation goes on with its own question."""
+
+    def script(then: Controls) -> Script:
+        user = User()
+        yield from user.say(questions[0][: 4 * TICK], last=Controls(commit=True))
+        user.note((yield silence(), then))
+        yield from user.until_quiet()
+
+    calls = {
+        key: Call(engine, key, frontend, script(then), emotion="all", **MANUAL)
+        for key, then in (("changed", controls), ("other", Controls()))
+    }
+    for _ in range(10):
+        for key, said in engine.tick({key: call.hear() for key, call in calls.items()}).items():
+            calls[key].take(said)
+    for key in calls:
+        engine.close(key)
+    assert "emotion" not in kinds(calls["changed"])
+    assert "emotion" in kinds(calls["other"])
+
+
+def test_a_question_that_cannot_be_asked_is_refused_in_mid_conversation(checkpoint, turn_settings, frontend, questions):
+    labels = ", ".join(f"a rather long name of a mood {i}" for i in range(20))
+    engine = Engine(checkpoint, turn_settings.with_values(turn={"emotion_labels": labels}))
+
+    def script() -> Script:
+        yield silence(), Controls(turn={"emotion": "all"})
+        yield from asking(questions[0][: 4 * TICK])
+
+    call = converse(engine, frontend, script(), **MANUAL)
+    assert "ask for fewer" in event_of(call, "error")["message"]
+    assert kinds(call)[1:] == ["answer_started", "answer_done"]
 
 
 def label_probabilities(checkpoint: Checkpoint, call: Call, name: str, labels: tuple[str, ...]) -> dict[str, float]:
