@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from config.settings import QwenSettings
 from engine.errors import CheckpointError
 
 MODEL_TYPE = "qwen3_omni_moe"
-LISTED = 5  # names of missing weights that an error lists
+LISTED = 5  # names of weights that an error lists
 
 
 @dataclass(frozen=True)
@@ -114,22 +116,43 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
 
 def merge_lora(model: Any, folder: str) -> Any:
     """`model` with the adapter in `folder` merged into its weights. Raises `CheckpointError`."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
 
     if not (Path(folder) / "adapter_config.json").is_file():
         raise CheckpointError(f"qwen.lora is {folder!r}, expected a folder with adapter_config.json")
     try:
-        with warnings.catch_warnings(record=True) as complaints:  # peft only warns of keys that it does not find
-            warnings.simplefilter("always")
-            adapted = PeftModel.from_pretrained(model, folder)
-        missing = [str(complaint.message) for complaint in complaints if "adapter keys" in str(complaint.message)]
-        if missing:
-            raise ValueError(missing[0])
-        if any("code2wav" in name and "lora_" in name for name, _ in adapted.named_parameters()):
+        config, weights = PeftConfig.from_pretrained(folder), load_peft_weights(folder, device="cpu")
+        if any("code2wav" in key for key in weights):
             raise ValueError("it adapts code2wav, which is served as ONNX of the checkpoint's own weights")
+        if isinstance(config.target_modules, str):
+            config.target_modules = _adapted_modules(model, weights) or config.target_modules
+        with warnings.catch_warnings():  # of keys that it does not find; the next call returns them
+            warnings.simplefilter("ignore")
+            adapted = PeftModel.from_pretrained(model, folder, config=config)
+        loaded = adapted.load_adapter(folder, "default")
+        for problem in ("missing_keys", "unexpected_keys"):
+            if names := sorted(getattr(loaded, problem)):
+                raise ValueError(f"{problem.replace('_', ' ')}: {_listed(names)}")
         return adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"the LoRA adapter {folder} does not fit the checkpoint: {error}") from error
+
+
+def _adapted_modules(model: Any, weights: Mapping[str, Any]) -> set[str]:
+    """The modules that an adapter's weights are for; none if one of them is not here, as an expert by an older name.
+
+    Where an adapter's config names them by a regular expression, peft takes the last parts of the names that match: it
+    would adapt the talker's projections like the thinker's.
+    """
+    names = {re.sub(r"^base_model\.model\.|\.lora_\w+(\.weight)?$", "", key) for key in weights if ".lora_" in key}
+    return names if names <= {name for name, _ in model.named_modules()} else set()
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"
 
 
 def _expect_whole(source: str | Path, report: dict[str, Any]) -> None:
@@ -137,9 +160,8 @@ def _expect_whole(source: str | Path, report: dict[str, Any]) -> None:
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         names = sorted(name if isinstance(name, str) else str(name[0]) for name in report.get(problem, ()))
         if names:
-            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             raise CheckpointError(
-                f"the checkpoint {source} is not whole: {problem.replace('_', ' ')}: {', '.join(names[:LISTED])}{more}"
+                f"the checkpoint {source} is not whole: {problem.replace('_', ' ')}: {_listed(names)}"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from engine.checkpoint import _expect_rotary_buffers, load_checkpoint, resolve_d
 from engine.errors import CheckpointError
 from export.weights import load_code2wav
 from tests.conftest import CPU
+
+ADAPTED = "thinker.model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_bfloat16_is_loaded_as_such(checkpoint_folder):
 
 def test_a_lora_adapter_is_merged(checkpoint_folder, tmp_path):
     base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
-    name = "thinker.model.layers.0.self_attn.q_proj"
+    name = ADAPTED
     before = base.get_submodule(name).weight.detach().clone()
     adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=[name]))
     layer = adapted.base_model.model.get_submodule(name)
@@ -119,13 +122,58 @@ def test_a_lora_adapter_is_merged(checkpoint_folder, tmp_path):
 def test_a_lora_adapter_of_other_names_is_refused(checkpoint_folder, tmp_path):
     """One trained on the thinker alone would be merged as zeros, in silence."""
     base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
-    name = "thinker.model.layers.0.self_attn.q_proj"
-    get_peft_model(base, LoraConfig(r=4, target_modules=[name])).save_pretrained(tmp_path)
+    get_peft_model(base, LoraConfig(r=4, target_modules=[ADAPTED])).save_pretrained(tmp_path)
     adapter = load_file(tmp_path / "adapter_model.safetensors")
     renamed = {key.replace("thinker.", ""): tensor for key, tensor in adapter.items()}
     save_file(renamed, tmp_path / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="does not fit the checkpoint: .*missing adapter keys"):
+    with pytest.raises(CheckpointError, match="does not fit the checkpoint: missing keys: .*lora_A"):
         load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))
+
+
+def with_one_more(base, folder: Path, name: str) -> str:
+    """A folder with an adapter that has a whole weight besides, of ones."""
+    head = torch.ones_like(base.thinker.lm_head.weight)
+    get_peft_model(base, LoraConfig(r=4, target_modules=[ADAPTED])).save_pretrained(folder)
+    adapter = load_file(folder / "adapter_model.safetensors")
+    adapter[f"base_model.model.{name}.weight"] = head
+    save_file(adapter, folder / "adapter_model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("thinker.model.layers.0.self_attn.new_proj.lora_A", "unexpected keys: .*new_proj"),
+        ("code2wav.decoder.0.conv", "it adapts code2wav"),
+    ],
+)
+def test_a_lora_adapter_with_more_than_can_be_taken_is_refused(checkpoint_folder, tmp_path, name, why):
+    base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
+    lora = with_one_more(base, tmp_path, name)
+    with pytest.raises(CheckpointError, match=f"does not fit the checkpoint: {why}"):
+        load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=lora))
+
+
+def test_a_whole_weight_in_a_lora_adapter_is_taken(checkpoint_folder, tmp_path):
+    base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
+    lora = with_one_more(base, tmp_path, "thinker.lm_head")
+    loaded = load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=lora)).model
+    assert (loaded.thinker.lm_head.weight == 1).all()
+
+
+def test_a_lora_adapter_may_name_its_modules_by_an_expression(checkpoint_folder, tmp_path):
+    """As trainers write it; the talker has projections of the same name."""
+    base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
+    names = [name for name, _ in base.named_modules() if re.fullmatch(r"thinker\.model\..*\.[qk]_proj", name)]
+    before = base.get_submodule(ADAPTED).weight.detach().clone()
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=names))
+    torch.nn.init.ones_(adapted.base_model.model.get_submodule(ADAPTED).lora_B["default"].weight)
+    adapted.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["target_modules"] = r"^(thinker\.model)(?=\.).*\.(q_proj|k_proj)$"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    merged = load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path))).model
+    assert not torch.allclose(merged.get_submodule(ADAPTED).weight, before, atol=1e-3)
 
 
 def test_a_lora_adapter_of_code2wav_is_refused(checkpoint_folder, tmp_path):

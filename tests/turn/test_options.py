@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
 
 from engine.checkpoint import Checkpoint
@@ -66,6 +69,26 @@ def test_a_strange_chat_template_is_refused(checkpoint: Checkpoint):
 
     with pytest.raises(CheckpointError, match="chat template is not Qwen3-Omni's"):
         ChatTemplate(Strange(checkpoint.tokenizer), checkpoint.model.config)
+
+
+def test_a_chat_template_may_have_a_system_prompt_of_its_own(checkpoint: Checkpoint):
+    """It is the system prompt where none is given, and no part of the user's turns."""
+    tokenizer = copy.deepcopy(checkpoint.tokenizer)
+    own = "<|im_start|>system\nBe kind.<|im_end|>\n"
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}" + own + "{% endif %}" + tokenizer.chat_template
+    chat, plain = (ChatTemplate(each, checkpoint.model.config) for each in (tokenizer, checkpoint.tokenizer))
+    assert tokenizer.decode(chat.system("")) == own
+    assert plain.system("") == []
+    assert chat.system("Be brief.") == plain.system("Be brief.")
+    assert chat.typed("Hello.") == plain.typed("Hello.")
+    assert chat.user_opening == plain.user_opening
+
+
+@pytest.mark.parametrize("control", ["truncate", "forget"])
+def test_numbers_of_controls_are_bounded(turn_settings, control: str):
+    value = json.dumps({"turn": 10**400, **({"heard_ms": 1} if control == "truncate" else {"part": "user"})})
+    with pytest.raises(OptionError, match=f"{control} is "):
+        parse_controls({control: value}, turn_settings)
 
 
 def test_typed_text_cannot_forge_a_turn(checkpoint: Checkpoint):
