@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from config.settings import EngineSettings
 from engine.attention import CachePositions
 from engine.buckets import BatchPool, set_rows
 from engine.conversation import Conversation
@@ -81,10 +82,11 @@ class PromptBatch:
 class PromptPrefill:
     """The step `prompt`, and the keys and values of the prompts used last."""
 
-    def __init__(self, thinker: Thinker, slots: SlotState, positions: int, kept: int, runner: GraphRunner):
-        """Prompts of at most `positions` tokens; those used last are kept, `kept` of them."""
+    def __init__(self, thinker: Thinker, slots: SlotState, engine: EngineSettings, most: int, runner: GraphRunner):
+        """Prompts of at most `most` tokens; those used last are kept."""
         self._thinker, self._slots, self._run = thinker, slots, runner
-        self._most, self._kept = positions, kept
+        self._most, self._kept = most, engine.prompts_kept
+        self._kept_positions = engine.prompts_kept * engine.prompt_positions
         self._prefixes: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         device = thinker.decoder.device
         self._batches = BatchPool(lambda rows: PromptBatch(rows, slots, device), slots.buckets)
@@ -147,5 +149,5 @@ class PromptPrefill:
     def _keep(self, chunk: PromptChunk) -> None:
         self._prefixes[chunk.prompt] = self._slots.thinker_cache.snapshot(chunk.slot, chunk.end)
         self._prefixes.move_to_end(chunk.prompt)
-        while len(self._prefixes) > self._kept:
+        while len(self._prefixes) > self._kept or sum(map(len, self._prefixes)) > self._kept_positions:
             self._prefixes.popitem(last=False)

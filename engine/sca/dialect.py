@@ -114,7 +114,7 @@ class ScaDialect:
         self._run = runner
         self._config = ScaConfig.of(settings, self.talker.codebooks)
         self._detokenizer = partial(Detokenizer, checkpoint.tokenizer)
-        self._prompts = PromptPrefill(self.thinker, slots, engine.prompt_positions, engine.prompts_kept, runner)
+        self._prompts = PromptPrefill(self.thinker, slots, engine, engine.prompt_positions, runner)
         self._voices = {
             voice: self._prefill_prefix(talker_prefix(config, self.thinker, self.talker, voice))
             for voice in config.talker_config.speaker_id

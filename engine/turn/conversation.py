@@ -79,6 +79,12 @@ class TurnConversation(Conversation):
         return self.history.thinker_length
 
     @property
+    def longest_turn(self) -> int:
+        """Tokens of the longest turn that fits into the context alone: a long prompt takes some of it."""
+        beside_prompt = self.config.thinker_positions - self.history.prompt - self.config.frames_per_tick
+        return min(self.config.longest_turn, beside_prompt)
+
+    @property
     def detects_turns(self) -> bool:
         """Whether turns begin and end by voice activity; else by commits."""
         return self.options.turn.detection == "server_vad"
@@ -217,8 +223,8 @@ class TurnConversation(Conversation):
             self._abandon_turn()
             self._earliest = self.clock
         tokens = self.config.chat.typed(message)
-        if len(tokens) > self.config.longest_turn:
-            reason = f"it is {len(tokens)} tokens long, expected at most {self.config.longest_turn} (engine.context_s)"
+        if len(tokens) > self.longest_turn:
+            reason = f"it is {len(tokens)} tokens long, expected at most {self.longest_turn} (engine.context_s)"
             self._tell("error", code="turn_too_long", message=f"the user's message is dropped: {reason}")
         else:
             turn = self._new_turn(typed=message)
@@ -235,8 +241,8 @@ class TurnConversation(Conversation):
         for item in items:
             turn = self._new_turn(role=item.role, typed=item.text)
             tokens = chat.typed(item.text) if item.role == "user" else chat.message(item.role, item.text)
-            if len(tokens) > self.config.longest_turn:
-                reason = f"{len(tokens)} tokens came, expected at most {self.config.longest_turn} (engine.context_s)"
+            if len(tokens) > self.longest_turn:
+                reason = f"{len(tokens)} tokens came, expected at most {self.longest_turn} (engine.context_s)"
                 self._tell("error", code="turn_too_long", what="item", message=f"an item is dropped: {reason}")
                 continue
             self._tell("committed", turn=turn.number)

@@ -68,8 +68,9 @@ class TurnDialect:
         self._prefill = TurnPrefill(
             self.thinker, self.talker, slots, self.chat.audio, config.talker_config.accept_hidden_layer, runner
         )
-        self._prompts = PromptPrefill(self.thinker, slots, engine.prompt_positions, engine.prompts_kept, runner)
         context = settings.context_ticks * self._frames
+        longest_prompt = engine.prompt_positions + context // 2
+        self._prompts = PromptPrefill(self.thinker, slots, engine, longest_prompt, runner)
         encoder = self.thinker.audio_encoder
         self._config = TurnConfig(
             chat=self.chat,

@@ -44,7 +44,7 @@ def test_bad_controls_are_refused(settings, parameters, dialect, message):
         ({"interrupt": "perhaps"}, "interrupt is 'perhaps', expected true or false"),
         ({"silence_duration_ms": -1}, "silence_duration_ms is -1, expected milliseconds, 0 to 10000"),
         ({"dialect": "sca"}, "dialect is 'sca', expected 'turn': a checkpoint speaks one"),
-        ({"system_prompt": "x" * 600}, "system_prompt is 6.. tokens long, expected at most 512"),
+        ({"system_prompt": "x" * 1800}, "system_prompt is 18.. tokens long, expected at most 1638"),
     ],
 )
 def test_bad_options_are_refused(engine: Engine, options, message):

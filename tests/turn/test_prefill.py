@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.options import Controls
 from tests.turn_oracle import TurnOracle
@@ -16,9 +17,13 @@ from tests.turns import (
     Script,
     User,
     asking,
+    converse,
+    event_of,
+    kinds,
     lengthened,
     loudest_first,
     play,
+    silence,
 )
 
 
@@ -89,3 +94,40 @@ def test_the_tenth_turn_prefills_no_more_than_the_first(engine: Engine, frontend
     engine.close(1)
     assert len(prefilled) == 10
     assert max(prefilled[1:]) <= prefilled[0] + 2, "the end of the answer before, and the turn itself"
+
+
+def test_a_long_system_prompt_takes_of_the_context(small: Engine, frontend, checkpoint: Checkpoint):
+    """Longer than `engine.prompt_positions`: as exact as any, and the turns have less room."""
+    prompt = "You take orders and are kind to everybody. " * 2
+    chat = small.dialect.chat
+    assert small.settings.engine.prompt_positions < len(chat.system(prompt)) < 120
+    questions = ("Hello.", "What is the weather like?", "Go on.", "And then?")
+
+    def script() -> Script:
+        user = User()
+        for question in questions:
+            user.note((yield silence(), Controls(message=question)))
+            yield from user.until_quiet()
+
+    call = converse(small, frontend, script(), system_prompt=prompt)
+    oracle = TurnOracle(checkpoint, "ethan", prompt)
+    oracle.hear(None, questions[0])
+    assert call.answers[0].tokens == oracle.answer(40, 80).tokens
+    assert kinds(call).count("answer_done") == len(questions)
+    assert "turns_dropped" in kinds(call)
+
+
+def test_a_message_that_has_no_room_beside_the_prompt_is_refused(small: Engine, frontend):
+    prompt = "You take orders and are kind to everybody. " * 2
+
+    def script() -> Script:
+        yield silence(), Controls(message=message)
+        yield silence(), Controls()
+
+    message = "x"
+    while len(small.dialect.chat.typed(message)) < 125:
+        message += "x"
+    assert kinds(converse(small, frontend, script())) == ["answer_started"]
+    call = converse(small, frontend, script(), system_prompt=prompt)
+    assert event_of(call, "error")["code"] == "turn_too_long"
+    assert kinds(call) == ["error"]
