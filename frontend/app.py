@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.bridge.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients name their libraries in headers of their own
             expose_headers=["Location"],
         )
 
@@ -128,6 +128,10 @@ def create_app(settings: Settings) -> FastAPI:
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
         """A conversation in OpenAI's Realtime protocol."""
+        if asked := {"call_id", "intent"} & socket.query_params.keys():
+            message = f"{' and '.join(sorted(asked))} came: only conversations of their own are served here"
+            await socket.send_denial_response(_refused(RefusedError(HTTPStatus.NOT_FOUND, "not_served", message)))
+            return
         model = socket.query_params.get("model", "")
         await _hold(socket, bridge, "realtime", lambda place: RealtimeConnection(socket, bridge, place, model))
 

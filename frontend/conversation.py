@@ -139,7 +139,7 @@ class Conversation:
                         yield await self._tick(pcm, asked)
                         asked = {}
                     continue
-                self._last_tick_s += await self._inbox.pace(message)  # which is not the client's delay
+                self._last_tick_s += await self._inbox.pace(len(message))  # which is not the client's delay
                 control, details = parse_control(message)
                 if control is Control.END:
                     self._why = "end"

@@ -73,7 +73,7 @@ class Inbox:
             self._room.set()
         return message
 
-    async def pace(self, text: str) -> float:
+    async def pace(self, characters: int) -> float:
         """Waits until a client that sends at most so much text a second would have sent this; sound needs no pace.
 
         Returns the seconds that it waited.
@@ -82,7 +82,7 @@ class Inbox:
         most = BURST_S * self._rate
         self._left = min(most, self._left + (now - self._left_at_s) * self._rate)
         self._left_at_s = now
-        self._left -= min(most, max(LEAST_CHARACTERS, len(text)))
+        self._left -= min(most, max(LEAST_CHARACTERS, characters))
         if self._left < 0:
             await self._sleep(-self._left / self._rate)
         return asyncio.get_running_loop().time() - now

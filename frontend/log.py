@@ -60,6 +60,10 @@ class Journal:
         """A line."""
         logger.log(level, event, extra={"about": {**self._about, **about}})
 
+    def failed(self) -> None:
+        """The exception that is being handled, which nobody has foreseen."""
+        logger.exception("failed", extra={"about": self._about})
+
     def traced(self) -> AbstractContextManager[None]:
         """While it goes on, spans are children of the conversation's."""
         return traces.current(self._span)

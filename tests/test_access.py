@@ -329,3 +329,31 @@ def metrics(running: RunningBridge | Served) -> dict[str, float]:
 def lines_about(running: RunningBridge, conversation: str) -> list[dict]:
     lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
     return [line for line in lines if line.get("conversation") == conversation]
+
+
+def test_a_page_from_elsewhere_may_send_headers_of_its_library(tmp_path: Path, served: Served):
+    """As @openai/agents-realtime does before it calls; a page that is not allowed may not."""
+    with bridge(served, tmp_path / "log", allowed_origins="https://shop.example") as running:
+        wait_until_answered(f"{running.http}/healthz", running.process, running.log)
+        for origin, status in (("https://shop.example", 200), ("https://other.example", 400)):
+            headers = {
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,content-type,x-openai-agents-sdk",
+            }
+            asked = urllib.request.Request(f"{running.http}/v1/realtime/calls", headers=headers, method="OPTIONS")
+            try:
+                with urllib.request.urlopen(asked) as answer:
+                    found, allowed = answer.status, answer.headers["Access-Control-Allow-Headers"]
+            except urllib.error.HTTPError as refused:
+                found, allowed = refused.code, ""
+            assert found == status
+            assert ("x-openai-agents-sdk" in allowed) == (status == 200)
+
+
+@pytest.mark.parametrize("query", ["call_id=rtc_1", "intent=transcription"])
+def test_a_conversation_that_is_not_ones_own_is_not_served(served: Served, query: str):
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"{served.websocket.removesuffix('/ws/pcm16')}/v1/realtime?{query}")
+    assert refused.value.response.status_code == 404
+    assert json.loads(refused.value.response.body)["error"]["code"] == "not_served"

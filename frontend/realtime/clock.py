@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from config.settings import INPUT_HZ
@@ -107,9 +108,9 @@ class Clock:
             self._planned.append(Planned(part, asked))
         self._changed.set()
 
-    def commit(self, first: Mapping[str, Any]) -> None:
-        """The sound that waits goes now, and the user's turn ends with it."""
-        self.plan(bytes(self._held), first, {"commit": True})
+    def commit(self, first: Mapping[str, Any], last: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """The sound that waits goes now, and the user's turn ends with it, in a tick that has `last` too."""
+        self.plan(bytes(self._held), first, {**last, "commit": True})
         self.clear()
 
     def wake(self) -> None:

@@ -19,7 +19,7 @@ from frontend.metrics import BEHIND
 from frontend.protocol import CloseCode
 from frontend.realtime.channel import Channel
 from frontend.realtime.conversation import Player, RealtimeConversation
-from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse
+from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse, weight
 from frontend.triton import TickError, TickIn, new_sequence_id
 
 FRAME_CHARACTERS = 4  # times bridge.max_frame_bytes: of an event, whose sound is base64 of a higher rate
@@ -57,7 +57,8 @@ class RealtimeConnection:
             self._conversation.session.update(dict(wanted))
         self._conversation.open()
         session_id = self._conversation.session.about["id"]
-        self._journal = Journal("webrtc" if player else "realtime", session_id, place.caller.name)
+        self._is_call = player is not None
+        self._journal = Journal("webrtc" if self._is_call else "realtime", session_id, place.caller.name)
         self._why = "gone"  # it ends
 
     async def run(self) -> None:
@@ -101,8 +102,9 @@ class RealtimeConnection:
         self._over.set()
 
     async def tell(self, event: Event) -> None:
-        """Says something that is not the engine's."""
-        self.send(event)
+        """Says what the protocol has no word for: to our page alone, since other clients may end at such an event."""
+        if self._is_call:
+            self.send(event)
 
     async def hear(self, pcm: bytes) -> None:
         """Sound that came beside the events, PCM16 at 16 kHz."""
@@ -134,7 +136,7 @@ class RealtimeConnection:
                 event = self._parse(text)
                 event_id = event.event_id
                 if event.kind != "input_audio_buffer.append":
-                    await self._inbox.pace(str(text))
+                    await self._inbox.pace(weight(event, len(text)))
                 await self._conversation.take(event)
             except RealtimeError as error:
                 self.send(error_event(error, event_id))
@@ -174,6 +176,10 @@ class RealtimeConnection:
             self._conversation.fail(error)
             self._close_code = CloseCode.TRY_AGAIN_LATER if error.is_full else CloseCode.INTERNAL_ERROR
             self._why = "full" if error.is_full else "tick_failed"
+        except Exception:
+            self._journal.failed()
+            self._fail("server_error", "the conversation failed", CloseCode.INTERNAL_ERROR)
+            self._why = "tick_failed"
         finally:
             self._over.set()
 

@@ -62,6 +62,7 @@ class RealtimeConversation:
         self._microphone = Microphone(self.session.format("input"))
         self._items = Items()
         self._unconfirmed = Unconfirmed()
+        self._to_forget: list[tuple[int, str]] = []  # turns and parts that are being answered, and leave after it
         self._is_answered = True  # whether the engine answers a turn of the user's by itself, as of this tick
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
@@ -88,8 +89,7 @@ class RealtimeConversation:
             case "input_audio_buffer.commit":
                 self._commit(event)
             case "input_audio_buffer.clear":
-                self.clock.clear()
-                self._send({"type": "input_audio_buffer.cleared"})
+                self._clear_input()
             case "conversation.item.create":
                 self._create_item(event)
             case "conversation.item.retrieve":
@@ -122,7 +122,7 @@ class RealtimeConversation:
         if self._is_started:
             if session.turn_options() != before:
                 self.clock.ask(turn=json.dumps(session.turn_options()))
-            if session.instructions and session.instructions != instructions:
+            if session.instructions.strip() and session.instructions != instructions:
                 self._add_to_history(Item.of_text("system", session.instructions))
         self.clock.holds = session.detection is None
         self._send({"type": "session.updated", "session": session.about})
@@ -134,17 +134,34 @@ class RealtimeConversation:
                 f"the buffer holds {held_ms} ms of sound, expected at least {LEAST_COMMIT_MS}",
                 code="input_audio_buffer_commit_empty",
             )
-        if self.clock.planned_ms > MOST_HELD_S * 1000:
-            message = (
-                f"{self.clock.planned_ms:.0f} ms of committed sound wait, expected at most {MOST_HELD_S * 1000:.0f}"
-            )
-            raise RealtimeError(message, code="input_audio_buffer_full")
+        self._expect_room()
         self._start()
         self._unconfirmed.add_sound(Commit(event.event_id))
-        self.clock.commit({"listen": True} if self.clock.holds else {})
+        if self.clock.holds:
+            self.clock.commit({"listen": True})
+        else:  # it is told from the end of a turn that was detected: a commit asks for no response
+            self.clock.commit({}, {"turn": json.dumps({"create_response": False})})
+            self.clock.ask(turn=json.dumps(self.session.turn_options()))
+
+    def _expect_room(self) -> None:
+        """Raises `RealtimeError` where a minute of turns has not gone to the engine yet."""
+        if self.clock.planned_ms > MOST_HELD_S * 1000:
+            planned_ms, most_ms = self.clock.planned_ms, MOST_HELD_S * 1000
+            message = f"{planned_ms:.0f} ms of committed sound wait, expected at most {most_ms:.0f}"
+            raise RealtimeError(message, code="input_audio_buffer_full")
+
+    def _clear_input(self) -> None:
+        """Forgets the sound that is no item yet; the engine has what was detected as speech."""
+        self.clock.clear()
+        if self._turns.user_speaks and not self.clock.holds:
+            self.clock.ask(turn=json.dumps({"detection": "manual"}))
+            self.clock.ask(turn=json.dumps(self.session.turn_options()))
+        self._send({"type": "input_audio_buffer.cleared"})
 
     def _create_item(self, event: ClientEvent) -> None:
         item, sounds = self._items.parse(event)
+        if sounds:
+            self._expect_room()
         microphone = Microphone(self.session.format("input"))
         pcm = b"".join(microphone.feed(sound) for sound in sounds)
         previous = self._items.add(item)
@@ -218,13 +235,16 @@ class RealtimeConversation:
             )
         wanted = parse_request(event.mapping("response"))
         self._start()
-        if wanted.instructions and wanted.instructions != self.session.instructions:
+        if wanted.instructions.strip() and wanted.instructions != self.session.instructions:
             self._add_to_history(Item.of_text("system", wanted.instructions))
         self.clock.ask(respond=True)
         self._begin_response(wanted)
 
     def _cancel_response(self, event: ClientEvent) -> None:
         response, wanted = self._response, event.fields.get("response_id")
+        if self._next_response and wanted is None:
+            self._drop_next_response()
+            return
         if response is None or not response.is_due or wanted not in (None, response.id):
             raise RealtimeError(
                 "Cancellation failed: no active response found", code="response_cancel_not_active", param="response_id"
@@ -236,7 +256,20 @@ class RealtimeConversation:
             response.is_cancelled = True
             self.clock.ask(cancel=True)
 
+    def _drop_next_response(self) -> None:
+        """The response that waits is done before it has begun."""
+        event, self._next_response = self._next_response, None
+        assert event is not None
+        try:
+            response = self._new_response(parse_request(event.mapping("response")))
+        except RealtimeError as error:
+            self._send(error_event(error, event.event_id))
+        else:
+            self._send(*response.created(), *response.stop("client_cancelled"))
+
     def _clear_output(self) -> None:
+        if self._next_response:
+            self._drop_next_response()
         if self._response and self._response.is_due:
             self._cancel(self._response)
         self._fall_silent()
@@ -263,11 +296,14 @@ class RealtimeConversation:
         return is_ending or self._unconfirmed.has_commit
 
     def _begin_response(self, wanted: Request) -> None:
-        about = {**self.session.about, "conversation_id": self._id}
-        play = self._player.play if self._player else None
-        self._response = Response(about, wanted.metadata, wanted.modality, play)
+        self._response = self._new_response(wanted)
         self._send(*self._response.created())
         self._follow()
+
+    def _new_response(self, wanted: Request) -> Response:
+        about = {**self.session.about, "conversation_id": self._id}
+        play = self._player.play if self._player else None
+        return Response(about, wanted.metadata, wanted.modality, play)
 
     def _start(self) -> None:
         """The conversation takes a place in the engine, if it has none yet. Raises `RefusedError`."""
@@ -288,8 +324,16 @@ class RealtimeConversation:
             self._tell(event)
         if self._response and self._response is not ending:
             self._send(*self._response.sound(answer.pcm))
+        if self._response is None or self._response.state is State.DONE:
+            self._forget_at_last()
         self._begin_next_response()
         self._follow()
+
+    def _forget_at_last(self) -> None:
+        """What could not leave the history while it was answered."""
+        for turn, part in self._to_forget:
+            self.clock.ask(forget=json.dumps({"turn": turn, "part": part}))
+        self._to_forget.clear()
 
     def _note_asked(self, parameters: Mapping[str, Any]) -> None:
         """What holds in the engine from this tick on, which a later `session.update` may have changed here already."""
@@ -391,6 +435,8 @@ class RealtimeConversation:
         code, response = event["code"], self._response
         if code == "nothing_to_cancel" and response and response.is_cancelled and response.state is State.CREATED:
             self._send(*response.stop("client_cancelled"))  # it would have begun when the user had stopped
+        if code == "nothing_to_forget" and response and response.state is not State.DONE:
+            self._to_forget.append((event["turn"], event["part"]))
         if code in ("nothing_to_cancel", "nothing_to_truncate", "nothing_to_forget"):
             return  # it had ended by itself meanwhile, or has left the context: what was asked for is so
         if code == "answer_active":

@@ -10,6 +10,7 @@ from typing import Any
 from config.loader import is_unicode, shown
 
 Event = dict[str, Any]
+REST_COUNTS = 20  # so many characters that nobody reads count as one
 MOST_DEPTH = 20  # of what a client sends: dictionaries and lists in each other
 CLIENT_EVENTS = (
     "session.update",
@@ -63,6 +64,21 @@ class ClientEvent:
         if not isinstance(value, dict):
             raise RealtimeError(f"{name} is {shown(value)}, expected an object", param=name)
         return value
+
+
+def weight(event: ClientEvent, length: int) -> int:
+    """The characters that an event of `length` counts as: what the model reads of it, and little of the rest.
+
+    Tools that nobody here calls are long; sound needs no pace.
+    """
+    parents = (event.fields.get(name) for name in ("session", "response"))
+    texts = [parent.get("instructions") for parent in parents if isinstance(parent, dict)]
+    item = event.fields.get("item")
+    content = item.get("content") if isinstance(item, dict) else None
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    read = sum(len(text) for text in (*texts, *(part.get("text") for part in parts)) if isinstance(text, str))
+    sound = sum(len(part["audio"]) for part in parts if isinstance(part.get("audio"), str))
+    return read + max(0, length - read - sound) // REST_COUNTS
 
 
 def new_id(prefix: str) -> str:

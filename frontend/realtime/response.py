@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -177,7 +177,7 @@ class Response:
             self._about["output"] = [self.item.about()]
         self._about["status"] = status
         self._about["status_details"] = {"type": status, **details}
-        self._about["usage"] = self._usage
+        self._about["usage"] = self._usage or NO_USAGE
         return [*events, {"type": "response.done", "response": dict(self._about)}]
 
     def _close_item(self, item: Item, status: str) -> list[Event]:
@@ -196,7 +196,7 @@ class Response:
         ]
 
 
-def usage_of(event: Event) -> Event | None:
+def usage_of(event: Mapping[str, Any]) -> Event | None:
     """Usage as the protocol counts it, from an engine's event; None where the server that counted is gone."""
     if "input_tokens" not in event:
         return None
@@ -215,6 +215,12 @@ def usage_of(event: Event) -> Event | None:
         },
         "output_token_details": {"text_tokens": text, "audio_tokens": audio},
     }
+
+
+NO_USAGE = usage_of(
+    dict.fromkeys(("input_tokens", "input_audio_tokens", "output_text_tokens", "output_audio_tokens"), 0)
+)
+"""Of a response that never began, or whose count went with its server: clients take it that there is one."""
 
 
 def parse_request(wanted: Event) -> Request:

@@ -22,7 +22,7 @@ class Session:
 
     def __init__(self, session_id: str, settings: Settings, voices: Sequence[str], model: str, expires_at: int):
         turn, engine = settings.turn, settings.engine
-        self._voices = voices
+        self._voices, self._answer_tokens = voices, turn.answer_tokens
         default = engine.voice.lower() or ("ethan" if "ethan" in voices or not voices else voices[0])
         self.about: Event = {
             "type": "realtime",
@@ -152,7 +152,7 @@ class Session:
     def turn_options(self) -> Event:
         """The engine's options of turns. Commits ask for no answer: `response.create` does."""
         vad, most = self.detection, self.about["max_output_tokens"]
-        limit = {} if most == "inf" else {"answer_tokens": max(2, int(most))}
+        limit = {"answer_tokens": self._answer_tokens if most == "inf" else max(2, int(most))}
         if vad is None:
             return {"detection": "manual", "create_response": False, **limit}
         return {
@@ -233,7 +233,7 @@ def _format(value: Any, side: str) -> Event:
     name = f"session.audio.{side}.format"
     kind = value.get("type") if isinstance(value, dict) else value
     kind = BETA_FORMATS.get(kind, kind) if isinstance(kind, str) else kind
-    if kind not in RATES:
+    if not isinstance(kind, str) or kind not in RATES:
         raise RealtimeError(f"{name} is {shown(value)}, expected one of {', '.join(RATES)}", param=name)
     rate = value.get("rate") if isinstance(value, dict) else None
     if kind == "audio/pcm" and rate not in (None, RATES[kind]):

@@ -6,12 +6,13 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from config import Settings
 from frontend.realtime.conversation import RealtimeConversation
-from frontend.realtime.events import RealtimeError, parse
+from frontend.realtime.events import RealtimeError, parse, weight
 from frontend.triton import TickOut
 
 
@@ -205,3 +206,108 @@ def test_a_response_ends_before_the_next_begins(talk: Talk):
     talk.tick([spoken_turn(2), {"type": "answer_started", "turn": 2}], tick)
     ladder = [kind for kind in talk.kinds() if kind in ("response.created", "response.done")]
     assert ladder == ["response.created", "response.done", "response.created"]
+
+
+def test_a_commit_asks_for_no_response_where_turns_are_detected(talk: Talk):
+    """As the protocol has it: the response is the client's to ask for, and has its metadata."""
+    talk.tick([{"type": "speech_started", "at_ms": 0}])
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.say("input_audio_buffer.commit")
+    talk.say("response.create", response={"metadata": {"name": "mine"}})
+    *_, committing, after = talk.asked()
+    assert committing == {"turn": json.dumps({"create_response": False}), "commit": True}
+    assert json.loads(after["turn"])["create_response"] is True
+    talk.tick([spoken_turn(1)], **committing)
+    assert [event["response"]["metadata"] for event in talk.told if event["type"] == "response.created"] == [
+        {"name": "mine"}
+    ]
+    assert talk.asked() == [{"respond": True}]
+
+
+def test_what_is_cleared_while_the_user_speaks_is_forgotten_by_the_engine(talk: Talk):
+    talk.say("input_audio_buffer.clear")
+    assert talk.asked() == []
+    talk.tick([{"type": "speech_started", "at_ms": 0}])
+    talk.say("input_audio_buffer.clear")
+    assert [json.loads(asked["turn"])["detection"] for asked in talk.asked()] == ["manual", "server_vad"]
+
+
+@pytest.mark.parametrize("event", ["response.cancel", "output_audio_buffer.clear"])
+def test_a_response_that_waits_for_its_commit_can_be_cancelled(talk: Talk, event: str):
+    if event == "output_audio_buffer.clear":
+        talk.conversation._player = SimpleNamespace(play=lambda *_: None, clear=lambda: None)
+    talk.say("session.update", session=MANUAL)
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.say("input_audio_buffer.commit")
+    talk.say("response.create", response={"metadata": {"name": "mine"}})
+    talk.say(event)
+    created, done = talk.told[-2:]
+    assert (created["type"], done["type"]) == ("response.created", "response.done")
+    assert created["response"]["id"] == done["response"]["id"]
+    assert done["response"]["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
+    assert done["response"]["metadata"] == {"name": "mine"}
+    assert done["response"]["usage"]["total_tokens"] == 0, "clients read it without a look"
+    talk.asked()
+    talk.tick([spoken_turn(1)], listen=True, commit=True, create_response=False)
+    assert talk.kinds().count("response.created") == 1
+    assert talk.asked() == []
+
+
+def test_what_is_deleted_while_it_is_answered_leaves_when_the_answer_is_done(talk: Talk):
+    talk.tick([spoken_turn(1), {"type": "answer_started", "turn": 1}])
+    item_id = next(event["item_id"] for event in talk.told if event["type"] == "input_audio_buffer.committed")
+    talk.say("conversation.item.delete", item_id=item_id)
+    (asked,) = talk.asked()
+    talk.engine(type="error", code="nothing_to_forget", message="it is being answered", turn=1, part="user")
+    assert talk.asked() == []
+    done = {"type": "answer_done", "turn": 1, "spoken_ms": 320, "text": "", "reason": "end", **USAGE}
+    talk.tick([done], bytes(2 * 7680))
+    talk.tick([], bytes(2 * 7680))
+    assert talk.kinds()[-1] == "response.done"
+    assert talk.asked() == [asked]
+    talk.engine(type="error", code="nothing_to_forget", message="it is not there", turn=1, part="user")
+    assert talk.asked() == [], "once"
+
+
+def test_an_answer_may_be_of_any_length_again(talk: Talk):
+    talk.say("session.update", session={"type": "realtime", "max_output_tokens": 50})
+    assert talk.conversation.session.turn_options()["answer_tokens"] == 50
+    talk.say("session.update", session={"type": "realtime", "max_output_tokens": "inf"})
+    assert talk.conversation.session.turn_options()["answer_tokens"] == Settings.load(environ={}).turn.answer_tokens
+
+
+def test_blank_instructions_are_none(talk: Talk):
+    talk.say("response.create", response={"instructions": " "})
+    talk.say("session.update", session={"type": "realtime", "instructions": "\n"})
+    assert talk.asked() == [{"respond": True}]
+
+
+@pytest.mark.parametrize("strange", [["pcm16"], {"type": ["audio/pcm"]}, {"type": {}}])
+def test_a_format_that_is_no_name_is_an_error(talk: Talk, strange: object):
+    with pytest.raises(RealtimeError, match="expected one of audio/pcm"):
+        talk.say("session.update", session={"type": "realtime", "audio": {"input": {"format": strange}}})
+
+
+def test_turns_that_wait_are_bounded(talk: Talk):
+    sound = {"type": "input_audio", "audio": base64.b64encode(bytes(48_000 * 40)).decode()}
+    item = {"type": "message", "role": "user", "content": [sound]}
+    talk.say("conversation.item.create", item=item)
+    talk.say("conversation.item.create", item=item)
+    with pytest.raises(RealtimeError, match="80640 ms of committed sound wait") as refused:
+        talk.say("conversation.item.create", item=item)
+    assert refused.value.code == "input_audio_buffer_full"
+
+
+@pytest.mark.parametrize(
+    ("event", "characters"),
+    [
+        ({"type": "session.update", "session": {"instructions": "x" * 3000}}, 3000),
+        ({"type": "session.update", "session": {"tools": ["x" * 3000]}}, 150),
+        ({"type": "conversation.item.create", "item": {"content": [{"text": "x" * 90}, {"audio": "A" * 9000}, 7]}}, 90),
+        ({"type": "conversation.item.create", "item": 7}, 0),
+        ({"type": "response.create", "response": {"instructions": ["x" * 20]}}, 0),
+    ],
+)
+def test_text_is_what_the_model_reads(event: dict, characters: int):
+    frame = json.dumps(event)
+    assert characters <= weight(parse(frame), len(frame)) <= characters + 10
