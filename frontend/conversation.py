@@ -109,9 +109,8 @@ class Conversation:
 
     async def _deliver(self, answer: TickOut | TickError) -> None:
         if isinstance(answer, TickError):
-            full = answer.is_full
-            close_code = CloseCode.TRY_AGAIN_LATER if full else CloseCode.INTERNAL_ERROR
-            await self.end("full" if full else "tick_failed", str(answer), close_code)
+            why, close_code = answer.end
+            await self.end(why, str(answer), close_code)
             return
         if self._inbox.is_over:
             return  # nobody hears it, or it failed

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 from config import Settings
 from frontend import traces
 from frontend.metrics import TICK
+from frontend.protocol import CloseCode
 
 logger = logging.getLogger(__name__)
 MODEL = "duplex"
@@ -37,6 +38,7 @@ CHANNEL = [
 WATCH_S = 0.5  # how often an overdue answer is looked for
 CONVERSATION = "sca-conversation"  # the header by which a balancer keeps a conversation on one replica
 FULL = "try again later"  # how the engine's refusals of one conversation too many end
+LONG_PROMPT = "system_prompt is "  # and how that of a prompt of too many tokens begins
 
 
 class TickError(RuntimeError):
@@ -46,6 +48,20 @@ class TickError(RuntimeError):
     def is_full(self) -> bool:
         """Whether the engine has no room for one more conversation."""
         return str(self).endswith(FULL)
+
+    @property
+    def is_long_prompt(self) -> bool:
+        """Whether the system prompt has more tokens than the engine takes, which only the engine can count."""
+        return str(self).startswith(LONG_PROMPT)
+
+    @property
+    def end(self) -> tuple[str, CloseCode]:
+        """Why a conversation ends with it, in one word, and the close code of its WebSocket."""
+        if self.is_full:
+            return "full", CloseCode.TRY_AGAIN_LATER
+        if self.is_long_prompt:
+            return "bad_option", CloseCode.POLICY_VIOLATION
+        return "tick_failed", CloseCode.INTERNAL_ERROR
 
 
 def new_sequence_id() -> int:

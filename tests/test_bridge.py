@@ -437,3 +437,20 @@ def test_a_conversation_that_is_cut_off_frees_its_slot_at_once(served: Served, p
         event(socket, "conversation.opened")
         socket.send(pcm[:TICK].tobytes())
         assert end(socket)[1] == 1000
+
+
+@pytest.mark.parametrize("path", ["/ws/pcm16?system_prompt=" + "la%20" * 900, "/v1/realtime"])
+def test_a_system_prompt_of_too_many_tokens_is_the_clients_mistake(served_turns: Served, pcm, path: str):
+    """Only the engine can count them: it is told at the first sound."""
+    with connect(served_turns.http.replace("http", "ws") + path) as socket:
+        if "realtime" in path:
+            socket.send(json.dumps({"type": "session.update", "session": {"instructions": "la " * 900}}))
+            socket.send(json.dumps({"type": "response.create"}))
+        else:
+            socket.send(pcm[:5120].tobytes())
+        error = event(socket, "error")
+        found = error.get("error", error)
+        assert "tokens long, expected at most 1638 (engine.prompt_positions)" in found["message"]
+        if "realtime" in path:
+            assert (found["code"], found["param"]) == ("string_above_max_length", "session.instructions")
+        assert rest(socket)[1] == 1008

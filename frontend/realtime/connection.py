@@ -174,8 +174,7 @@ class RealtimeConnection:
                     self._conversation.deliver(answer, parameters)
         except TickError as error:
             self._conversation.fail(error)
-            self._close_code = CloseCode.TRY_AGAIN_LATER if error.is_full else CloseCode.INTERNAL_ERROR
-            self._why = "full" if error.is_full else "tick_failed"
+            self._why, self._close_code = error.end
         except Exception:
             self._journal.failed()
             self._fail("server_error", "the conversation failed", CloseCode.INTERNAL_ERROR)

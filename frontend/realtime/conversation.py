@@ -352,12 +352,14 @@ class RealtimeConversation:
 
     def fail(self, error: TickError) -> None:
         """The engine cannot go on with it."""
-        code = "capacity_exceeded" if error.is_full else "server_error"
+        code, kind, param = "capacity_exceeded" if error.is_full else "server_error", "server_error", None
+        if error.is_long_prompt:
+            code, kind, param = "string_above_max_length", "invalid_request_error", "session.instructions"
         if self._player:
             self._player.clear()
         if self._response:
             self._send(*self._response.fail(code, str(error)))
-        self._send(error_event(RealtimeError(str(error), code=code), kind="server_error"))
+        self._send(error_event(RealtimeError(str(error), code, param), kind=kind))
 
     def _tell(self, event: Event) -> None:
         response = self._response
