@@ -31,6 +31,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     SCA_TRITON_HOST=0.0.0.0
 VOLUME /var/lib/sca
 EXPOSE 8010 8001 8002
-HEALTHCHECK --interval=10s --start-period=15m \
-    CMD ["curl", "--fail", "--silent", "http://localhost:8010/v2/health/ready"]
+# The first start may download and export for most of an hour; compose waits for it.
+HEALTHCHECK --interval=10s --start-period=60m \
+    CMD ["sh", "-c", "curl --fail --silent http://localhost:${SCA_TRITON_HTTP_PORT:-8010}/v2/health/ready"]
 ENTRYPOINT ["deploy/serve-triton.sh"]

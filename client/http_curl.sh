@@ -12,17 +12,30 @@ if [ $# -lt 2 ]; then
 fi
 in=$1 out=$2 url=http://${3:-127.0.0.1:8010}/v2/models/duplex/infer
 tick_samples=5120
-tick_bytes=$((tick_samples * 2)) answer_bytes=$((tick_samples * 3)) wav_header_bytes=44
+tick_bytes=$((tick_samples * 2)) answer_bytes=$((tick_samples * 3))
 conversation=$((RANDOM << 15 | RANDOM | 1))
-field() { od -An -t "u$2" -j "$1" -N "$2" "$in" | tr -d ' '; } # of a WAV's header, little-endian
-if [ "$(field 24 4) $(field 22 2) $(field 34 2)" != "16000 1 16" ]; then
-    echo "$in is $(field 24 4) Hz, $(field 22 2) channels, $(field 34 2) bits, expected 16000 Hz, 1 channel, 16 bits" >&2
+number() { od -An -t "u$2" -j "$1" -N "$2" "$in" | tr -d ' '; } # at a place of the file, little-endian
+chunk() { # where a chunk of the WAV begins, and its bytes; `sox` writes two before the sound, other programs more
+    local at=12 size
+    while size=$(number $((at + 4)) 4) && [ -n "$size" ]; do
+        [ "$(tail -c +$((at + 1)) "$in" | head -c 4 | tr -d '\0' || true)" != "$1" ] || { echo $((at + 8)) "$size"; return; }
+        at=$((at + 8 + size + size % 2))
+    done
+    echo "$in has no chunk '$1', expected a WAV" >&2
+    exit 1
+}
+format=$(chunk "fmt ") && sound=$(chunk data)
+read -r at _ <<< "$format"
+if [ "$(number $((at + 4)) 4) $(number $((at + 2)) 2) $(number $((at + 14)) 2)" != "16000 1 16" ]; then
+    echo "$in is $(number $((at + 4)) 4) Hz, $(number $((at + 2)) 2) channels, $(number $((at + 14)) 2) bits," \
+        "expected 16000 Hz, 1 channel, 16 bits" >&2
     exit 1
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-tail -c +$((wav_header_bytes + 1)) "$in" > "$work/sound"
+read -r at size <<< "$sound"
+tail -c +$((at + 1)) "$in" | head -c "$size" > "$work/sound" || true # head ends before tail does
 ticks=$((($(wc -c < "$work/sound") + tick_bytes - 1) / tick_bytes))
 truncate -s $((ticks * tick_bytes)) "$work/sound" # the last tick is filled up with silence
 : > "$out"

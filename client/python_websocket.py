@@ -34,6 +34,8 @@ class Answer:
     events: list[dict[str, object]] = field(default_factory=list)
     takes_turns: bool = False  # the answer comes when the user has stopped, not while they speak
     speakers: set[str] = field(default_factory=set)  # who speaks now
+    tick_s: float = 0.0
+    ticks: int = 0  # that came: the bridge may leave out silence, so that their sound tells no time
 
     def note(self, event: dict[str, Any]) -> None:
         """Takes an event. Raises RuntimeError on an error."""
@@ -42,7 +44,7 @@ class Answer:
         if kind == "error":
             raise RuntimeError(event["message"])
         if kind == "conversation.opened":
-            self.takes_turns = event["dialect"] == "turn"
+            self.takes_turns, self.tick_s = event["dialect"] == "turn", event["tick_ms"] / 1000
         elif kind == "text":
             self.text += event["text"]
         elif kind == "speech_started":
@@ -56,11 +58,15 @@ class Answer:
 
 
 async def talk(
-    url: str, pcm: bytes, realtime: bool = False, progress: Callable[[int], None] = lambda _: None
+    url: str, pcm: bytes, realtime: bool = False, progress: Callable[[int], None] = lambda _: None, key: str = ""
 ) -> Answer:
-    """Sends `pcm` (16 kHz) and returns the answer; `progress` gets new samples. Raises RuntimeError on an error."""
+    """Sends `pcm` (16 kHz) and returns the answer; `progress` gets new samples. Raises RuntimeError on an error.
+
+    `key`: an API key, where the bridge asks for one.
+    """
     answer = Answer()
-    async with connect(url, max_size=None) as socket:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with connect(url, max_size=None, additional_headers=headers) as socket:
         answer.note(json.loads(await socket.recv()))  # conversation.opened, or why not
         await asyncio.gather(_send(socket, pcm, realtime, answer), _receive(socket, progress, answer))
     return answer
@@ -75,7 +81,7 @@ async def _send(socket: ClientConnection, pcm: bytes, realtime: bool, answer: An
             if realtime:
                 await asyncio.sleep(FRAME_S)
         while answer.takes_turns:  # the microphone stays open: in its silence the answer is given
-            received_s, sent_s = len(answer.pcm) / 48000, sent / 32000
+            received_s, sent_s = answer.ticks * answer.tick_s, sent / 32000
             if received_s > len(pcm) / 32000 + QUIET_S and not answer.speakers:
                 break
             if sent_s - received_s > QUIET_S:
@@ -99,6 +105,7 @@ async def _receive(socket: ClientConnection, progress: Callable[[int], None], an
     async for message in _messages(socket):
         if isinstance(message, bytes):
             answer.pcm += message
+            answer.ticks += 1
             progress(len(message) // 2)
         else:
             answer.note(json.loads(message))

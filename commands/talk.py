@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, metavar="IN.wav", help="what to say; any rate, any number of channels")
     parser.add_argument("output", type=Path, metavar="OUT.wav", help="where the answer goes; 24 kHz mono")
     parser.add_argument("--url", help="the bridge's address (default: from the settings)")
+    parser.add_argument("--key", help="an API key (default: the first of the settings, where there are some)")
     parser.add_argument("--realtime", action="store_true", help="speak at the pace of a microphone")
 
 
@@ -30,6 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Talks, writes the answer, prints the text."""
     settings = load_settings()
     url = arguments.url or f"{settings.bridge.url}/ws/pcm16"
+    key = arguments.key or next(iter(settings.bridge.read_keys()), "")
+    if arguments.output.suffix.lower() != ".wav":
+        raise UserError(f"{arguments.output} is no name of a WAV, expected one that ends in .wav")
     if not arguments.output.resolve().parent.is_dir():
         raise UserError(f"{arguments.output} cannot be written: there is no folder {arguments.output.resolve().parent}")
     try:
@@ -44,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress.advance(task, samples / OUTPUT_HZ)
 
         try:
-            answer: Answer = asyncio.run(talk(url, pcm.tobytes(), realtime=arguments.realtime, progress=show))
+            answer: Answer = asyncio.run(talk(url, pcm.tobytes(), arguments.realtime, show, key))
         except (OSError, RuntimeError, WebSocketException) as error:
             raise UserError(f"no conversation with {url}: {error}") from error
     soundfile.write(arguments.output, np.frombuffer(answer.pcm, np.int16), OUTPUT_HZ, subtype="PCM_16")

@@ -99,7 +99,8 @@ class BridgeSettings:
     @property
     def url(self) -> str:
         """Where its WebSockets are, for a client of these settings."""
-        return f"ws://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'wss' if self.tls_certificate else 'ws'}://{host}:{self.port}"
 
     @property
     def is_local(self) -> bool:

@@ -49,10 +49,11 @@ class Engine(Generic[C]):
     ):
         """`predictor` completes codec frames, torch's own by default; `cuda_working` is for the memory plan."""
         model = checkpoint.model
-        settings = resolve_slots(model.config, settings, model.device, model.dtype)
         weights = sum(parameter.nbytes for parameter in model.parameters())
+        available = weights + available_bytes(model.device)  # the weights are there already
+        settings = resolve_slots(model.config, settings, model.device, model.dtype, available)
         self.memory = plan_memory(model.config, settings, weights, model.dtype, model.device, cuda_working)
-        self.memory.expect_fit(weights + available_bytes(model.device), f"{model.device.type}, the weights counted in,")
+        self.memory.expect_fit(available, f"{model.device.type}, the weights counted in,")
         self.settings = settings
         self.device: torch.device = model.device
         self.slots = SlotState(checkpoint, settings)

@@ -136,13 +136,18 @@ def plan_memory(
     )
 
 
-def resolve_slots(config: Any, settings: Settings, device: torch.device, dtype: torch.dtype) -> Settings:
-    """Settings with `engine.slots = 0` replaced by as many as fit. Raises `MemoryRefusedError` when none does."""
+def resolve_slots(
+    config: Any, settings: Settings, device: torch.device, dtype: torch.dtype, available: int | None = None
+) -> Settings:
+    """Settings with `engine.slots = 0` replaced by as many as fit, with the weights, into `available` bytes.
+
+    By default those that are free on the device now. Raises `MemoryRefusedError` when none fits.
+    """
     if settings.engine.slots:
         return settings
     if device.type == "cpu":
         return settings.with_values(engine={"slots": CPU_SLOTS})
-    available = int(available_bytes(device) * settings.engine.memory_share)
+    available = int((available_bytes(device) if available is None else available) * settings.engine.memory_share)
     plan = plan_memory(config, settings, weights_of(config, dtype), dtype, device)
     fit = min(MOST_SLOTS, plan.slots_that_fit(available))
     if not fit:
@@ -163,14 +168,14 @@ def fill_slots(
     `make(settings, cuda_working)` gives an engine. The first one is made with a guess of what graphs, libraries and a
     tick's tensors take, and its warm-up shows what they do take; then the slots are filled with that.
     """
-    used = used_bytes or peak_bytes
+    used = used_bytes or held_bytes
     probe = make(settings)
     probe.warm_up()
     plan: MemoryPlan = probe.memory
     caches = plan.working - CUDA_WORKING + plan.slots * plan.slot - EVICTION_COPIES * plan.slot
-    working = max(0, used(device) - plan.weights - caches)
-    free = used(device) + available_bytes(device)
-    most = int(free * settings.engine.memory_share)
+    held = used(device)
+    working = max(0, held - plan.weights - caches)
+    most = int((held + torch.cuda.mem_get_info(device)[0]) * settings.engine.memory_share)
     measured = replace(plan, working=plan.working - CUDA_WORKING + working)
     slots = min(MOST_SLOTS, measured.slots_that_fit(most))
     if slots == plan.slots or not slots:
@@ -184,9 +189,9 @@ def fill_slots(
     return engine
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most that this process has held on a CUDA device."""
-    return torch.cuda.max_memory_reserved(device)
+def held_bytes(device: torch.device) -> int:
+    """What torch holds of a CUDA device, whether it is used or kept for later."""
+    return torch.cuda.memory_reserved(device)
 
 
 def weights_of(config: Any, dtype: torch.dtype) -> int:
@@ -207,7 +212,9 @@ def available_bytes(device: torch.device) -> int:
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
     if limit.is_file() and limit.read_text().strip() != "max":  # a container's
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        counted = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        files = int(counted.get("inactive_file", 0))  # in the page cache, as weights that were read: given up at need
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
     return free
 
 

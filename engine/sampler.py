@@ -106,7 +106,9 @@ def candidates(samples: bool, top_k: int) -> int:
 def residual_params(temperature: Tensor) -> SamplingParams:
     """Of codes of the other codebooks, for temperatures [B]."""
     return SamplingParams(
-        temperature, torch.full_like(temperature, RESIDUAL_TOP_K), torch.full_like(temperature, RESIDUAL_TOP_P)
+        temperature,
+        torch.full_like(temperature, RESIDUAL_TOP_K),
+        torch.full_like(temperature, RESIDUAL_TOP_P),
     )
 
 
@@ -122,15 +124,16 @@ def sample(logits: Tensor, params: SamplingParams, uniforms: Tensor, most: int =
     greedy = params.temperature == 0
     below_likeliest = ordered - ordered[:, :1]  # so that no temperature, however low, overflows
     scores = below_likeliest / torch.where(greedy, 1.0, params.temperature)[:, None]
-    rank = torch.arange(ordered.shape[1], device=logits.device)
-    among_top_k = (rank < params.top_k[:, None]) | (params.top_k[:, None] == 0)
+    kth = ordered.gather(1, (params.top_k[:, None].long() - 1).clamp(0, ordered.shape[1] - 1))
+    among_top_k = (ordered >= kth) | (params.top_k[:, None] == 0)  # with all that are as likely as the last
     probabilities = scores.masked_fill(~among_top_k, -torch.inf).softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    among_top_p = (before <= params.top_p[:, None]) | (params.top_p[:, None] == 1)
+    among_top_p = (before < params.top_p[:, None]) | (params.top_p[:, None] == 1)
     probabilities = probabilities * among_top_p
     cumulative = probabilities.cumsum(dim=-1)
     place = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # should rounding have the number reach the sum
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # should rounding have the number reach the sum,
+    last = last.clamp(min=0)  # or a row be all NaN: its conversation ends by itself
     tokens = order.gather(1, torch.minimum(place, last))[:, 0]
     return torch.where(greedy, logits.argmax(dim=-1), tokens)
 

@@ -130,7 +130,7 @@ class _Graph(OnnxBuilder):
         scores = self.op("Div", self.op("Sub", ordered, likeliest), temperature)
         probabilities = self.op("Softmax", scores, axis=-1)
         before = self.op("Sub", self.op("CumSum", probabilities, axis), probabilities)
-        kept = self.op("LessOrEqual", before, self.number(RESIDUAL_TOP_P))
+        kept = self.op("Less", before, self.number(RESIDUAL_TOP_P))
         probabilities = self.op("Where", kept, probabilities, zero)
         cumulative = self.op("CumSum", probabilities, axis)
         total = self.op("Slice", cumulative, last, self.integers(count), column)

@@ -19,7 +19,7 @@ from config.bridge import BridgeSettings
 
 KEY_PROTOCOL = "openai-insecure-api-key."  # a browser cannot send a header with a WebSocket, but a subprotocol
 SECRET_PREFIX = "ek_"
-MOST_SECRETS = 10_000  # alive at once
+MOST_SECRETS, MOST_OWN_SECRETS = 10_000, 2_000  # alive at once, of all callers and of one
 
 
 @dataclass(eq=False)
@@ -99,8 +99,10 @@ class Access:
             raise _unauthorized("a short-lived key came, expected an API key: only its holder makes others")
         now_s = time.monotonic()
         self._secrets = {digest: s for digest, s in self._secrets.items() if s.until_s > now_s}
-        if len(self._secrets) >= MOST_SECRETS:
-            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too_many_secrets", f"{MOST_SECRETS} keys are alive", 60)
+        own = sum(secret.owner == owner.name for secret in self._secrets.values())
+        if len(self._secrets) >= MOST_SECRETS or own >= MOST_OWN_SECRETS:
+            message = f"{own} short-lived keys of this caller are alive, {len(self._secrets)} of all"
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too_many_secrets", message, 60)
         value = SECRET_PREFIX + secrets.token_urlsafe(32)
         secret = ClientSecret(value, int(time.time()) + lifetime_s, now_s + lifetime_s, owner.name, session)
         self._secrets[_digest(value)] = secret

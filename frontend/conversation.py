@@ -136,6 +136,7 @@ class Conversation:
                         if self._inbox.is_over:
                             break
                         yield await self._tick(pcm, asked)
+                        self._last_tick_s = time.monotonic()  # as long as it took: the client did not wait
                         asked = {}
                     continue
                 self._last_tick_s += await self._inbox.pace(len(message))  # which is not the client's delay
@@ -157,6 +158,7 @@ class Conversation:
                 asked |= parameters_of(control, details, self._settings.engine.dialect)
                 if control in (Control.COMMIT, Control.MESSAGE) and not self._inbox.is_over:
                     yield await self._tick(self._close_tick(), asked)
+                    self._last_tick_s = time.monotonic()
                     asked = {}
             except ProtocolError as error:
                 await self._send(error_event(error.code, error.message))
@@ -173,7 +175,7 @@ class Conversation:
             for _ in range(MOST_TICKS_AFTER_END):
                 while self._answered < self._sent and not self._inbox.is_over:
                     self._was_answered.clear()
-                    await self._was_answered.wait()
+                    await self._inbox.unless_over(self._was_answered.wait())
                 if self._turns.is_quiet or self._inbox.is_over:
                     break
                 yield await self._tick(self._framer.flush(), asked)

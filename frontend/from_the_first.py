@@ -17,10 +17,14 @@ class Shared(Generic[T]):
         self._next: asyncio.Future[T] | None = None  # of who gave up waiting for it, too
         self._reader: object = None
 
-    async def read(self) -> AsyncIterator[T]:
-        """Those that come, until another begins to read. A waiting that is cancelled loses none."""
-        me = self._reader = object()
-        while True:
+    def take_over(self) -> object:
+        """From now on no other reader gets a tick: what `read` is called with. What others have got, they have."""
+        self._reader = object()
+        return self._reader
+
+    async def read(self, me: object) -> AsyncIterator[T]:
+        """Those that come, until another takes over. A waiting that is cancelled loses none."""
+        while self._reader is me:
             self._next = self._next or asyncio.ensure_future(anext(self._ticks))
             try:
                 tick = await asyncio.shield(self._next)
@@ -52,9 +56,10 @@ class FromTheFirst(Generic[T]):
 
     async def again(self) -> AsyncIterator[T]:
         """The ticks so far, and those that come."""
+        reader = self._shared.take_over()
         for tick in list(self._kept):
             yield tick
-        async for tick in self._shared.read():
+        async for tick in self._shared.read(reader):
             if not self.is_settled:
                 self._kept.append(tick)
             yield tick

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol
 
 MOST_BYTES = 2**21  # that wait before no more is read of the client: a minute of sound
@@ -28,12 +28,17 @@ class Inbox:
         self._waiting: deque[bytes | str] = deque()
         self._bytes = 0
         self.received = 0  # messages, ever
-        self.is_over = False
+        self._over = asyncio.Event()
         self._came = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._rate = text_per_second
         self._left, self._left_at_s = BURST_S * text_per_second, 0.0  # characters that may come at once
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody is there any more, or what they send is not wanted."""
+        return self._over.is_set()
 
     async def read(self, source: Source) -> int:
         """Reads until this client is gone; returns its close code, or one that tells of no goodbye."""
@@ -54,7 +59,7 @@ class Inbox:
 
     def close(self) -> None:
         """Drops what waits; `take` gives None from now on."""
-        self.is_over = True
+        self._over.set()
         self._waiting.clear()
         self._bytes = 0
         self._came.set()
@@ -72,6 +77,15 @@ class Inbox:
         if self._bytes <= MOST_BYTES // 2:
             self._room.set()
         return message
+
+    async def unless_over(self, awaited: Coroutine[Any, Any, Any]) -> None:
+        """Waits for something, but not longer than the client is there."""
+        waiting, over = asyncio.ensure_future(awaited), asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait((waiting, over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            over.cancel()
 
     async def pace(self, characters: int) -> float:
         """Waits until a client that sends at most so much text a second would have sent this; sound needs no pace.

@@ -180,10 +180,11 @@ class Mover:
             yield tick
         for _ in range(READ_AT_ONCE if reading else 0):  # all is answered: the turns' numbers are known
             await room.acquire()
+        reader = source.take_over()
         for tick in list(self._history.unanswered):
             yield translation.asked(tick, first)
             first = None
-        async for tick in source.read():
+        async for tick in source.read(reader):
             self._history.ask(tick)
             yield translation.asked(tick, first)
             first = None

@@ -12,7 +12,7 @@ import secrets
 import wave
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 RATE = 48_000
 LEFT, RIGHT = RATE // INPUT_HZ, RATE // OUTPUT_HZ  # frames a sample
 MOST_SEED = 2**63 - 1
+MOST_WAITING = 300  # ticks that a disk may be behind by
 
 
 class RecordingError(ValueError):
@@ -40,6 +41,7 @@ class Recorder:
         self._path = folder / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{conversation}"
         self._thread = ThreadPoolExecutor(1, "recording")
         self._asked: deque[TickIn] = deque()  # whose answer has not come
+        self._writing: deque[Future[None]] = deque()  # ticks on the thread, oldest first
         self._last = (0, 0)  # samples, from which the next line is drawn
         self._wav: wave.Wave_write | None = None
         self._ticks = 0
@@ -55,7 +57,14 @@ class Recorder:
 
     def answered(self, answer: TickOut | TickError) -> None:
         """The answer to the oldest tick."""
-        self._thread.submit(self._write, self._asked.popleft(), answer)
+        asked = self._asked.popleft()
+        while self._writing and self._writing[0].done():
+            self._writing.popleft()
+        if len(self._writing) >= MOST_WAITING and not self._has_failed:
+            self._has_failed = True
+            logger.error("%s takes too long to write, the conversation goes on without", self._path)
+        if not self._has_failed:
+            self._writing.append(self._thread.submit(self._write, asked, answer))
 
     def end(self) -> None:
         """Nothing follows; what waits is still written."""

@@ -30,6 +30,8 @@ class Turns:
     def note(self, event: Event) -> None:
         """Takes an event of the engine."""
         kind = event["type"]
+        if kind == "reset":
+            self.user_speaks, self._due = False, None
         if kind == "speech_started":
             self.user_speaks = True
         elif kind == "speech_stopped":

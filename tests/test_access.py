@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from pathlib import Path
 
 import openai
 import pytest
+import soundfile
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from config import Settings, SettingsError
+from frontend import access
 from frontend.bridge import Bridge
 from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
 from tests.test_bridge import event, wait_until_empty
+from tests.test_commands import sca
 
 KEYS = ("first-key-0123456789", "second-key-0123456789")
 DRAIN_S = 2
@@ -110,6 +114,15 @@ def test_either_key_opens_it_as_a_header_or_as_a_subprotocol(locked: RunningBrid
             event(client, "text")
 
 
+def test_talk_shows_its_key(locked: RunningBridge, tmp_path: Path, pcm):
+    said, heard = tmp_path / "said.wav", tmp_path / "heard.wav"
+    soundfile.write(said, pcm[:10240], 16000)
+    assert "401" in sca("talk", said, heard, "--url", locked.websocket).stderr
+    found = sca("talk", said, heard, "--url", locked.websocket, "--key", KEYS[0])
+    assert found.returncode == 0, found.stderr
+    assert len(soundfile.read(heard)[0]) >= 2 * 7680
+
+
 def test_one_client_has_so_many_conversations(locked: RunningBridge, pcm):
     wait_until_empty(locked)
     with connect(locked.websocket, additional_headers=bearer(KEYS[0])) as first:
@@ -171,6 +184,25 @@ def test_beyond_this_machine_a_key_is_needed_unless_switched_off_by_name(tmp_pat
         assert "expected keys in bridge.api_keys or bridge.api_keys_file" in (tmp_path / "log").read_text()
     with bridge(served, tmp_path / "log", host="0.0.0.0", require_api_key="never") as running:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+
+
+def test_one_caller_does_not_use_up_all_short_lived_keys(monkeypatch):
+    monkeypatch.setattr(access, "MOST_OWN_SECRETS", 3)
+    made = access.Access(Settings.load(environ={}).bridge)
+    for _ in range(3):
+        made.make_secret(access.Caller("one"), 60, {})
+    with pytest.raises(access.RefusedError) as refused:
+        made.make_secret(access.Caller("one"), 60, {})
+    assert refused.value.code == "too_many_secrets"
+    assert made.make_secret(access.Caller("another"), 60, {}).value
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
+def test_the_address_of_a_bridge_is_one(host: str):
+    plain = Settings.load(environ={"SCA_BRIDGE_HOST": host}).bridge
+    assert urllib.parse.urlsplit(plain.url).hostname == host
+    locked = {"SCA_BRIDGE_HOST": host, "SCA_BRIDGE_TLS_CERTIFICATE": "a", "SCA_BRIDGE_TLS_KEY": "b"}
+    assert Settings.load(environ=locked).bridge.url == plain.url.replace("ws://", "wss://")
 
 
 @pytest.mark.parametrize("keys", ["quick", "with a blank 0123456789", "kéy-0123456789-0123456789"])

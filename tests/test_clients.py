@@ -89,6 +89,23 @@ def test_a_wav_of_another_format_is_refused_and_no_wav_gets_the_usage(client, tm
         assert "Traceback" not in found.stderr
 
 
+@pytest.mark.parametrize("client", ["curl", "node"])
+def test_what_else_is_in_a_wav_is_not_spoken(served: Served, said, expected, tmp_path, client: str):
+    """As ffmpeg writes it: who made it, before the sound, and more behind it."""
+    install_node_packages()
+    plain, about = said.read_bytes(), b"LIST" + (26).to_bytes(4, "little") + b"INFOISFT\x0e\0\0\0Lavf60.16.100\0"
+    at = plain.index(b"data")
+    wav, out = tmp_path / "in.wav", tmp_path / "out.wav"
+    wav.write_bytes(plain[:at] + about + plain[at:] + about)
+    if client == "curl":
+        run("client/http_curl.sh", wav, out, served.triton_http)
+        sound = np.fromfile(out, np.int16)
+    else:
+        run("node", "client/node/converse.js", wav, out, served.triton_grpc)
+        sound, _ = soundfile.read(out, dtype="int16")
+    assert np.array_equal(sound, expected[0])
+
+
 def test_curl_shows_what_triton_says_of_a_mistake(served: Served, said, tmp_path):
     script = (ROOT / "client" / "http_curl.sh").read_text().replace("tick_samples=5120", "tick_samples=100")
     wrong = tmp_path / "wrong.sh"

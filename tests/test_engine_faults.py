@@ -74,11 +74,16 @@ def test_memory_that_runs_out_is_not_the_end_of_the_device(engine: Engine, ticks
     assert isinstance(engine.tick({"b": ticks[0]})["b"], TickOutput)
 
 
+@pytest.mark.parametrize("temperature", [0, 0.9])
 @pytest.mark.parametrize("dialect", ["sca", "turn"])
 @pytest.mark.parametrize("model", ["thinker", "talker"])
-def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settings, ticks, dialect, model):
+def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settings, ticks, dialect, model, temperature):
     """As from an overflow in half precision: it stays in the caches. The slot's next conversation is as any."""
-    changed = settings.with_values(engine={"slots": 2, "dialect": dialect}, turn={"detection": "manual"})
+    changed = settings.with_values(
+        engine={"slots": 2, "dialect": dialect},
+        turn={"detection": "manual"},
+        sampling={"temperature": temperature, "text_temperature": temperature},
+    )
     engine = Engine(checkpoint, changed)
 
     def tick(number: int, *keys: str) -> dict:
@@ -86,14 +91,14 @@ def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settin
         return engine.tick({key: ticks[number]._replace(controls=controls) for key in keys})
 
     def said_alone(key: str) -> list:
-        engine.open(key, engine.parse_options({}))
+        engine.open(key, engine.parse_options({"seed": 7}))
         found = [tick(number, key)[key] for number in range(7)]
         engine.close(key)
         return [(output.tokens, output.codes.tolist()) for output in found]
 
     expected = said_alone("before")
     for key in ("broken", "whole"):
-        engine.open(key, engine.parse_options({}))
+        engine.open(key, engine.parse_options({"seed": 7}))
     slot = engine.conversation("broken").slot
     for number in range(5):
         tick(number, "broken", "whole")

@@ -172,6 +172,36 @@ def test_the_environment_of_both_containers_is_settings_that_exist(helm):
         Settings.load(environ=environment)
 
 
+def test_services_of_the_namespace_give_no_settings(helm):
+    """One called sca would: SCA_PORT and more, which nobody knows."""
+    pod = one(manifests(helm, *KEYS, release="sca"), "StatefulSet")["spec"]["template"]["spec"]
+    assert pod["enableServiceLinks"] is False
+
+
+def test_settings_may_be_numbers(helm, tmp_path):
+    values = tmp_path / "values.yaml"
+    values.write_text(
+        "settings:\n  SCA_BRIDGE_MAX_FRAME_BYTES: 2097152\n  SCA_TURN_THRESHOLD: 0.5\n  SCA_TURN_INTERRUPT: false\n"
+    )
+    pod = one(manifests(helm, *KEYS, "--values", str(values)), "StatefulSet")["spec"]["template"]["spec"]
+    given = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+    found = Settings.load(environ={name: value for name, value in given.items() if name.startswith("SCA_") and value})
+    assert found.bridge.max_frame_bytes == 2_097_152
+    assert found.turn.threshold == 0.5
+    assert found.turn.interrupt is False
+
+
+def test_replicas_that_share_a_claim_export_each_into_its_own_folder(helm):
+    """Two that export into one would break each other's graphs."""
+    for shared in (True, False):
+        values = ("--set", "cache.existingClaim=all") if shared else ()
+        pod = one(manifests(helm, *KEYS, *values), "StatefulSet")["spec"]["template"]["spec"]
+        names = [each["name"] for each in pod["initContainers"][0]["env"]]
+        assert ("BUILD_FOLDER" in names) == shared
+        if shared:
+            assert names.index("POD_NAME") < names.index("BUILD_FOLDER"), "a variable names those before it"
+
+
 def test_two_releases_do_not_share_a_name(helm):
     names = [{each["metadata"]["name"] for each in manifests(helm, *ALL, release=name)} for name in ("a", "b")]
     assert not names[0] & names[1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.full_size import full_config
-from config import SettingsError
+from config import Settings, SettingsError
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import MemoryRefusedError
@@ -32,9 +32,9 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 GIGABYTE = 10**9
 
 
-def has_free(monkeypatch, gigabytes: int) -> None:
+def has_free(monkeypatch, gigabytes: float) -> None:
     """A GPU that nobody has used yet."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gigabytes * GIGABYTE, 999 * GIGABYTE))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(gigabytes * GIGABYTE), 999 * GIGABYTE))
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda _: 0)
 
@@ -121,6 +121,21 @@ def test_slots_follow_from_a_gpus_memory(settings, monkeypatch, total, slots):
     assert resolve_slots(full_config(), settings, CUDA, torch.bfloat16).engine.slots == slots
 
 
+def test_the_weights_that_are_loaded_count_once(checkpoint: Checkpoint, settings, monkeypatch):
+    """An engine on a GPU is made when they are there."""
+    weights = sum(parameter.nbytes for parameter in checkpoint.model.parameters())
+    asked: list[int | None] = []
+
+    def noted(config, given, device, dtype, available=None) -> Settings:
+        asked.append(available)
+        return given.with_values(engine={"slots": 1})
+
+    monkeypatch.setattr("engine.engine.resolve_slots", noted)
+    monkeypatch.setattr("engine.engine.available_bytes", lambda _: 5 * GIGABYTE)
+    Engine(checkpoint, settings)
+    assert asked == [5 * GIGABYTE + weights]
+
+
 def test_a_gpu_that_holds_no_slot_is_refused(settings, monkeypatch):
     has_free(monkeypatch, 48)
     with pytest.raises(MemoryRefusedError, match="take a smaller checkpoint or a larger device"):
@@ -144,8 +159,9 @@ def test_slots_are_filled_by_what_a_warm_up_takes(settings, monkeypatch, working
     made: list[FakeEngine] = []
 
     def make(chosen, cuda_working: int = CUDA_WORKING) -> FakeEngine:
-        chosen = resolve_slots(full_config(), chosen, CUDA, torch.bfloat16)
         weights = weights_of(full_config(), torch.bfloat16)
+        has_free(monkeypatch, 110 - weights / GIGABYTE)  # they are loaded before
+        chosen = resolve_slots(full_config(), chosen, CUDA, torch.bfloat16, weights + available_bytes(CUDA))
         plan = plan_memory(full_config(), chosen, weights, torch.bfloat16, CUDA, cuda_working)
         made.append(FakeEngine(plan))
         return made[-1]

@@ -262,9 +262,9 @@ def test_a_reader_that_was_left_behind_takes_no_tick():
 
     async def check() -> None:
         shared = Shared(ticks())
-        left_behind = asyncio.ensure_future(anext(shared.read(), "nothing"))
+        left_behind = asyncio.ensure_future(anext(shared.read(shared.take_over()), "nothing"))
         await asyncio.sleep(0)
-        assert [tick async for tick in shared.read()] == [0, 1, 2]
+        assert [tick async for tick in shared.read(shared.take_over())] == [0, 1, 2]
         assert await left_behind == "nothing"
 
     asyncio.run(check())

@@ -28,6 +28,13 @@ def test_bytes_that_are_no_utf8_are_marked_and_lose_nothing_else(checkpoint: Che
     assert Detokenizer(checkpoint.tokenizer).feed([first, *checkpoint.tokenizer.encode("ok")]) == "\ufffdok"
 
 
+def test_silence_said_by_special_tokens_costs_nothing(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    """A duplex model may give one at every step for an hour: the stream would keep and decode them all."""
+    stream = Detokenizer(checkpoint.tokenizer)
+    monkeypatch.setattr(stream, "_stream", None)
+    assert stream.feed(checkpoint.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|audio_pad|>"] * 100)) == ""
+
+
 def test_special_tokens_have_no_text(checkpoint: Checkpoint):
     tokens = checkpoint.tokenizer.encode("<|im_start|>user hi<|im_end|>")
     assert Detokenizer(checkpoint.tokenizer).feed(tokens) == "user hi"

@@ -19,9 +19,10 @@ const { inference } = grpc.loadPackageDefinition(definition);
 const client = new inference.GRPCInferenceService(address, grpc.credentials.createInsecure());
 
 const file = readFileSync(input);
-const format = [file.readUInt32LE(24), file.readUInt16LE(22), file.readUInt16LE(34)]; // Hz, channels, bits
+const about = chunk("fmt ");
+const format = [about.readUInt32LE(4), about.readUInt16LE(2), about.readUInt16LE(14)]; // Hz, channels, bits
 if (format.join() !== "16000,1,16") fail(`${input} is ${format.join(", ")}, expected 16000 Hz, 1 channel, 16 bits`);
-const sound = file.subarray(WAV_HEADER_BYTES);
+const sound = chunk("data");
 const ticks = Math.ceil(sound.length / TICK_BYTES);
 const conversation = `node-${process.pid}-${Date.now()}`;
 const heard = [];
@@ -58,6 +59,16 @@ for (let tick = 0; tick < ticks; tick++) {
   });
 }
 stream.end();
+
+// A chunk of the WAV; there may be others before it and behind it.
+function chunk(name) {
+  for (let at = 12; at + 8 <= file.length; ) {
+    const size = file.readUInt32LE(at + 4);
+    if (file.toString("latin1", at, at + 4) === name) return file.subarray(at + 8, at + 8 + size);
+    at += 8 + size + (size % 2);
+  }
+  fail(`${input} has no chunk '${name}', expected a WAV`);
+}
 
 function wav(pcm) {
   const header = Buffer.alloc(WAV_HEADER_BYTES);

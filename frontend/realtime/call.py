@@ -20,7 +20,7 @@ from frontend.admission import Place
 from frontend.bridge import Bridge
 from frontend.realtime.body import read_body
 from frontend.realtime.call_sound import Loudspeaker, heard, order_packets
-from frontend.realtime.channel import DataChannel
+from frontend.realtime.channel import DataChannel, bound_fragments
 from frontend.realtime.clock import BYTES_A_SECOND
 from frontend.realtime.connection import RealtimeConnection
 from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
@@ -125,6 +125,8 @@ class Call:
         try:
             await self._peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             self._take_one_track()
+            if self._peer.sctp:
+                bound_fragments(self._peer.sctp, self.hang_up)
             await self._peer.setLocalDescription(await self._peer.createAnswer())
         except RealtimeError:
             raise

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from aiortc import RTCDataChannel
+from aiortc import RTCDataChannel, RTCSctpTransport
+from aiortc.rtcsctptransport import DataChunk
 
 from frontend.inbox import Source
 
 LABEL = "oai-events"
 MOST_WAITING = 2000  # events of a client that have not been read,
 MOST_WAITING_BYTES = 4 * 2**20  # and their length
+MOST_STREAMS = 16  # that a client sends on; the protocol has one
+MOST_FRAGMENTS = 1000  # of messages that are not whole, on one of them: a message has at most 64
 MOST_BUFFERED = 2**20  # bytes on their way to a client, past which the next event waits
 LOOK_S = 0.02  # between two looks at what is on its way
 
@@ -25,6 +28,23 @@ class Channel(Source, Protocol):
 
     def close(self, code: int = 1000) -> Awaitable[None]:
         """Nothing more is sent."""
+
+
+def bound_fragments(transport: RTCSctpTransport, hang_up: Callable[[], None]) -> None:
+    """Hangs up on a client whose messages do not end: aiortc keeps their fragments, and looks through all at each."""
+    receive = transport._receive_data_chunk
+
+    async def receive_some(chunk: DataChunk) -> None:
+        streams = transport._inbound_streams
+        if (
+            len(streams) > MOST_STREAMS
+            or len(transport._get_inbound_stream(chunk.stream_id).reassembly) > MOST_FRAGMENTS
+        ):
+            hang_up()
+        else:
+            await receive(chunk)
+
+    transport._receive_data_chunk = receive_some  # type: ignore[method-assign]
 
 
 class DataChannel:

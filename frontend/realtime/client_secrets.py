@@ -17,6 +17,8 @@ from frontend.realtime.session import Session
 
 LIFETIME_S = 600
 LEAST_S, MOST_S = 10, 7200
+KEPT = ("type", "model", "instructions", "output_modalities", "max_output_tokens", "audio")
+"""Of a session, what `Session.update` makes the same one of: whatever else was asked is not kept for hours."""
 
 
 async def make_client_secret(request: Request, bridge: Bridge) -> Event:
@@ -34,7 +36,8 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
         session.update(asked)
     except RealtimeError as error:
         raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message) from error
-    secret = bridge.access.make_secret(caller, lifetime_s, asked)
+    kept = {name: session.about[name] for name in KEPT if name != "model" or "model" in asked}
+    secret = bridge.access.make_secret(caller, lifetime_s, kept)
     return {"value": secret.value, "expires_at": secret.expires_at, "session": session.about}
 
 

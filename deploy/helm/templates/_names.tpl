@@ -18,7 +18,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "sca.settings" -}}
 {{- range $name, $value := .Values.settings }}
 - name: {{ $name }}
-  value: {{ $value | quote }}
+  value: {{ if kindIs "float64" $value }}{{ printf "%v" (eq $value (floor $value) | ternary (int64 $value) $value) | quote }}{{ else }}{{ $value | quote }}{{ end }}
 {{- end }}
 - name: SCA_BRIDGE_DRAIN_S
   value: {{ .Values.drainS | quote }}
