@@ -55,6 +55,23 @@ def test_probabilities_equal_transformers(top_k, top_p, what):
         assert not share[expected[0] == -torch.inf].any()
 
 
+@pytest.mark.parametrize(
+    ("logits", "top_k", "top_p"),
+    [([5.0, 3.0, 3.0, 3.0, 1.0], 2, 1.0), ([2.0, 1.0, 0.0, 0.0], 0, 0.5), ([0.0, 0.0, 0.0, 0.0], 0, 0.5)],
+    ids=["ties of the last of the top-k", "a mass that is passed", "a mass that is reached"],
+)
+@pytest.mark.parametrize("most", [ALL, 4])
+def test_edges_are_transformers(logits, top_k, top_p, most):
+    """Half precision has many ties."""
+    row = torch.tensor([logits])
+    expected = TopKLogitsWarper(top_k)(None, row) if top_k else row
+    expected = TopPLogitsWarper(top_p)(None, expected) if top_p < 1 else expected
+    slots, grid = torch.zeros(DRAWS, dtype=torch.int64), (torch.arange(DRAWS) + 0.5) / DRAWS
+    params = state(temperature=1.0, top_k=top_k, top_p=top_p).first_code(slots)
+    drawn = set(sample(row.expand(DRAWS, -1), params, grid, most).tolist())
+    assert len(drawn) == int((expected[0] > -torch.inf).sum())
+
+
 def test_the_repetition_penalty_equals_transformers():
     penalising, spoken = state(repetition_penalty=1.3), []
     for seed in range(30):
