@@ -22,7 +22,7 @@ export class CallLine {
     this.events = new CallEvents(this);
   }
 
-  // Throws where no call comes about.
+  // Throws where no call comes about; `isRefusal` where the server takes none now.
   async start(stream) {
     this.peer = new RTCPeerConnection();
     this.sender = this.peer.addTrack(stream.getAudioTracks()[0], stream);
@@ -33,7 +33,7 @@ export class CallLine {
     await this.peer.setLocalDescription();
     await until(this.peer, "icegatheringstatechange", () => this.peer.iceGatheringState === "complete", GATHERS_MS);
     const answer = await fetch(CALLS, { method: "POST", headers: authorization(), body: this.offer() });
-    if (!answer.ok) throw new Error((await answer.json()).error.message);
+    if (!answer.ok) throw Object.assign(new Error((await answer.json()).error.message), { isRefusal: true });
     this.address = answer.headers.get("Location");
     await this.peer.setRemoteDescription({ type: "answer", sdp: await answer.text() });
     const isOpen = () => this.channel.readyState === "open";

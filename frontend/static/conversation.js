@@ -40,7 +40,7 @@ export class Conversation {
         this.line.hangUp();
         if (this.isOver) return;
         console.info(`no WebRTC: ${error.message}`);
-        callsFail = true;
+        callsFail = !error.isRefusal;
       }
     }
     this.line = new SocketLine(this, this.audio);
