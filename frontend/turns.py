@@ -31,7 +31,10 @@ class Turns:
         """Takes an event of the engine."""
         kind = event["type"]
         if kind == "reset":
-            self.user_speaks, self._due = False, None
+            self.user_speaks = False
+            if self._due:
+                self._due[1].end()
+            self._due = None
         if kind == "speech_started":
             self.user_speaks = True
         elif kind == "speech_stopped":

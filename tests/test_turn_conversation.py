@@ -53,6 +53,7 @@ CONFIG = TurnConfig(
     codebook_size=512,
     heard_tokens_per_s=3.5,
     stops_when_full=False,
+    expect_possible=lambda _: None,
 )
 
 
