@@ -45,7 +45,7 @@ def test_it_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp
     microphone = [order, np.zeros(int(ANSWER_S * 16_000), np.int16), change, np.zeros(20 * 16_000, np.int16)]
     browser = start_browser(tmp_path, np.concatenate(microphone))
     try:
-        browser.set_script_timeout(60)
+        browser.set_script_timeout(120)  # the microphone says all of it again where an interruption was not heard
         browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # it stands for the page of an application
         browser.get(served_barista.http)
         browser.execute_script(bundle + ";globalThis.OpenAIAgentsRealtime = OpenAIAgentsRealtime;")
@@ -58,9 +58,9 @@ def test_it_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp
     assert found["cancelled"]["status_details"]["reason"] == "turn_detected"
     answer = found["completed"]["output"][0]["content"][0]["transcript"]
     roles = [item["role"] for item in found["history"]]
-    assert roles == ["user", "assistant"] * (len(roles) // 2)
-    assert len(roles) >= 4, "a busy machine may hear a sentence as two"
+    assert min(roles.count("user"), roles.count("assistant")) >= 2, "a busy machine may hear a sentence as two"
     if transport == "websocket":
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
         assert found["interrupted"] >= 1
         assert found["played"] > 24_000 * 2
         assert "large" in answer

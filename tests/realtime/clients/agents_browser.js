@@ -3,7 +3,7 @@
 // them), and what is called with the result.
 const [transport, order, change, done] = arguments;
 const { RealtimeAgent, RealtimeSession, OpenAIRealtimeWebSocket, OpenAIRealtimeWebRTC } = OpenAIAgentsRealtime;
-const CHUNK = 2400, CHUNK_MS = 50, LONGEST_MS = 50_000;
+const CHUNK = 2400, CHUNK_MS = 50, LONGEST_MS = 110_000;
 
 const events = [], errors = [];
 let played = 0;
