@@ -67,6 +67,7 @@ class RealtimeConversation:
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._next_response: ClientEvent | None = None  # asked for, and waits for a commit or a cancellation
+        self._drops_next = False  # it is cancelled before it has begun
         self._turns = Turns(creates_responses=True)
 
     def open(self) -> None:
@@ -242,7 +243,7 @@ class RealtimeConversation:
 
     def _cancel_response(self, event: ClientEvent) -> None:
         response, wanted = self._response, event.fields.get("response_id")
-        if self._next_response and wanted is None:
+        if self._next_response and wanted is None and not self._drops_next:
             self._drop_next_response()
             return
         if response is None or not response.is_due or wanted not in (None, response.id):
@@ -257,7 +258,10 @@ class RealtimeConversation:
             self.clock.ask(cancel=True)
 
     def _drop_next_response(self) -> None:
-        """The response that waits is done before it has begun."""
+        """The response that waits is done before it has begun; it is told of when the one before it is done."""
+        self._drops_next = self._is_responding
+        if self._drops_next:
+            return
         event, self._next_response = self._next_response, None
         assert event is not None
         try:
@@ -291,9 +295,13 @@ class RealtimeConversation:
     @property
     def _must_wait(self) -> bool:
         """Whether a response that is asked for waits: for a commit, or for the end of one that is cancelled."""
-        response = self._response
-        is_ending = response is not None and response.is_cancelled and response.state is not State.DONE
+        is_ending = self._is_responding and self._response is not None and self._response.is_cancelled
         return is_ending or self._unconfirmed.has_commit
+
+    @property
+    def _is_responding(self) -> bool:
+        """Whether a response is open."""
+        return self._response is not None and self._response.state is not State.DONE
 
     def _begin_response(self, wanted: Request) -> None:
         self._response = self._new_response(wanted)
@@ -324,7 +332,7 @@ class RealtimeConversation:
             self._tell(event)
         if self._response and self._response is not ending:
             self._send(*self._response.sound(answer.pcm))
-        if self._response is None or self._response.state is State.DONE:
+        if not self._is_responding:
             self._forget_at_last()
         self._begin_next_response()
         self._follow()
@@ -343,6 +351,8 @@ class RealtimeConversation:
 
     def _begin_next_response(self) -> None:
         """The response that waited, if nothing is in its way any more."""
+        if self._drops_next and not self._is_responding:
+            self._drop_next_response()
         if (event := self._next_response) and not self._must_wait:
             self._next_response = None
             try:

@@ -311,3 +311,18 @@ def test_turns_that_wait_are_bounded(talk: Talk):
 def test_text_is_what_the_model_reads(event: dict, characters: int):
     frame = json.dumps(event)
     assert characters <= weight(parse(frame), len(frame)) <= characters + 10
+
+
+def test_a_response_that_waits_and_is_cancelled_is_told_of_after_the_one_before(talk: Talk):
+    """One response at a time: the first is cancelled, a second asked for, and cancelled too."""
+    talk.say("response.create")
+    talk.engine(type="answer_started", turn=1)
+    talk.say("response.cancel")
+    talk.say("response.create", response={"metadata": {"name": "second"}})
+    talk.say("response.cancel")
+    assert talk.kinds().count("response.created") == 1
+    talk.tick([{"type": "interrupted", "turn": 1, "by": "cancel", "heard_ms": 0, "heard_text": "", **USAGE}])
+    ladder = [kind for kind in talk.kinds() if kind in ("response.created", "response.done")]
+    assert ladder == ["response.created", "response.done"] * 2
+    assert talk.told[-1]["response"]["metadata"] == {"name": "second"}
+    assert [set(asked) for asked in talk.asked()] == [{"respond"}, {"cancel"}]
