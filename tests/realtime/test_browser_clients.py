@@ -64,6 +64,6 @@ def test_it_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp
         assert found["interrupted"] >= 1
         assert found["played"] > 24_000 * 2
         assert "large" in answer
-    else:  # the browser suppresses noise and echo: what a small model hears then is not the same in every run
-        assert answer
+    else:  # the browser suppresses noise and echo: what a small model hears then, if anything, differs from run to run
+        assert "response.output_audio_transcript.delta" in found["kinds"]
         assert "output_audio_buffer.cleared" in found["kinds"]
