@@ -66,7 +66,8 @@ class Conversation:
         self._was_answered = asyncio.Event()
         self._journal = Journal("pcm16", str(self.sequence_id), place.caller.name)
         self._why = "gone"  # it ends
-        self._began_s = self._last_tick_s = time.monotonic()
+        self._began_s = time.monotonic()
+        self._waited_s = 0.0  # for the client, since its last whole tick
         self._close_code = CloseCode.NORMAL
 
     async def run(self) -> None:
@@ -136,10 +137,9 @@ class Conversation:
                         if self._inbox.is_over:
                             break
                         yield await self._tick(pcm, asked)
-                        self._last_tick_s = time.monotonic()  # as long as it took: the client did not wait
                         asked = {}
                     continue
-                self._last_tick_s += await self._inbox.pace(len(message))  # which is not the client's delay
+                await self._inbox.pace(len(message))
                 control, details = parse_control(message)
                 if control is Control.END:
                     self._why = "end"
@@ -158,7 +158,6 @@ class Conversation:
                 asked |= parameters_of(control, details, self._settings.engine.dialect)
                 if control in (Control.COMMIT, Control.MESSAGE) and not self._inbox.is_over:
                     yield await self._tick(self._close_tick(), asked)
-                    self._last_tick_s = time.monotonic()
                     asked = {}
             except ProtocolError as error:
                 await self._send(error_event(error.code, error.message))
@@ -211,20 +210,20 @@ class Conversation:
         if start and (answers := self._options.get("create_response")) is not None:
             self._turns.creates_responses = str(answers).lower() in ("true", "1")
         self._sent += 1
-        self._last_tick_s = time.monotonic()
+        self._waited_s = 0.0
         parameters = {**self._options, **asked} if start else dict(asked)
         return TickIn(pcm, start=start, end=end, parameters=parameters)
 
     async def _take(self) -> bytes | str | None:
         """What the client sends next; None when it goes, gives no whole tick for too long, or its time is up."""
         settings = self._settings
-        idle_until_s = self._last_tick_s + settings.engine.idle_timeout_s
-        over_s = self._began_s + settings.bridge.conversation_s
-        left_s = min(idle_until_s, over_s) - time.monotonic()
+        begun_s = time.monotonic()
+        idle_s = settings.engine.idle_timeout_s - self._waited_s
+        over_s = self._began_s + settings.bridge.conversation_s - begun_s
         try:
-            return await asyncio.wait_for(self._inbox.take(), max(0.0, left_s))
+            return await asyncio.wait_for(self._inbox.take(), max(0.0, min(idle_s, over_s)))
         except asyncio.TimeoutError:
-            if over_s <= idle_until_s:
+            if over_s <= idle_s:
                 await self.end(
                     "expired",
                     f"the conversation has lasted {settings.bridge.conversation_s:g} s (bridge.conversation_s)",
@@ -238,6 +237,8 @@ class Conversation:
                     CloseCode.INTERNAL_ERROR,
                 )
             return None
+        finally:
+            self._waited_s += time.monotonic() - begun_s
 
     async def _send(self, message: bytes | Event) -> None:
         await self._line.send(message if isinstance(message, bytes) else event_text(message))

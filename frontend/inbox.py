@@ -87,27 +87,12 @@ class Inbox:
             waiting.cancel()
             over.cancel()
 
-    async def pace(self, characters: int) -> float:
-        """Waits until a client that sends at most so much text a second would have sent this; sound needs no pace.
-
-        Returns the seconds that it waited.
-        """
+    async def pace(self, characters: int) -> None:
+        """Waits until a client that sends at most so much text a second would have sent this; sound needs no pace."""
         now = asyncio.get_running_loop().time()
         most = BURST_S * self._rate
         self._left = min(most, self._left + (now - self._left_at_s) * self._rate)
         self._left_at_s = now
         self._left -= min(most, max(LEAST_CHARACTERS, characters))
         if self._left < 0:
-            await self._sleep(-self._left / self._rate)
-        return asyncio.get_running_loop().time() - now
-
-    async def _sleep(self, seconds: float) -> None:
-        """Not longer than the client is there."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        while not self.is_over and (left := until - loop.time()) > 0:
-            self._came.clear()
-            try:
-                await asyncio.wait_for(self._came.wait(), left)
-            except asyncio.TimeoutError:
-                return
+            await self.unless_over(asyncio.sleep(-self._left / self._rate))

@@ -30,11 +30,6 @@ class Turns:
     def note(self, event: Event) -> None:
         """Takes an event of the engine."""
         kind = event["type"]
-        if kind == "reset":
-            self.user_speaks = False
-            if self._due:
-                self._due[1].end()
-            self._due = None
         if kind == "speech_started":
             self.user_speaks = True
         elif kind == "speech_stopped":
@@ -50,5 +45,10 @@ class Turns:
                 RESPONSE.observe(time.monotonic() - committed_s)
                 response.end()
                 self._due = None
-        elif kind in ("answer_done", "interrupted", "reset") or event.get("code") == "turn_too_long":
+        elif kind == "reset":
+            self.user_speaks = self.answer_is_due = False
+            if self._due:
+                self._due[1].end()
+            self._due = None
+        elif kind in ("answer_done", "interrupted") or event.get("code") == "turn_too_long":
             self.answer_is_due = False

@@ -60,9 +60,11 @@ def _with_formants(envelope: np.ndarray, factor: float) -> np.ndarray:
     return np.stack([np.interp(bins, np.arange(envelope.shape[1]), frame) for frame in envelope])
 
 
-def clips_of_shard(number: int, real: list[Clip], synthetic: list[Clip]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+def clips_of_shard(
+    number: int, splicer: Splicer, real: list[Clip], synthetic: list[Clip]
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Sound (float32, 16 kHz) and meaning of one shard's clips, which follow from its number alone."""
-    draw, splicer = random.Random(f"revoice {number}"), Splicer(real)
+    draw = random.Random(f"revoice {number}")
     while True:
         if is_real := draw.random() < REAL:
             clip = splicer.another_order(draw, draw.choice(real))
@@ -91,9 +93,12 @@ def main() -> None:
     args = parser.parse_args()
     real, _ = known_and_strangers(args.work, args.recordings)
     synthetic = Shards(args.work / "clips", "users-[0-9]*").refresh()
-    write_shards(
-        args.work / "clips", "users-revoiced", args.clips, lambda shard: clips_of_shard(shard, real, synthetic)
-    )
+    splicer = Splicer(real)
+
+    def of_shard(shard: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        return clips_of_shard(shard, splicer, real, synthetic)
+
+    write_shards(args.work / "clips", "users-revoiced", args.clips, of_shard)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def main() -> None:
         loss, right = answer_loss(thinker, writer, spoken, heard)
         text_loss, _ = answer_loss(thinker, writer, written, stand_ins(writer, embeddings, written, draw))
         texts = [clip.about["text"] for clip in clips]
-        average.update_parameters(thinker)
         words = ears.loss(tokens, hidden, [writer.spoken(text) for text in texts], texts)
+        average.update_parameters(thinker)
         if run.learn(loss + text_loss + 0.2 * words, loss=loss, right=right, text=text_loss, words=words):
             run.tell(f"orders of strangers taken: {acceptance(average.module, ears, writer, strangers):.1%}")
 

@@ -19,6 +19,13 @@ def answered(call: Call) -> list[int]:
     return call.answers[-1].tokens
 
 
+def alone(checkpoint: Checkpoint, text: str) -> list[int]:
+    """The answer to a message that nothing comes before."""
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(None, text)
+    return oracle.answer(40, 80).tokens
+
+
 def asked(then: Controls | None = None, **controls) -> Script:
     """One tick with controls, one with others where there are such, then silence until nobody speaks."""
     user = User()
@@ -142,9 +149,7 @@ def test_a_turn_that_is_forgotten_before_all_of_it_was_read_is_gone(checkpoint: 
         yield from asked(message=NEXT)
 
     call = converse(engine, frontend, script())
-    oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, NEXT)
-    assert answered(call) == oracle.answer(40, 80).tokens
+    assert answered(call) == alone(checkpoint, NEXT)
     assert kinds(call) == ["forgotten", "answer_started", "answer_done"]
 
 
@@ -174,9 +179,7 @@ def test_forgetting_the_only_turn_leaves_a_conversation_as_new(engine, frontend,
         yield from asked(message=NEXT)
 
     call = converse(engine, frontend, script())
-    oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, NEXT)
-    assert answered(call) == oracle.answer(40, 80).tokens
+    assert answered(call) == alone(checkpoint, NEXT)
 
 
 def test_the_detection_of_turns_changes_in_mid_conversation(engine, frontend, checkpoint, questions):
