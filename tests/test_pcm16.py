@@ -79,7 +79,7 @@ def test_a_client_is_not_idle_while_its_server_is_away():
                 await asyncio.sleep(1.5)
             yield TickOut(ANSWER, "", [])
 
-    client = Client([TICK] * 12 + ['{"type": "end"}'], 0.15)
+    client = Client([TICK] * 24 + ['{"type": "end"}'], 0.15)
     asyncio.run(hold(client, converse, idle_timeout_s=1))
     assert [event for event in client.told if event["type"] == "error"] == []
     assert client.close_code == 1000
