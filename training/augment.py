@@ -40,15 +40,19 @@ def noise(draw: random.Random, length: int) -> np.ndarray:
 def melody(draw: random.Random, length: int) -> np.ndarray:
     """Notes and chords, one after the other, that are struck or plucked and fade."""
     sound = np.zeros(length)
-    base, partials, begin = draw.uniform(80, 500), draw.randint(2, 12), 0
+    base, partials, begin = draw.uniform(80, 500), draw.randint(2, 16), 0
+    even = draw.random() < 0.5  # all partials alike, or each plucked as strongly as chance has it
     string = draw.choice((0.0, draw.uniform(0.2, 1.5)))  # how much faster each partial fades than the one below it
     while begin < length:
         time = np.arange(min(length - begin, 2 * INPUT_HZ)) / INPUT_HZ
         fading, attack = draw.uniform(0.5, 8), np.minimum(1, time * draw.uniform(10, 400))
         for step in draw.sample((0, 2, 4, 5, 7, 9, 11, 12, 16, 19), draw.choice((1, 1, 2, 3))):
             pitch = base * 2 ** (step / 12)
+            strength = [1 / k if even else draw.random() for k in range(1, partials + 1)]
             sound[begin : begin + len(time)] += attack * sum(
-                np.sin(2 * np.pi * pitch * k * time) / k * np.exp(-time * fading * (1 + string * (k - 1)))
+                strength[k - 1]
+                * np.sin(2 * np.pi * pitch * k * time + (0 if even else draw.uniform(0, 6.3)))
+                * np.exp(-time * fading * (1 + string * (k - 1)))
                 for k in range(1, partials + 1)
             )
         begin += int(draw.uniform(0.12, 0.8) * INPUT_HZ)

@@ -112,7 +112,7 @@ class Writer:
             if draw.random() < audio:
                 if library is None:
                     sound = said
-                elif draw.random() < 0.05 and library.by_kind.get("noise"):
+                elif draw.random() < 0.08 and library.by_kind.get("noise"):
                     said, sound = library.draw(draw, "noise")  # type: ignore[misc]
                 elif clip := library.draw(draw, kind):
                     said, sound = clip

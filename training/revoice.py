@@ -23,6 +23,7 @@ from training.recordings import known_and_strangers
 from training.splice import Splicer
 
 REAL = 0.65  # share of clips whose voice was a real one
+CHANGES = 0.5  # share of the others that are no orders
 FRAME_S = 0.005  # of the vocoder
 
 
@@ -65,11 +66,12 @@ def clips_of_shard(
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Sound (float32, 16 kHz) and meaning of one shard's clips, which follow from its number alone."""
     draw = random.Random(f"revoice {number}")
+    changes = [clip for clip in synthetic if clip.about["kind"] != "order"]
     while True:
         if is_real := draw.random() < REAL:
             clip = splicer.another_order(draw, draw.choice(real))
         else:
-            clip = draw.choice(synthetic)
+            clip = draw.choice(changes if draw.random() < CHANGES else synthetic)
         samples, moments = revoiced(draw, clip.samples)
         about = {name: clip.about[name] for name in ("text", "kind", "slots", "removed")}
         if is_real:

@@ -7,6 +7,7 @@ voice says has to be heard.
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -19,6 +20,8 @@ from training.clips import Clip
 AT_WILL = ("size", "roast", "numberOfShots")  # slots that stand before the drink, and can be left out
 LOUDEST = 5.0  # gain of words that are put in
 LEAVES_OUT = 0.3  # share of changes
+ADDITIONS = ("milkAmount", "sugarAmount")
+AMOUNT = re.compile("(?:a lot of|a bit of) ")  # how an addition's value may begin
 
 
 class Splicer:
@@ -26,12 +29,15 @@ class Splicer:
 
     def __init__(self, clips: list[Clip]):
         self._lenders: dict[str, list[tuple[Clip, slice]]] = defaultdict(list)
+        self._amounts: list[tuple[Clip, slice]] = []
         for clip in clips:
             for slot, place in _places(clip).items():
                 self._lenders[slot].append((clip, place))
+                if slot in ADDITIONS and (amount := _amount(clip, slot, place)).start < amount.stop:
+                    self._amounts.append((clip, amount))
 
     def another_order(self, draw: random.Random, clip: Clip) -> Clip:
-        """The recording with up to three slots changed."""
+        """The recording with up to three slots changed, and sometimes milk and sugar told the other way round."""
         for _ in range(draw.randint(0, 3)):
             places = _places(clip)
             if not places:
@@ -39,9 +45,22 @@ class Splicer:
             slot = draw.choice(sorted(places))
             if slot in AT_WILL and len(places) > 2 and draw.random() < LEAVES_OUT:
                 clip = _without(clip, slot, places[slot])
+            elif slot in ADDITIONS and draw.random() < 0.5:
+                clip = self._another_amount(draw, clip, slot, places[slot])
             else:
                 clip = _with(clip, slot, places[slot], *draw.choice(self._lenders[slot]))
+        if draw.random() < 0.5 and all(slot in _places(clip) for slot in ADDITIONS):
+            clip = _other_way_round(clip)
         return clip
+
+    def _another_amount(self, draw: random.Random, clip: Clip, slot: str, place: slice) -> Clip:
+        """So much of the same: "lots of", "a bit of", "some", or no word about it."""
+        amount, what = _amount(clip, slot, place), AMOUNT.sub("", clip.about["slots"][slot])
+        if amount.start < amount.stop and draw.random() < 0.4:
+            return _spliced(clip, amount, np.zeros(0, np.int16), [], clip.about["slots"] | {slot: what})
+        lender, lent = draw.choice(self._amounts)
+        so_much = plain(" ".join([*(word for word, _, _ in lender.about["words"][lent]), what]))
+        return _spliced(clip, amount, *_fitted(clip, lender, lent), clip.about["slots"] | {slot: so_much})
 
 
 def _places(clip: Clip) -> dict[str, slice]:
@@ -61,27 +80,51 @@ def _places(clip: Clip) -> dict[str, slice]:
     return found
 
 
+def _amount(clip: Clip, slot: str, place: slice) -> slice:
+    """Which of the words of an addition say how much of it; none, before the first, where none does."""
+    words = [word for word, _, _ in clip.about["words"]]
+    amount = AMOUNT.match(clip.about["slots"][slot])
+    wanted = plain((amount[0] if amount else "") + "it")
+    ends = [
+        end for end in range(place.start, place.stop) if plain(" ".join([*words[place.start : end], "it"])) == wanted
+    ]
+    return slice(place.start, ends[-1])
+
+
 def _with(clip: Clip, slot: str, place: slice, lender: Clip, lent: slice) -> Clip:
-    words, borrowed = clip.about["words"][place], lender.about["words"][lent]
-    old, new = _sound_of(clip, words), _sound_of(lender, borrowed)
-    gain = min(LOUDEST, old.std() / max(1.0, new.std()))
-    begin_s, later_s = words[0][1], _length_s(borrowed) - _length_s(words)
-    placed = _later(borrowed, begin_s - borrowed[0][1])
-    slots = clip.about["slots"] | {slot: lender.about["slots"][slot]}
-    return _spliced(clip, place, (new * gain).clip(-32768, 32767).astype(np.int16), placed, later_s, slots)
+    return _spliced(
+        clip, place, *_fitted(clip, lender, lent), clip.about["slots"] | {slot: lender.about["slots"][slot]}
+    )
 
 
 def _without(clip: Clip, slot: str, place: slice) -> Clip:
     slots = {name: value for name, value in clip.about["slots"].items() if name != slot}
-    return _spliced(clip, place, np.zeros(0, np.int16), [], -_length_s(clip.about["words"][place]), slots)
+    return _spliced(clip, place, np.zeros(0, np.int16), [], slots)
 
 
-def _spliced(
-    clip: Clip, place: slice, sound: np.ndarray, placed: list[Any], later_s: float, slots: dict[str, str]
-) -> Clip:
-    """A recording with other sound at the place of some words; all that follows is so much later."""
+def _other_way_round(clip: Clip) -> Clip:
+    """Milk and sugar, each in the other's place."""
+    first, second = sorted((_places(clip)[slot] for slot in ADDITIONS), key=lambda place: place.start)
+    slots = clip.about["slots"]
+    changed = _spliced(clip, second, *_fitted(clip, clip, first), slots)  # the later one first: what is before it stays
+    return _spliced(changed, first, *_fitted(clip, clip, second), slots)
+
+
+def _fitted(clip: Clip, lender: Clip, lent: slice) -> tuple[np.ndarray, list[Any]]:
+    """A lender's words for another recording: their sound, as loud as it is there, and the words."""
+    words = lender.about["words"][lent]
+    sound, there = _sound_of(lender, words), _sound_of(clip, clip.about["words"])
+    gain = min(LOUDEST, there.std() / max(1.0, _sound_of(lender, lender.about["words"]).std()))
+    return (sound * gain).clip(-32768, 32767).astype(np.int16), words
+
+
+def _spliced(clip: Clip, place: slice, sound: np.ndarray, put_in: list[Any], slots: dict[str, str]) -> Clip:
+    """A recording with other words, and their sound, at the place of some; all that follows is so much later."""
     words = clip.about["words"]
-    begin, end = (int(time * INPUT_HZ) for time in (words[place][0][1], words[place][-1][2]))
+    begin_s = words[place.start][1]
+    end_s = words[place.stop - 1][2] if place.start < place.stop else begin_s
+    later_s = (_length_s(put_in) if put_in else 0.0) - (end_s - begin_s)
+    placed = _later(put_in, begin_s - put_in[0][1]) if put_in else []
     all_words = [*words[: place.start], *placed, *_later(words[place.stop :], later_s)]
     about = clip.about | {
         "words": all_words,
@@ -89,6 +132,7 @@ def _spliced(
         "slots": slots,
         "extent": (all_words[0][1], all_words[-1][2]),
     }
+    begin, end = int(begin_s * INPUT_HZ), int(end_s * INPUT_HZ)
     return Clip(np.concatenate([clip.samples[:begin], sound, clip.samples[end:]]), about)
 
 
