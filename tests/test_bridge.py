@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import urllib.error
@@ -50,6 +51,12 @@ def event(socket: ClientConnection, kind: str) -> dict:
             if found["type"] == kind:
                 return found
             assert found["type"] != "error", found
+
+
+def send_unless_closed(socket: ClientConnection, data: bytes) -> None:
+    """For a client whose server was just killed: it may have been told, and the socket closed, before it sends."""
+    with contextlib.suppress(ConnectionClosed):
+        socket.send(data)
 
 
 def rest(socket: ClientConnection, events: list[dict] | None = None) -> tuple[bytes, int]:

@@ -19,6 +19,7 @@ from engine.checkpoint import Checkpoint
 from tests.conftest import ANOTHER_BUILD, BUILD, ROOT, Served, serve_environment, start_serving, wait_until_answered
 from tests.oracle import ScaOracle, one_shot_waveform
 from tests.sound import official_stream
+from tests.test_bridge import send_unless_closed
 
 
 def sca(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -196,7 +197,7 @@ def test_serve_brings_a_triton_that_ended_up_again(tmp_path):
             while isinstance(caller.recv(timeout=20), str):
                 pass
             os.kill(int(triton.split()[0]), signal.SIGKILL)
-            caller.send(bytes(10240))
+            send_unless_closed(caller, bytes(10240))
             messages = []
             try:
                 while True:

@@ -29,7 +29,7 @@ from tests.conftest import IDLE_TIMEOUT_S, Served, serve, serve_environment, wai
 from tests.oracle import ScaOracle, one_shot_waveform
 from tests.sound import official_stream
 from tests.test_access import RunningBridge, bridge
-from tests.test_bridge import event
+from tests.test_bridge import event, send_unless_closed
 
 TICKS = 6  # of the conversation that is held against transformers
 TOLD_S = 2.0
@@ -149,7 +149,7 @@ def test_a_stage_that_is_dead_is_noticed_and_comes_back(
         client.send(sound)
         event(client, "text")
         os.kill(stub_of(served_alone, stage), how)
-        client.send(sound)
+        send_unless_closed(client, sound)
         wait_for_readiness(served_alone, False, NOTICED_S)
         wait_for_readiness(served_alone, False, NOTICED_S, "/healthz/engine")  # readiness may fall a little before
         assert event(client, "error")["code"] == "tick_failed"

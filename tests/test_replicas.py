@@ -26,7 +26,7 @@ from frontend.from_the_first import FromTheFirst, Shared
 from frontend.triton import TickIn
 from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
 from tests.test_access import RunningBridge, bridge
-from tests.test_bridge import end, event
+from tests.test_bridge import end, event, send_unless_closed
 from tests.test_outage import BACK_S, is_ready, taken, triton_of, wait_for_readiness
 from tests.test_triton import TICK
 
@@ -188,7 +188,7 @@ def test_a_server_that_is_killed_is_its_conversations_trouble_alone(replicas: Re
         assert [taken(server) for server in replicas.servers] == [1, 1]
         os.kill(triton_of(replicas.servers[0]), signal.SIGKILL)
         for client in clients:
-            client.send(pcm[:TICK].tobytes())
+            send_unless_closed(client, pcm[:TICK].tobytes())
         kinds = [told(client) for client in clients]
         assert sorted(kinds) == ["error", "text"]
         speak(stack.enter_context(connect(replicas.websocket)), pcm)
@@ -243,7 +243,7 @@ def test_a_balancer_that_is_killed_is_told_and_comes_back(replicas: Replicas, pc
     with connect(replicas.websocket) as client:
         speak(client, pcm)
         replicas.balancer.kill()
-        client.send(pcm[:TICK].tobytes())
+        send_unless_closed(client, pcm[:TICK].tobytes())
         assert event(client, "error")["code"] == "tick_failed"
     assert not is_ready(replicas.bridge)
     replicas.balancer.start()

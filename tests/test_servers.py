@@ -22,6 +22,7 @@ from config import Settings, SettingsError
 from frontend.servers import Servers
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut
 from tests.conftest import Served, serve, serve_environment
+from tests.test_bridge import send_unless_closed
 from tests.test_commands import sca
 from tests.test_outage import BACK_S
 from tests.test_replicas import speak, told
@@ -160,7 +161,7 @@ def expect_both(served: Served, log: Path, pcm: np.ndarray) -> None:
         clients = guests(stack, served, pcm)
         os.kill(tritons[0], signal.SIGKILL)
         for client in clients:
-            client.send(pcm[:5120].tobytes())
+            send_unless_closed(client, pcm[:5120].tobytes())
         assert sorted(told(client) for client in clients) == ["error", "error", "text", "text"], "two on each"
     deadline = time.monotonic() + BACK_S
     while "Triton is back after" not in log.read_text():
