@@ -66,7 +66,7 @@ def order_packets(receiver: RTCRtpReceiver) -> None:
 
 async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:
     """PCM16 at 16 kHz of a track that is received; lost packets are silence, so that time goes on."""
-    resampler, due = Resampler(OPUS_HZ, INPUT_HZ), None
+    resampler, due = Resampler(OPUS_HZ, INPUT_HZ, at_once=True), None
     while True:
         try:
             frame = await track.recv()

@@ -163,8 +163,8 @@ class RealtimeConversation:
         item, sounds = self._items.parse(event)
         if sounds:
             self._expect_room()
-        microphone = Microphone(self.session.format("input"))
-        pcm = b"".join(microphone.feed(sound) for sound in sounds)
+        microphone = Microphone(self.session.format("input"), at_once=False)
+        pcm = b"".join([*(microphone.feed(sound) for sound in sounds), microphone.end()])
         previous = self._items.add(item)
         self._start()
         if sounds:
@@ -371,6 +371,10 @@ class RealtimeConversation:
             self._send(*self._response.fail(code, str(error)))
         self._send(error_event(RealtimeError(str(error), code, param), kind=kind))
 
+    def _spoken_at_ms(self, event: Event) -> int:
+        """When it was in the client's own sound, which the engine has a resampler's delay later."""
+        return max(0, round(int(event["at_ms"]) - self._microphone.delay_ms))
+
     def _tell(self, event: Event) -> None:
         response = self._response
         match event["type"]:
@@ -382,7 +386,7 @@ class RealtimeConversation:
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
-                        "audio_start_ms": int(event["at_ms"]),
+                        "audio_start_ms": self._spoken_at_ms(event),
                         "item_id": self._speech_item,
                     }
                 )
@@ -390,7 +394,7 @@ class RealtimeConversation:
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_stopped",
-                        "audio_end_ms": int(event["at_ms"]),
+                        "audio_end_ms": self._spoken_at_ms(event),
                         "item_id": self._speech_item,
                     }
                 )

@@ -20,25 +20,42 @@ RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 class Resampler:
     """A band-limited resampler of a stream of int16, the same however the stream is cut: it adds no dither.
 
-    soxr's way for variable rates: it gives each sample 10 ms later (24 to 16 kHz), where the other works in blocks and
-    is up to 37 ms behind.
+    soxr's way for variable rates: its filter holds back 10 ms (24 to 16 kHz), where the other works in blocks and is up to
+    37 ms behind. With `at_once` the stream begins with that much silence, so that as many samples come as went in: who
+    waits for a number of them waits for no further frame of the microphone.
     """
 
-    def __init__(self, rate: int, to: int):
+    def __init__(self, rate: int, to: int, at_once: bool = False):
         self._stream = soxr.ResampleStream(rate, to, 1, dtype="float32", vr=True)
+        self._ratio = to / rate
+        self._silence = _held_back(rate, to) if at_once else 0  # samples that are still to come
+        self.delay_ms = 1000 * self._silence / to
 
     def feed(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
         """The samples, int16, that the next stretch completes; `last` gives what is held."""
         found = self._stream.resample_chunk(samples.astype(np.float32), last=last)
-        return np.clip(np.rint(found), -32768, 32767).astype(np.int16)
+        silence = self._silence if len(found) else min(self._silence, round(len(samples) * self._ratio))
+        self._silence -= silence
+        return np.pad(np.clip(np.rint(found), -32768, 32767).astype(np.int16), (silence, 0))
+
+
+@cache
+def _held_back(rate: int, to: int) -> int:
+    """Samples, at the rate `to`, that soxr's filter waits for."""
+    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", vr=True)
+    return to - len(stream.resample_chunk(np.zeros(rate, np.float32)))
 
 
 class Microphone:
-    """One client's sound to PCM16 at 16 kHz, however it is cut into events; odd bytes wait for their other half."""
+    """One client's sound to PCM16 at 16 kHz, however it is cut into events; odd bytes wait for their other half.
 
-    def __init__(self, kind: str):
+    `at_once` is for sound that is being spoken: it is `delay_ms` later, and all there. Without it `end` gives the rest.
+    """
+
+    def __init__(self, kind: str, at_once: bool = True):
         self._kind, self._rest = kind, b""
-        self._resampler = Resampler(RATES[kind], INPUT_HZ)
+        self._resampler = Resampler(RATES[kind], INPUT_HZ, at_once)
+        self.delay_ms = self._resampler.delay_ms
 
     def feed(self, audio: Any) -> bytes:
         """The PCM16 of an event's base64. Raises `RealtimeError`."""
@@ -56,6 +73,10 @@ class Microphone:
             self._rest = data[whole:]
             samples = np.frombuffer(data[:whole], np.int16)
         return self._resampler.feed(samples).tobytes()
+
+    def end(self) -> bytes:
+        """What the resampler still holds; nothing can be fed any more."""
+        return self._resampler.feed(np.zeros(0, np.int16), last=True).tobytes()
 
 
 class Loudspeaker:

@@ -62,9 +62,10 @@ def test_speech_passes_what_would_fold_does_not_and_a_sample_is_soon_there(rate:
 def test_every_g711_code_is_heard_as_libsndfile_reads_it(kind: str):
     codes = bytes(range(256)) * 8
     expected = resampled(by_libsndfile(codes, kind), 8000, 16_000)
-    heard = np.frombuffer(Microphone(kind).feed(encoded(codes)), np.int16)
-    assert len(heard) > 2000
-    assert np.abs(heard - expected[: len(heard)]).max() <= 0.5, "a rounding"
+    microphone = Microphone(kind, at_once=False)
+    heard = np.frombuffer(microphone.feed(encoded(codes)) + microphone.end(), np.int16)
+    assert len(heard) == len(expected) == 4096
+    assert np.abs(heard - expected).max() <= 0.5, "a rounding"
 
 
 @pytest.mark.parametrize("kind", G711)
@@ -80,10 +81,22 @@ def test_sound_is_the_same_however_it_is_cut():
     """In pieces of odd numbers of bytes."""
     data, whole, cut = SOUND.tobytes(), Microphone("audio/pcm"), Microphone("audio/pcm")
     pieces = b"".join(cut.feed(encoded(data[start : start + 977])) for start in range(0, len(data), 977))
-    once = whole.feed(encoded(data))
-    shorter = min(len(pieces), len(once))
-    assert shorter > 0.95 * len(data) * 2 / 3, "the rest is the resampler's delay"
-    assert pieces[:shorter] == once[:shorter]
+    assert pieces == whole.feed(encoded(data))
+    assert len(pieces) == len(data) * 2 // 3
+
+
+@pytest.mark.parametrize(("rate", "frame"), [(24_000, 480), (24_000, 100), (8_000, 160), (8_000, 40), (48_000, 960)])
+def test_sound_that_is_being_spoken_is_there_at_once_and_a_filter_later(rate: int, frame: int):
+    """Whoever waits for a tick waits for no frame more than it is long."""
+    samples, stream, found = tone(rate, 440), Resampler(rate, 16_000, at_once=True), np.zeros(0, np.int16)
+    for start in range(0, len(samples), frame):
+        found = np.append(found, stream.feed(samples[start : start + frame]))
+        assert abs(len(found) - (start + frame) * 16_000 / rate) <= 1
+    silence = round(stream.delay_ms * 16)
+    assert 100 < silence < 500
+    assert not found[:silence].any()
+    whole = Resampler(rate, 16_000).feed(samples, last=True)
+    assert np.array_equal(found[silence:], whole[: len(found) - silence])
 
 
 @pytest.mark.parametrize("audio", ["no base64!", 7, None])
