@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.acceptance import plain
 from config.settings import INPUT_HZ
+from training.changes import Changes
 from training.clips import Clip
 from training.splice import Splicer
 
@@ -97,3 +98,20 @@ def test_amounts_change_by_themselves_and_milk_and_sugar_change_places():
         ("a lot of milk", "a lot of sugar"),
     } <= amounts
     assert any(about["text"].index("sugar") < about["text"].index("milk") for about in made)
+
+
+def test_a_change_is_begun_by_one_voice_and_ended_by_another():
+    clips, draw = [recording(*each) for each in (LARGE, SMALL, MEDIUM)], random.Random(1)
+    changes = Changes(Splicer(clips))
+    changes.add([recording(text) for text in ("make it", "actually", "with")])
+    seen = set()
+    for _ in range(100):
+        clip = changes.change(draw)
+        ((slot, value),) = clip.about["slots"].items()
+        said = plain(clip.about["text"])
+        assert said.endswith(value)
+        seen.add((slot, said.removesuffix(value).strip()))
+        for word, begin_s, end_s in clip.about["words"][-1:]:
+            assert heard(clip, begin_s, end_s) == pytest.approx(tone_of(word), abs=5), word
+    assert {("milkAmount", "with"), ("size", "make it a"), ("roast", ""), ("coffeeDrink", "actually")} <= seen
+    assert ("milkAmount", "") not in seen

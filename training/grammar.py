@@ -86,6 +86,13 @@ def say_change(draw: random.Random) -> Utterance:
     return Utterance(form.format(spoken), "change", values)
 
 
+def openings(slot: str) -> list[str]:
+    """What comes before the value in a change of a slot: "make it", "with"."""
+    forms = {"coffeeDrink": "change_drink", "milkAmount": "change_addition", "sugarAmount": "change_addition"}
+    begun = [form for form in SENTENCES[forms.get(slot, "change_other")] if form.endswith(" {}")]
+    return [form.removesuffix(" {}") for form in begun]
+
+
 @dataclass(slots=True)
 class Barista:
     """What the barista knows, and what they answer to each act. Answers repeat the whole order, then ask one thing."""

@@ -18,12 +18,13 @@ import pyworld
 from scipy.ndimage import gaussian_filter1d
 
 from config.settings import INPUT_HZ
+from training.changes import Changes
 from training.clips import Clip, Shards, write_shards
 from training.recordings import known_and_strangers
 from training.splice import Splicer
 
 REAL = 0.65  # share of clips whose voice was a real one
-CHANGES = 0.5  # share of the others that are no orders
+CHANGES = 0.3  # share of the real ones that are changes, and of the others that are no orders
 FRAME_S = 0.005  # of the vocoder
 
 
@@ -62,16 +63,17 @@ def _with_formants(envelope: np.ndarray, factor: float) -> np.ndarray:
 
 
 def clips_of_shard(
-    number: int, splicer: Splicer, real: list[Clip], synthetic: list[Clip]
+    number: int, splicer: Splicer, changes: Changes, real: list[Clip], synthetic: list[Clip]
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Sound (float32, 16 kHz) and meaning of one shard's clips, which follow from its number alone."""
     draw = random.Random(f"revoice {number}")
-    changes = [clip for clip in synthetic if clip.about["kind"] != "order"]
+    others = [clip for clip in synthetic if clip.about["kind"] != "order"]
     while True:
         if is_real := draw.random() < REAL:
-            clip = splicer.another_order(draw, draw.choice(real))
+            is_change = draw.random() < CHANGES
+            clip = changes.change(draw) if is_change else splicer.another_order(draw, draw.choice(real))
         else:
-            clip = draw.choice(changes if draw.random() < CHANGES else synthetic)
+            clip = draw.choice(others if draw.random() < CHANGES else synthetic)
         samples, moments = revoiced(draw, clip.samples)
         about = {name: clip.about[name] for name in ("text", "kind", "slots", "removed")}
         if is_real:
@@ -96,9 +98,11 @@ def main() -> None:
     real, _ = known_and_strangers(args.work, args.recordings)
     synthetic = Shards(args.work / "clips", "users-[0-9]*").refresh()
     splicer = Splicer(real)
+    changes = Changes(splicer)
+    changes.add(Shards(args.work / "clips", "openings").refresh())
 
     def of_shard(shard: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        return clips_of_shard(shard, splicer, real, synthetic)
+        return clips_of_shard(shard, splicer, changes, real, synthetic)
 
     write_shards(args.work / "clips", "users-revoiced", args.clips, of_shard)
 

@@ -36,6 +36,11 @@ class Splicer:
                 if slot in ADDITIONS and (amount := _amount(clip, slot, place)).start < amount.stop:
                     self._amounts.append((clip, amount))
 
+    @property
+    def slots(self) -> list[str]:
+        """Those of which there are words."""
+        return sorted(self._lenders)
+
     def another_order(self, draw: random.Random, clip: Clip) -> Clip:
         """The recording with up to three slots changed, and sometimes milk and sugar told the other way round."""
         for _ in range(draw.randint(0, 3)):
@@ -52,6 +57,13 @@ class Splicer:
         if draw.random() < 0.5 and all(slot in _places(clip) for slot in ADDITIONS):
             clip = _other_way_round(clip)
         return clip
+
+    def value(self, draw: random.Random, slot: str) -> tuple[str, list[Any], np.ndarray]:
+        """A slot's value, its words with their times, and their sound (int16); with the article right before them."""
+        lender, lent = draw.choice(self._lenders[slot])
+        before = lender.about["words"][max(0, lent.start - 1)][0]
+        words = lender.about["words"][lent.start - (before in ("a", "an")) : lent.stop]
+        return lender.about["slots"][slot], _later(words, -words[0][1]), _sound_of(lender, words)
 
     def _another_amount(self, draw: random.Random, clip: Clip, slot: str, place: slice) -> Clip:
         """So much of the same: "lots of", "a bit of", "some", or no word about it."""

@@ -1,4 +1,4 @@
-"""Makes the sound of the training: the barista's sentences by one voice, the users' by many.
+"""Makes the sound of the training: the barista's sentences by one voice, users' and how they begin a change by many.
 
 Writes shards of clips and goes on where it stopped.
 `python -m training.synthesize users FOLDER --clips 2000`, `python -m training.synthesize barista FOLDER --clips 800`.
@@ -19,6 +19,7 @@ import numpy as np
 
 from training import grammar, voices
 from training.clips import write_shards
+from training.orders import SLOTS
 from training.steady_voice import SteadyVoice
 
 VOICE, STYLE = "af_heart", 60  # of Kokoro, and the phonemes of the sentence whose style it always has
@@ -71,16 +72,36 @@ def user_clips(styles: Path, seed: int) -> Iterator[tuple[np.ndarray, dict[str, 
         yield samples, {**dataclasses.asdict(said), "speaker": speaker}
 
 
+def opening_clips(styles: Path, seed: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Sound (float32, 16 kHz) and text of how users begin a change."""
+    draw = random.Random(f"openings {seed}")
+    crowd = voices.Crowd(styles, draw)
+    texts = sorted({text for slot in SLOTS for text in grammar.openings(slot)})
+    while True:
+        text = draw.choice(texts)
+        samples, speaker = crowd.speak(text)
+        yield _without_silence(samples), {"text": text, "kind": "opening", "speaker": speaker}
+
+
+def _without_silence(samples: np.ndarray) -> np.ndarray:
+    """From the first sample that is louder than a fiftieth of the loudest to the last."""
+    loud = np.flatnonzero(np.abs(samples) > np.abs(samples).max() / 50)
+    return samples[loud[0] : loud[-1] + 1]
+
+
+MAKERS = {"barista": barista_clips, "users": user_clips, "openings": opening_clips}
+
+
 def main() -> None:
     """The program; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("barista", "users"))
+    parser.add_argument("what", choices=tuple(MAKERS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--styles", type=Path, required=True, help="folder `voices` of the npm package kokoro-js")
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    make = barista_clips if args.what == "barista" else user_clips
+    make = MAKERS[args.what]
 
     def of_shard(shard: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         return make(args.styles, args.seed * 100_000 + shard)  # a shard's clips follow from its number alone

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.acceptance import is_accepted
 from config.settings import INPUT_HZ
 from training.augment import noise
+from training.changes import Changes
 from training.clips import Clip, Shards
 from training.dialogues import Dialogue, Library, Writer, place_sounds, utterance_of
 from training.grammar import Utterance
@@ -85,7 +86,10 @@ def main() -> None:
     known, strangers = known_and_strangers(args.work, args.recordings)
     synthetic, library = Shards(args.work / "clips", "users"), Library()
     library.add(NOISE.about, NOISE)
-    both = _Both(library, known)
+    openings = Shards(args.work / "clips", "openings")
+    splicer = Splicer(known)
+    changes = Changes(splicer)
+    both = _Both(library, known, splicer, changes)
 
     def sound(draw: random.Random, clip: Clip, others: list[np.ndarray]) -> Tensor:
         if clip is NOISE:
@@ -96,6 +100,7 @@ def main() -> None:
     for step in run:
         for clip in synthetic.refresh():
             library.add(clip.about, clip)
+        changes.add(openings.refresh())
         draw = random.Random(f"thinker {step}")
         others = [clip.samples for clip in draw.sample(synthetic.clips, 20)]
         spoken = [writer.write(draw, both, draw.choice((1, 1, 2, 2, 3, 4)), audio=0.85) for _ in range(args.spoken)]
@@ -114,16 +119,19 @@ def main() -> None:
 
 
 class _Both(Library):
-    """Synthetic clips, and for half of the orders real ones, with other slots than were recorded."""
+    """Synthetic clips, and for half of the orders and changes real ones, with other slots than were recorded."""
 
-    def __init__(self, synthetic: Library, real: list[Clip]):
-        self._synthetic, self._real, self._splicer = synthetic, real, Splicer(real)
+    def __init__(self, synthetic: Library, real: list[Clip], splicer: Splicer, changes: Changes):
+        self._synthetic, self._real, self._splicer, self._changes = synthetic, real, splicer, changes
         self.by_kind = synthetic.by_kind
 
     def draw(self, draw: random.Random, kind: str) -> tuple[Utterance, Any] | None:
-        if kind != "order" or draw.random() < 0.5:
+        if kind not in ("order", "change", "size", "roast") or draw.random() < 0.5:
             return self._synthetic.draw(draw, kind)
-        clip = self._splicer.another_order(draw, draw.choice(self._real))
+        if kind == "order":
+            clip = self._splicer.another_order(draw, draw.choice(self._real))
+        else:
+            clip = self._changes.change(draw)
         return utterance_of(clip.about), clip
 
 
