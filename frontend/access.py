@@ -118,7 +118,7 @@ class Access:
         if origin is None or {"*", origin.lower()} & set(self._settings.origins):
             return
         host = client.headers.get("host", "")
-        is_own = urlsplit(origin).netloc.lower() == host.lower() != ""
+        is_own = _netloc(origin) == host.lower() != ""
         if is_own and (self._settings.needs_key or _is_literal(host)):
             return
         raise RefusedError(
@@ -147,10 +147,19 @@ def _unauthorized(message: str) -> RefusedError:
     return RefusedError(HTTPStatus.UNAUTHORIZED, "invalid_api_key", message)
 
 
+def _netloc(origin: str) -> str:
+    """Host and port of an Origin header in small letters; "" where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
 def _is_literal(host: str) -> bool:
     """Whether a Host header names this machine or an address: a name could be anybody's that points here."""
-    name = urlsplit(f"//{host}").hostname or ""
+    name = ""
     try:
+        name = urlsplit(f"//{host}").hostname or ""
         return bool(ipaddress.ip_address(name))
     except ValueError:
         return name == "localhost"

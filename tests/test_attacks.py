@@ -139,7 +139,7 @@ def test_an_endless_text_frame_is_named_in_a_line(served: Served, path):
         assert "16000032 characters" in json.dumps(found)
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "http://["])
 def test_a_web_page_of_elsewhere_gets_no_conversation(served: Served, origin):
     for path in ("/ws/pcm16", "/v1/realtime"):
         with pytest.raises(InvalidStatus) as refused:
