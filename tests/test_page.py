@@ -189,6 +189,22 @@ def test_mute(served_turns: Served, browser):
     wait_for(lambda: len(entries(browser, "user")) > turns, 15, "speech")
 
 
+def test_a_microphone_that_is_unplugged_is_said_in_words_and_time_goes_on(served_turns: Served, browser):
+    browser.get(served_turns.http)
+    browser.execute_script(
+        "const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+        "navigator.mediaDevices.getUserMedia = async (what) => (window.microphone = await open(what));"
+    )
+    talk(browser)
+    browser.execute_script(
+        "const [track] = window.microphone.getTracks(); track.stop(); track.dispatchEvent(new Event('ended'));"
+    )
+    wait_for(lambda: "The microphone is gone" in shown(browser, "text"), 5, "complaint")
+    said = number(shown(browser, "said"))
+    wait_for(lambda: number(shown(browser, "said")) > said + 2, 10, "time")
+    assert state_of(browser) == "talking"
+
+
 def test_reset_over_a_call_forgets_what_was_said(served_turns: Served, browser):
     browser.get(served_turns.http)
     talk(browser)

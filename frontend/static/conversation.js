@@ -18,7 +18,7 @@ export class Conversation {
   async start() {
     try {
       this.audio = new AudioContext({ latencyHint: "interactive" });
-      this.stream = await openMicrophone(this.preferences.microphone);
+      this.use(await openMicrophone(this.preferences.microphone));
       await this.preferences.listDevices(); // which have names only now
       const { dialect } = await access();
       this.takesTurns = dialect === "turn";
@@ -106,9 +106,18 @@ export class Conversation {
       return;
     }
     this.stream.getTracks().forEach((track) => track.stop());
-    this.stream = stream;
+    this.use(stream);
     this.line.useMicrophone(stream);
     this.silence();
+  }
+
+  // A track ends by itself when its device is unplugged. Time goes on, in silence, and one can type.
+  use(stream) {
+    this.stream = stream;
+    const gone = () => {
+      if (this.stream === stream) this.page.complain("The microphone is gone: choose one in the settings.");
+    };
+    stream.getTracks().forEach((track) => track.addEventListener("ended", gone));
   }
 
   get pushes() {
