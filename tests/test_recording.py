@@ -37,7 +37,7 @@ def recording(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def kept(folder: Path, before: set[Path]) -> Path:
     """The WAV that was written since."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not (new := set(folder.glob("*.wav")) - before):
         assert time.monotonic() < deadline
         time.sleep(0.05)
