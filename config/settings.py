@@ -162,6 +162,7 @@ class TurnSettings:
     create_response: bool
     interrupt: bool
     interrupt_after_ms: int
+    speech: bool
     answer_tokens: int
     answer_frames: int
     heard_tokens_per_s: float

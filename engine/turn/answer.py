@@ -16,6 +16,7 @@ class Answer:
 
     turn: Turn
     detokenizer: Detokenizer
+    options: TurnSettings  # as they were when it was asked for
     frames: int = 0  # codec frames emitted so far
     is_begun: bool = False  # its turn has been prefilled
     text_ended: bool = False
@@ -38,33 +39,43 @@ class Answer:
             "output_audio_tokens": self.frames,
         }
 
-    def take_tokens(self, tokens: Sequence[int], end: int, options: TurnSettings) -> list[int]:
+    def __post_init__(self) -> None:
+        self.speech_ended = not self.options.speech
+
+    @property
+    def tokens_left(self) -> int:
+        """How many text tokens it may still have."""
+        return self.options.answer_tokens - len(self.turn.tokens)
+
+    def take_tokens(self, tokens: Sequence[int], end: int) -> list[int]:
         """Those up to the end of the text: the token `end`, which is among them, or as many as an answer may have."""
         taken: list[int] = []
         for token in tokens:
             taken.append(token)
             if token != end:
                 self.turn.tokens.append(token)
-            if token == end or len(self.turn.tokens) == options.answer_tokens:
+            if token == end or not self.tokens_left:
                 self.text_ended = True
                 break
         if taken and not self.turn.tokens:
             self.speech_ended = True  # an empty answer
         return taken
 
-    def take_frames(self, first_codes: Sequence[int], codebook_size: int, options: TurnSettings) -> int:
+    def take_frames(self, first_codes: Sequence[int], codebook_size: int) -> int:
         """How many of the frames, told by their first codes, are speech."""
         before = self.frames
         for code in () if self.speech_ended else first_codes:
-            if code >= codebook_size or self._has_all_frames(options):
+            if code >= codebook_size or self._has_all_frames:
                 self.speech_ended = True
                 break
             self.frames += 1
         return self.frames - before
 
-    def is_cut_short(self, options: TurnSettings) -> bool:
+    @property
+    def is_cut_short(self) -> bool:
         """Whether it has ended since it may not be longer."""
-        return len(self.turn.tokens) >= options.answer_tokens or self._has_all_frames(options)
+        return self.tokens_left <= 0 or self._has_all_frames
 
-    def _has_all_frames(self, options: TurnSettings) -> bool:
-        return self.frames + 1 >= options.answer_frames  # transformers decodes no last frame
+    @property
+    def _has_all_frames(self) -> bool:
+        return self.frames + 1 >= self.options.answer_frames  # transformers decodes no last frame

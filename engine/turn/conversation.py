@@ -284,9 +284,10 @@ class TurnConversation(Conversation):
             self._tell("error", code="bad_control", message=str(error))
             return
         if turn.detection != self.options.turn.detection:
-            self._abandon_turn()
+            if not (self._turn and self.detects_turns):  # what is being said is kept: a commit ends it
+                self._abandon_turn()
+                self._earliest = self.clock
             self._end_speech()
-            self._earliest = self.clock
             self.detector.begin_at(self.clock * FRAME_MS)
         self.options = replace(self.options, turn=turn)
         self._questions = [question for question in self._questions if turn.asked(question.name)]
@@ -382,7 +383,7 @@ class TurnConversation(Conversation):
 
     def _queue_answer(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
         self._queue.add(turn, user, clip, self.config.chat.answer_opening)
-        self._answer = Answer(turn, self.config.detokenizer())
+        self._answer = Answer(turn, self.config.detokenizer(), self.options.turn)
 
     def _interrupt(self, by: str) -> None:
         """Ends the answer where it was heard to, and cuts the history to that."""
@@ -543,7 +544,7 @@ class TurnConversation(Conversation):
             talker_start=self.history.talker_length + self._spoken_positions(),
             text_rng_offset=TEXT_RNG_OFFSET + self._text_tokens,
             codec_rng_offset=self._codec_frames * self.config.codebooks,
-            tokens_left=self.options.turn.answer_tokens - len(answer.turn.tokens),
+            tokens_left=answer.tokens_left,
             evictions=evictions,
         )
 
@@ -553,7 +554,7 @@ class TurnConversation(Conversation):
         self._codec_frames += len(first_codes)
         assert self._answer is not None
         taken, text = self._take_tokens(tokens)
-        frames = self._answer.take_frames(first_codes, self.config.codebook_size, self.options.turn)
+        frames = self._answer.take_frames(first_codes, self.config.codebook_size)
         self._finish()
         return Decoded(taken, text, frames)
 
@@ -561,7 +562,7 @@ class TurnConversation(Conversation):
         """The text tokens up to the end of the text, and the text that they add."""
         answer, chat = self._answer, self.config.chat
         assert answer is not None
-        taken = answer.take_tokens(tokens, chat.end, self.options.turn)
+        taken = answer.take_tokens(tokens, chat.end)
         if taken and answer.text_ended:
             self._queue.close(chat.close[1:] if taken[-1] == chat.end else chat.close)
         self.history.add(answer.turn, 0, len(taken))
@@ -583,7 +584,7 @@ class TurnConversation(Conversation):
             turn=answer.turn.number,
             spoken_ms=answer.spoken_ms,
             text=self.config.decode(answer.turn.tokens),
-            reason=reason or ("length" if answer.is_cut_short(self.options.turn) else "end"),
+            reason=reason or ("length" if answer.is_cut_short else "end"),
             **answer.usage,
         )
         self._answer = None

@@ -20,6 +20,7 @@ from frontend.protocol import SAMPLE_BYTES
 LATE_S = 0.25  # sound that is so late is waited for, from a client whose sound has been coming
 COMING_S = 1.0  # how long ago that may have been
 MOST_HELD_S = 60.0  # of sound: past it the client's next event waits
+MOST_SPOKEN = 100  # stretches of a microphone's sound whose places are known
 BYTES_A_SECOND = INPUT_HZ * SAMPLE_BYTES
 MOST_HELD_BYTES = int(MOST_HELD_S * BYTES_A_SECOND)
 
@@ -33,6 +34,14 @@ class Planned(NamedTuple):
 
     pcm: bytes
     asked: dict[str, Any]
+    spoken: Spoken | None = None  # what of it is the client's microphone's
+
+
+class Spoken(NamedTuple):
+    """Bytes of what came from a client's microphone, counted from its first."""
+
+    begin: int
+    length: int
 
 
 class Clock:
@@ -43,6 +52,9 @@ class Clock:
         self._tick_bytes = tick_ms * BYTES_A_SECOND // 1000
         self._keep_alive_s = keep_alive_s
         self._held = bytearray()
+        self._came = 0  # bytes of the microphone's, of which the last are held
+        self._gone = 0  # bytes of ticks
+        self._spoken: deque[tuple[int, Spoken]] = deque(maxlen=MOST_SPOKEN)  # where in the ticks, and what
         self._planned: deque[Planned] = deque()
         self._asked: deque[dict[str, Any]] = deque()
         self._changed = asyncio.Event()
@@ -71,13 +83,17 @@ class Clock:
         """
         if not self.holds:
             await self._room.wait()
-        self._held += pcm
+        self._hold(pcm)
         if self.holds:
             del self._held[: max(0, len(self._held) - MOST_HELD_BYTES)]
         self._came_s = self._now()
         if len(self._held) > MOST_HELD_BYTES and not self.holds:
             self._room.clear()
         self._changed.set()
+
+    def _hold(self, pcm: bytes) -> None:
+        self._held += pcm
+        self._came += len(pcm)
 
     def clear(self) -> None:
         """Forgets the sound that waits."""
@@ -97,21 +113,38 @@ class Clock:
             self._asked.append(asked)
         self._changed.set()
 
-    def plan(self, pcm: bytes, first: Mapping[str, Any], last: Mapping[str, Any]) -> None:
-        """Ticks of a whole sound, filled up with silence, with controls on the first and the last."""
+    def plan(
+        self, pcm: bytes, first: Mapping[str, Any], last: Mapping[str, Any], spoken_from: int | None = None
+    ) -> None:
+        """Ticks of a whole sound, filled up with silence, with controls on the first and the last.
+
+        `spoken_from`: where it begins in what the microphone has said; None: it is not the microphone's.
+        """
         self._planned += [Planned(bytes(self._tick_bytes), asked) for asked in self._asked]  # they came before it
         self._asked.clear()
         size = self._tick_bytes
         parts = [pcm[start : start + size].ljust(size, b"\0") for start in range(0, max(1, len(pcm)), size)]
         for number, part in enumerate(parts):
             asked = {**(first if number == 0 else {}), **(last if number == len(parts) - 1 else {})}
-            self._planned.append(Planned(part, asked))
+            at, length = number * size, min(size, len(pcm) - number * size)
+            spoken = None if spoken_from is None else Spoken(spoken_from + at, length)
+            self._planned.append(Planned(part, asked, spoken))
         self._changed.set()
 
-    def commit(self, first: Mapping[str, Any], last: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """The sound that waits goes now, and the user's turn ends with it, in a tick that has `last` too."""
-        self.plan(bytes(self._held), first, {**last, "commit": True})
+    def commit(self, rest: bytes, first: Mapping[str, Any], last: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """The sound that waits, and `rest`, go now, and the user's turn ends with it, in a tick that has `last` too."""
+        self._hold(rest)
+        self.plan(bytes(self._held), first, {**last, "commit": True}, self._came - len(self._held))
         self.clear()
+
+    def spoken_ms(self, at_ms: float) -> float:
+        """Where in what the microphone has said a moment of the ticks is: what was put in between is left out."""
+        at = at_ms * BYTES_A_SECOND / 1000
+        before = [(begin, spoken) for begin, spoken in self._spoken if begin <= at]
+        if not before:
+            return 0.0
+        begin, spoken = before[-1]
+        return (spoken.begin + min(at - begin, spoken.length)) * 1000 / BYTES_A_SECOND
 
     def wake(self) -> None:
         """Something that decides when a tick is due has changed."""
@@ -124,6 +157,7 @@ class Clock:
             self._changed.clear()
             tick, wait_s = self._take()
             if tick is not None:
+                self._note_spoken(tick)
                 now = self._now()
                 self._due_s = min(max(self._due_s, now - LATE_S), now) + self._tick_s
                 return tick
@@ -131,6 +165,16 @@ class Clock:
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             except asyncio.TimeoutError:
                 continue
+
+    def _note_spoken(self, tick: Planned) -> None:
+        if tick.spoken:
+            begin, before = self._spoken[-1] if self._spoken else (0, Spoken(0, 0))
+            follows = begin + before.length == self._gone and before.begin + before.length == tick.spoken.begin
+            if self._spoken and follows:
+                self._spoken[-1] = begin, Spoken(before.begin, before.length + tick.spoken.length)
+            else:
+                self._spoken.append((self._gone, tick.spoken))
+        self._gone += self._tick_bytes
 
     def _take(self) -> tuple[Planned | None, float | None]:
         """A tick that is due, or how long until one may be; None: until something changes."""
@@ -154,11 +198,12 @@ class Clock:
     def _sound(self) -> Planned:
         """A tick of what is held, filled up with silence."""
         size = 0 if self.holds else self._tick_bytes
-        pcm = bytes(self._held[:size]).ljust(self._tick_bytes, b"\0")
+        pcm = bytes(self._held[:size])
+        spoken = Spoken(self._came - len(self._held), len(pcm)) if pcm else None
         del self._held[:size]
         if len(self._held) <= MOST_HELD_BYTES / 2:
             self._room.set()
-        return Planned(pcm, self._asked.popleft() if self._asked else {})
+        return Planned(pcm.ljust(self._tick_bytes, b"\0"), self._asked.popleft() if self._asked else {}, spoken)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -186,7 +186,7 @@ class RealtimeConnection:
         options: Event | None = self._conversation.session.options()
         while True:
             clock = self._conversation.clock
-            pcm, asked = await clock.next()
+            pcm, asked, _ = await clock.next()
             await self._room.acquire()
             if not clock.holds:
                 BEHIND.observe(clock.held_ms / 1000)

@@ -5,6 +5,7 @@ engine's events and sound the protocol's.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -39,6 +40,24 @@ class Player(Protocol):
         """Nothing more of what waits is heard; what was cut off, if anything."""
 
 
+class Truncation(NamedTuple):
+    """What a client has heard of an answer."""
+
+    item: Item
+    content_index: int
+    heard_ms: int
+
+    @property
+    def event(self) -> Event:
+        """That it is done."""
+        return {
+            "type": "conversation.item.truncated",
+            "item_id": self.item.id,
+            "content_index": self.content_index,
+            "audio_end_ms": self.heard_ms,
+        }
+
+
 class RealtimeConversation:
     """What is said to the client goes to `send`; `start` is called when the engine is needed for the first time."""
 
@@ -60,6 +79,7 @@ class RealtimeConversation:
         self._is_started = False
         self._id = new_id("conv")
         self._microphone = Microphone(self.session.format("input"))
+        self._late_ms = self._microphone.delay_ms  # by so much is the engine's sound later than the client's own
         self._items = Items()
         self._unconfirmed = Unconfirmed()
         self._to_forget: list[tuple[int, str]] = []  # turns and parts that are being answered, and leave after it
@@ -67,7 +87,10 @@ class RealtimeConversation:
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._next_response: ClientEvent | None = None  # asked for, and waits for a commit or a cancellation
-        self._drops_next = False  # it is cancelled before it has begun
+        self._dropped: deque[ClientEvent] = deque()  # that were cancelled before they could begin, and not told of yet
+        self._truncations: deque[Truncation] = deque()  # that the engine has not done yet
+        self._to_delete: list[Item] = []  # that are being spoken, and are deleted after it
+        self._keeps_turn = False  # what was being said when detection was turned off is part of the next commit
         self._turns = Turns(creates_responses=True)
 
     def open(self) -> None:
@@ -119,7 +142,8 @@ class RealtimeConversation:
         instructions, sound = session.instructions, session.format("input")
         session.update(event.mapping("session"), voice_is_fixed=self._is_started)
         if session.format("input") != sound:
-            self._microphone = Microphone(session.format("input"))
+            self._renew_microphone()
+        self._keeps_turn = session.detection is None and (self._keeps_turn or self._turns.user_speaks)
         if self._is_started:
             if session.turn_options() != before:
                 self.clock.ask(turn=json.dumps(session.turn_options()))
@@ -129,7 +153,7 @@ class RealtimeConversation:
         self._send({"type": "session.updated", "session": session.about})
 
     def _commit(self, event: ClientEvent) -> None:
-        held_ms, heard = self.clock.held_ms, self._turns.user_speaks
+        held_ms, heard = self.clock.held_ms, self._turns.user_speaks or self._keeps_turn
         if held_ms < LEAST_COMMIT_MS and not heard:
             raise RealtimeError(
                 f"the buffer holds {held_ms} ms of sound, expected at least {LEAST_COMMIT_MS}",
@@ -138,11 +162,19 @@ class RealtimeConversation:
         self._expect_room()
         self._start()
         self._unconfirmed.add_sound(Commit(event.event_id))
+        rest = self._microphone.end()
+        self._renew_microphone(said=True)
         if self.clock.holds:
-            self.clock.commit({"listen": True})
+            self.clock.commit(rest, {} if self._keeps_turn else {"listen": True})
+            self._keeps_turn = False
         else:  # it is told from the end of a turn that was detected: a commit asks for no response
-            self.clock.commit({}, {"turn": json.dumps({"create_response": False})})
+            self.clock.commit(rest, {}, {"turn": json.dumps({"create_response": False})})
             self.clock.ask(turn=json.dumps(self.session.turn_options()))
+
+    def _renew_microphone(self, said: bool = False) -> None:
+        """What follows is another sound; `said`: the rest of the one before has been taken, not dropped."""
+        before, self._microphone = self._microphone, Microphone(self.session.format("input"))
+        self._late_ms += self._microphone.delay_ms - (0 if said else before.delay_ms)
 
     def _expect_room(self) -> None:
         """Raises `RealtimeError` where a minute of turns has not gone to the engine yet."""
@@ -154,6 +186,8 @@ class RealtimeConversation:
     def _clear_input(self) -> None:
         """Forgets the sound that is no item yet; the engine has what was detected as speech."""
         self.clock.clear()
+        self._renew_microphone()
+        self._keeps_turn = False
         if self._turns.user_speaks and not self.clock.holds:
             self.clock.ask(turn=json.dumps({"detection": "manual"}))
             self.clock.ask(turn=json.dumps(self.session.turn_options()))
@@ -190,28 +224,32 @@ class RealtimeConversation:
     def _truncate_item(self, event: ClientEvent) -> None:
         item = self._items.get(event.text("item_id"), "item_truncate_invalid_item_id")
         content_index, heard_ms = event.whole("content_index"), event.whole("audio_end_ms")
-        if item.role != "assistant":
-            raise RealtimeError("only an assistant's item can be truncated", param="item_id")
+        if not item.is_spoken:
+            raise RealtimeError("only what the assistant has spoken can be truncated", param="item_id")
         if content_index >= max(1, len(item.content)):
             raise RealtimeError(f"content_index is {content_index}, the item has one part", param="content_index")
         self._cancel_answer(item)
         self._truncate(item, content_index, heard_ms)
 
     def _truncate(self, item: Item, content_index: int, heard_ms: int) -> None:
-        if item.turn is not None:
-            self.clock.ask(truncate=json.dumps({"turn": item.turn, "heard_ms": heard_ms}))
-        self._send(
-            {
-                "type": "conversation.item.truncated",
-                "item_id": item.id,
-                "content_index": content_index,
-                "audio_end_ms": heard_ms,
-            }
-        )
+        truncation = Truncation(item, content_index, heard_ms)
+        if item.turn is None:  # it has left the engine's context
+            self._send(truncation.event)
+            return
+        self._truncations.append(truncation)
+        self.clock.ask(truncate=json.dumps({"turn": item.turn, "heard_ms": heard_ms}))
 
     def _delete_item(self, event: ClientEvent) -> None:
         item = self._items.get(event.text("item_id"), "item_delete_invalid_item_id")
         self._cancel_answer(item)
+        if item in self._to_delete:
+            raise RealtimeError(f"the item {item.id} is deleted already", "item_delete_invalid_item_id", "item_id")
+        if self._is_responding and self._response and self._response.item is item:
+            self._to_delete.append(item)  # its ladder comes first
+        else:
+            self._delete(item)
+
+    def _delete(self, item: Item) -> None:
         if item.turn is not None:
             self._forget(item)
         elif item in self._unconfirmed:
@@ -238,12 +276,27 @@ class RealtimeConversation:
         self._start()
         if wanted.instructions.strip() and wanted.instructions != self.session.instructions:
             self._add_to_history(Item.of_text("system", wanted.instructions))
-        self.clock.ask(respond=True)
+        options = self.session.turn_options()
+        own = self._options_of(wanted)
+        if own.items() <= options.items():
+            self.clock.ask(respond=True)
+        else:
+            self.clock.ask(turn=json.dumps(own), respond=True)
+            self.clock.ask(turn=json.dumps(options))
         self._begin_response(wanted)
+
+    def _options_of(self, wanted: Request) -> dict[str, Any]:
+        """The engine's options of one response alone."""
+        options: dict[str, Any] = {}
+        if wanted.modality:
+            options["speech"] = wanted.modality == "audio"
+        if wanted.most_tokens:
+            options["answer_tokens"] = self.session.answer_tokens(wanted.most_tokens)
+        return options
 
     def _cancel_response(self, event: ClientEvent) -> None:
         response, wanted = self._response, event.fields.get("response_id")
-        if self._next_response and wanted is None and not self._drops_next:
+        if self._next_response and wanted is None:
             self._drop_next_response()
             return
         if response is None or not response.is_due or wanted not in (None, response.id):
@@ -259,21 +312,23 @@ class RealtimeConversation:
 
     def _drop_next_response(self) -> None:
         """The response that waits is done before it has begun; it is told of when the one before it is done."""
-        self._drops_next = self._is_responding
-        if self._drops_next:
-            return
-        event, self._next_response = self._next_response, None
-        assert event is not None
-        try:
-            response = self._new_response(parse_request(event.mapping("response")))
-        except RealtimeError as error:
-            self._send(error_event(error, event.event_id))
-        else:
-            self._send(*response.created(), *response.stop("client_cancelled"))
+        if self._next_response:
+            self._dropped.append(self._next_response)
+            self._next_response = None
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        while self._dropped and not self._is_responding:
+            event = self._dropped.popleft()
+            try:
+                response = self._new_response(parse_request(event.mapping("response")))
+            except RealtimeError as error:
+                self._send(error_event(error, event.event_id))
+            else:
+                self._send(*response.created(), *response.stop("client_cancelled"))
 
     def _clear_output(self) -> None:
-        if self._next_response:
-            self._drop_next_response()
+        self._drop_next_response()
         if self._response and self._response.is_due:
             self._cancel(self._response)
         self._fall_silent()
@@ -311,7 +366,7 @@ class RealtimeConversation:
     def _new_response(self, wanted: Request) -> Response:
         about = {**self.session.about, "conversation_id": self._id}
         play = self._player.play if self._player else None
-        return Response(about, wanted.metadata, wanted.modality, play)
+        return Response(about, wanted, play)
 
     def _start(self) -> None:
         """The conversation takes a place in the engine, if it has none yet. Raises `RefusedError`."""
@@ -333,15 +388,18 @@ class RealtimeConversation:
         if self._response and self._response is not ending:
             self._send(*self._response.sound(answer.pcm))
         if not self._is_responding:
-            self._forget_at_last()
+            self._delete_at_last()
         self._begin_next_response()
         self._follow()
 
-    def _forget_at_last(self) -> None:
-        """What could not leave the history while it was answered."""
+    def _delete_at_last(self) -> None:
+        """What could not leave the history while it was answered or spoken."""
         for turn, part in self._to_forget:
             self.clock.ask(forget=json.dumps({"turn": turn, "part": part}))
+        for item in self._to_delete:
+            self._delete(item)
         self._to_forget.clear()
+        self._to_delete.clear()
 
     def _note_asked(self, parameters: Mapping[str, Any]) -> None:
         """What holds in the engine from this tick on, which a later `session.update` may have changed here already."""
@@ -351,8 +409,7 @@ class RealtimeConversation:
 
     def _begin_next_response(self) -> None:
         """The response that waited, if nothing is in its way any more."""
-        if self._drops_next and not self._is_responding:
-            self._drop_next_response()
+        self._tell_dropped()
         if (event := self._next_response) and not self._must_wait:
             self._next_response = None
             try:
@@ -371,22 +428,23 @@ class RealtimeConversation:
             self._send(*self._response.fail(code, str(error)))
         self._send(error_event(RealtimeError(str(error), code, param), kind=kind))
 
-    def _spoken_at_ms(self, event: Event) -> int:
-        """When it was in the client's own sound, which the engine has a resampler's delay later."""
-        return max(0, round(int(event["at_ms"]) - self._microphone.delay_ms))
+    def _spoken_at_ms(self, at_ms: int) -> int:
+        """A moment of the engine's input in the client's own sound."""
+        return max(0, round(self.clock.spoken_ms(at_ms) - self._late_ms))
 
     def _tell(self, event: Event) -> None:
         response = self._response
         match event["type"]:
             case "speech_started":
                 self._speech_item = new_id("item")
+                padding_ms = int((self.session.detection or {}).get("prefix_padding_ms", 0))
                 is_given = self._response is None or not self._response.is_due
                 if is_given and self.session.turn_options().get("interrupt"):
                     self._fall_silent()  # of an answer that the engine has given already the last is still played
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
-                        "audio_start_ms": self._spoken_at_ms(event),
+                        "audio_start_ms": self._spoken_at_ms(int(event["at_ms"]) - padding_ms),
                         "item_id": self._speech_item,
                     }
                 )
@@ -394,7 +452,7 @@ class RealtimeConversation:
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_stopped",
-                        "audio_end_ms": self._spoken_at_ms(event),
+                        "audio_end_ms": self._spoken_at_ms(int(event["at_ms"])),
                         "item_id": self._speech_item,
                     }
                 )
@@ -417,7 +475,7 @@ class RealtimeConversation:
                 self._send(*response.stop(reason, usage_of(event), event["heard_text"]))
                 self._fall_silent()
             case "truncated":
-                self._note_truncation(event)
+                self._confirm_truncation(event["heard_text"])
             case "turns_dropped":
                 self._items.drop_turn(event["turn"])
             case "error":
@@ -441,10 +499,12 @@ class RealtimeConversation:
         if self._is_answered and (self._response is None or self._response.state is State.DONE):
             self._begin_response(Request())
 
-    def _note_truncation(self, event: Event) -> None:
-        response = self._response
-        if response and response.item and response.item.turn == event["turn"]:
-            response.heard(event["heard_text"])
+    def _confirm_truncation(self, heard_text: str | None = None) -> None:
+        """The engine has cut an answer to what was heard of it; None: there was nothing to cut."""
+        truncation = self._truncations.popleft()
+        if heard_text is not None:
+            truncation.item.keep(heard_text)
+        self._send(truncation.event)
 
     def _tell_error(self, event: Event) -> None:
         """Errors of the engine that the client can do something about."""
@@ -453,6 +513,8 @@ class RealtimeConversation:
             self._send(*response.stop("client_cancelled"))  # it would have begun when the user had stopped
         if code == "nothing_to_forget" and response and response.state is not State.DONE:
             self._to_forget.append((event["turn"], event["part"]))
+        if code == "nothing_to_truncate" and self._truncations:
+            self._confirm_truncation()
         if code in ("nothing_to_cancel", "nothing_to_truncate", "nothing_to_forget"):
             return  # it had ended by itself meanwhile, or has left the context: what was asked for is so
         if code == "answer_active":

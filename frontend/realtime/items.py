@@ -24,6 +24,7 @@ class Item:
     content: list[Event]
     status: str = "completed"
     turn: int | None = None  # of the engine's history
+    is_spoken: bool = False  # by the engine, not written by a client
 
     @property
     def part(self) -> str:
@@ -39,6 +40,11 @@ class Item:
     def text(self) -> str:
         """Its text, without what was spoken by a user."""
         return "\n".join(part.get("text") or part.get("transcript") or "" for part in self.content).strip()
+
+    def keep(self, text: str) -> None:
+        """An answer's text, as far as it was heard."""
+        part = self.content[0]
+        part["text" if "text" in part else "transcript"] = text
 
     def about(self) -> Event:
         """As the protocol tells it."""
@@ -82,7 +88,7 @@ class Items:
 
     def remove(self, item: Item) -> None:
         """Takes an item out."""
-        del self._items[item.id]
+        self._items.pop(item.id, None)
 
     def drop_turn(self, turn: int) -> None:
         """The engine's context has no room for a turn any more."""

@@ -34,6 +34,8 @@ class Request:
     instructions: str = ""
     metadata: Event | None = None  # comes back as it came
     modality: str | None = None  # None: the session's
+    most_tokens: int | str | None = None  # None: the session's
+    sound: Event | None = None  # its format; None: the session's
 
 
 class Response:
@@ -42,18 +44,17 @@ class Response:
     def __init__(
         self,
         session: Event,
-        metadata: Any = None,
-        modality: str | None = None,
+        wanted: Request,
         play: Callable[[str, bytes, bool], None] | None = None,
     ):
-        """`session`: what it is told to clients as; `metadata` comes back as it came; `play` takes the sound."""
+        """`session`: what it is told to clients as; `play` takes the sound."""
         self.id = new_id("resp")
         self.item: Item | None = None
         self.state = State.CREATED
         self.is_cancelled = False  # the client wants its end; the engine may not know yet
-        self.modality = modality or session["output_modalities"][0]
+        self.modality = wanted.modality or session["output_modalities"][0]
         self._play = play
-        output = session["audio"]["output"]
+        output = session["audio"]["output"] | ({"format": wanted.sound} if wanted.sound else {})
         self._loudspeaker = Loudspeaker(output["format"]["type"])
         self._skip = CODE2WAV_DELAY * SAMPLE_BYTES  # of the sound: what code2wav is behind by
         self._left: int | None = None  # bytes of sound to come; None: the engine has not ended
@@ -69,10 +70,10 @@ class Response:
             "output": [],
             "conversation_id": session["conversation_id"],
             "output_modalities": [self.modality],
-            "max_output_tokens": session["max_output_tokens"],
+            "max_output_tokens": wanted.most_tokens or session["max_output_tokens"],
             "audio": {"output": {"format": output["format"], "voice": output["voice"]}},
             "usage": None,
-            "metadata": metadata,
+            "metadata": wanted.metadata,
         }
 
     @property
@@ -88,7 +89,7 @@ class Response:
         """The engine has begun: its item, empty as yet."""
         self.state = State.SPEAKING
         self._previous = previous_item_id
-        self.item = Item(new_id("item"), "assistant", [], "in_progress", turn)
+        self.item = Item(new_id("item"), "assistant", [], "in_progress", turn, is_spoken=self.modality == "audio")
         added = self.item.about()
         part = {"type": self.modality, self._text_key: ""}
         self.item.content = [{"type": f"output_{self.modality}", self._text_key: ""}]
@@ -108,7 +109,7 @@ class Response:
     def heard(self, text: str) -> None:
         """What of it was heard: its item keeps no more."""
         if self.item:
-            self.item.content[0][self._text_key] = text
+            self.item.keep(text)
 
     def sound(self, pcm: bytes) -> list[Event]:
         """A tick's sound; when it is the last of a response that has ended, the end follows."""
@@ -225,14 +226,23 @@ NO_USAGE = usage_of(
 
 def parse_request(wanted: Event) -> Request:
     """The `response` of a `response.create`. Raises `RealtimeError`."""
-    if wanted.get("conversation", "auto") != "auto" or wanted.get("input"):
+    if wanted.get("conversation") not in (None, "auto") or wanted.get("input") is not None:
         raise RealtimeError("responses outside the conversation are not served", param="response.conversation")
     modalities = wanted.get("output_modalities", wanted.get("modalities"))
     modality = None if modalities is None else sessions.modalities(modalities)[0]
     metadata = wanted.get("metadata")
     if metadata is not None:
         _expect_metadata(metadata)
-    return Request(sessions.instructions(wanted.get("instructions"), "response.instructions"), metadata, modality)
+    most = wanted.get("max_output_tokens", wanted.get("max_response_output_tokens"))
+    output = sessions.object_of(sessions.object_of(wanted, "audio", "response"), "output", "response.audio")
+    sound = output.get("format", wanted.get("output_audio_format"))
+    return Request(
+        sessions.instructions(wanted.get("instructions"), "response.instructions"),
+        metadata,
+        modality,
+        None if most is None else sessions.output_tokens(most),
+        None if sound is None else sessions.sound_format(sound, "output"),
+    )
 
 
 def _expect_metadata(metadata: Any) -> None:

@@ -99,13 +99,13 @@ class Session:
             changed["max_output_tokens"] = output_tokens(wanted["max_output_tokens"])
         if "model" in wanted and isinstance(wanted["model"], str):
             changed["model"] = wanted["model"][:100]
-        audio = _object(wanted, "audio")
+        audio = object_of(wanted, "audio")
         for side in ("input", "output"):
-            asked = _object(audio, side)
+            asked = object_of(audio, side)
             if asked.get("format") is not None:
-                changed["audio"][side]["format"] = _format(asked["format"], side)
-        self._update_voice(changed, _object(audio, "output"), voice_is_fixed)
-        self._update_detection(changed, _object(audio, "input"))
+                changed["audio"][side]["format"] = sound_format(asked["format"], side)
+        self._update_voice(changed, object_of(audio, "output"), voice_is_fixed)
+        self._update_detection(changed, object_of(audio, "input"))
         self.about = changed
 
     def _update_voice(self, changed: Event, output: Event, is_fixed: bool) -> None:
@@ -152,9 +152,9 @@ class Session:
     def turn_options(self) -> Event:
         """The engine's options of turns. Commits ask for no answer: `response.create` does."""
         vad, most = self.detection, self.about["max_output_tokens"]
-        limit = {"answer_tokens": self._answer_tokens if most == "inf" else max(2, int(most))}
+        answers = {"answer_tokens": self.answer_tokens(most), "speech": self.modality == "audio"}
         if vad is None:
-            return {"detection": "manual", "create_response": False, **limit}
+            return {"detection": "manual", "create_response": False, **answers}
         return {
             "detection": "server_vad",
             "threshold": vad["threshold"],
@@ -162,8 +162,12 @@ class Session:
             "silence_duration_ms": vad["silence_duration_ms"],
             "create_response": vad["create_response"],
             "interrupt": vad["interrupt_response"],
-            **limit,
+            **answers,
         }
+
+    def answer_tokens(self, most: Any) -> int:
+        """The engine's limit for a `max_output_tokens`."""
+        return self._answer_tokens if most == "inf" else max(2, int(most))
 
     def options(self) -> Event:
         """The engine's options at the start of a conversation."""
@@ -220,16 +224,18 @@ def _from_beta(wanted: Event) -> Event:
     return wanted
 
 
-def _object(parent: Event, name: str) -> Event:
+def object_of(parent: Event, name: str, whole: str = "session") -> Event:
+    """An object in another, empty where there is none. Raises `RealtimeError`."""
     value = parent.get(name)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise RealtimeError(f"session's {name} is {shown(value)}, expected an object", param=f"session.{name}")
+        raise RealtimeError(f"{whole}'s {name} is {shown(value)}, expected an object", param=f"{whole}.{name}")
     return value
 
 
-def _format(value: Any, side: str) -> Event:
+def sound_format(value: Any, side: str) -> Event:
+    """A format of the protocol, by its name or as an object. Raises `RealtimeError`."""
     name = f"session.audio.{side}.format"
     kind = value.get("type") if isinstance(value, dict) else value
     kind = BETA_FORMATS.get(kind, kind) if isinstance(kind, str) else kind

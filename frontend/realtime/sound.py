@@ -20,9 +20,9 @@ RATES = {"audio/pcm": 24_000, "audio/pcmu": 8_000, "audio/pcma": 8_000}
 class Resampler:
     """A band-limited resampler of a stream of int16, the same however the stream is cut: it adds no dither.
 
-    soxr's way for variable rates: its filter holds back 10 ms (24 to 16 kHz), where the other works in blocks and is up to
-    37 ms behind. With `at_once` the stream begins with that much silence, so that as many samples come as went in: who
-    waits for a number of them waits for no further frame of the microphone.
+    soxr's way for variable rates: its filter holds back 10 ms (24 to 16 kHz), where the other works in blocks and is up
+    to 37 ms behind. With `at_once` the stream begins with that much silence, so that as many samples come as went in:
+    who waits for a number of them waits for no further frame of the microphone.
     """
 
     def __init__(self, rate: int, to: int, at_once: bool = False):

@@ -87,10 +87,10 @@ def test_sound_without_detection_waits_for_its_commit():
         await one.append(SPEECH + SPEECH[:100])
         tick, _ = await takes(one)
         assert tick.pcm == TICK
-        one.commit({"listen": True})
+        one.commit(b"", {"listen": True})
         first, last = (await takes(one))[0], (await takes(one))[0]
-        assert first == (SPEECH, {"listen": True})
-        assert last == (SPEECH[:100].ljust(len(TICK), b"\0"), {"commit": True})
+        assert first == (SPEECH, {"listen": True}, (0, len(SPEECH)))
+        assert last == (SPEECH[:100].ljust(len(TICK), b"\0"), {"commit": True}, (len(SPEECH), 100))
 
     asyncio.run(play())
 
@@ -100,7 +100,7 @@ def test_controls_do_not_wait_for_sound():
         one = clock()
         one.ask(respond=True)
         tick, took_s = await takes(one)
-        assert tick == (TICK, {"respond": True})
+        assert tick == (TICK, {"respond": True}, None)
         assert took_s < 0.1
 
     asyncio.run(play())
@@ -116,5 +116,29 @@ def test_controls_and_planned_sound_go_in_the_order_in_which_they_came_and_once(
         assert asked == [{"items": "before"}, {"listen": True}, {"commit": True}, {"respond": True}]
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(one.next(), 0.1)
+
+    asyncio.run(play())
+
+
+def test_a_moment_of_the_ticks_is_known_in_the_microphones_own_sound():
+    """Ticks of silence that were put in between are left out, and so is another sound; what was forgotten counts."""
+
+    async def play() -> None:
+        one = clock()
+        one.ask(respond=True)
+        await takes(one)  # 0 to 320 ms: silence
+        await one.append(SPEECH * 2)
+        await takes(one)  # 320 to 640
+        await takes(one)  # 640 to 960
+        one.plan(SPEECH, {}, {})
+        await takes(one)  # 960 to 1280: an item's
+        await one.append(SPEECH[:3200])
+        one.clear()  # 100 ms
+        one.holds = True
+        await one.append(SPEECH[:6400])
+        one.commit(SPEECH[:320], {})  # 210 ms, the rest of the tick is silence
+        await takes(one)  # 1280 to 1600
+        expected = {0: 0, 320: 0, 330: 10, 960: 640, 1200: 640, 1280: 740, 1400: 860, 1490: 950, 1600: 950}
+        assert {at: one.spoken_ms(at) for at in expected} == expected
 
     asyncio.run(play())

@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from config import Settings
 from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import RealtimeError, parse, weight
+from frontend.realtime.sound import Microphone
 from frontend.triton import TickOut
 
 
@@ -326,3 +328,121 @@ def test_a_response_that_waits_and_is_cancelled_is_told_of_after_the_one_before(
     assert ladder == ["response.created", "response.done"] * 2
     assert talk.told[-1]["response"]["metadata"] == {"name": "second"}
     assert [set(asked) for asked in talk.asked()] == [{"respond"}, {"cancel"}]
+
+
+def spoken_answer(talk: Talk, turn: int) -> str:
+    """The id of an answer's item, which is done."""
+    talk.say("conversation.item.create", item=typed(f"question {turn}"))
+    talk.say("response.create")
+    talk.asked()
+    events = [
+        {"type": "committed", "turn": 1},
+        {"type": "answer_started", "turn": turn},
+        {"type": "text", "text": "Yes."},
+    ]
+    talk.tick([*events, {"type": "answer_done", "turn": turn, "spoken_ms": 0, "reason": "end", **USAGE}])
+    return next(event["item"]["id"] for event in reversed(talk.told) if event["type"] == "response.output_item.done")
+
+
+def transcript(talk: Talk, item_id: str) -> str:
+    talk.say("conversation.item.retrieve", item_id=item_id)
+    return talk.told[-1]["item"]["content"][0]["transcript"]
+
+
+def test_a_truncation_is_told_of_when_it_is_done_and_of_whichever_answer(talk: Talk):
+    first, second = spoken_answer(talk, 1), spoken_answer(talk, 2)
+    for item_id in (first, second):
+        talk.say("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=100)
+    talk.asked()
+    assert "conversation.item.truncated" not in talk.kinds()
+    talk.engine(type="truncated", turn=1, heard_text="Y")
+    assert talk.told[-1]["item_id"] == first
+    assert transcript(talk, first) == "Y"
+    talk.engine(type="error", code="nothing_to_truncate", message="it has left the context", turn=2)
+    assert talk.told[-1]["item_id"] == second
+    assert transcript(talk, second) == "Yes."
+
+
+def test_what_a_client_has_written_cannot_be_truncated(talk: Talk):
+    content = [{"type": "output_text", "text": "Hello."}]
+    item = {"type": "message", "role": "assistant", "id": "written", "content": content}
+    talk.say("conversation.item.create", item=item)
+    talk.engine(type="committed", turn=1)
+    with pytest.raises(RealtimeError, match="only what the assistant has spoken can be truncated"):
+        talk.say("conversation.item.truncate", item_id="written", content_index=0, audio_end_ms=100)
+
+
+def test_an_item_that_is_deleted_while_it_is_spoken_is_deleted_after_its_ladder(talk: Talk):
+    talk.say("response.create")
+    talk.tick([{"type": "answer_started", "turn": 1}, {"type": "text", "text": "Yes."}])
+    item_id = next(event["item"]["id"] for event in talk.told if event["type"] == "response.output_item.added")
+    talk.say("conversation.item.delete", item_id=item_id)
+    with pytest.raises(RealtimeError, match="is deleted already"):
+        talk.say("conversation.item.delete", item_id=item_id)
+    assert "conversation.item.deleted" not in talk.kinds()
+    talk.engine(type="interrupted", turn=1, by="cancel", heard_text="Y", **USAGE)
+    assert talk.kinds()[-2:] == ["response.done", "conversation.item.deleted"]
+    assert json.loads(talk.asked()[-1]["forget"]) == {"turn": 1, "part": "answer"}
+
+
+@pytest.mark.parametrize("ends", ["input_audio_buffer.clear", "input_audio_buffer.commit"])
+def test_half_a_sample_ends_with_its_buffer(talk: Talk, ends: str):
+    talk.say("session.update", session=MANUAL)
+    samples = np.arange(9600, dtype=np.int16)
+    talk.say("input_audio_buffer.append", audio=base64.b64encode(samples.tobytes() + b"\1").decode())
+    talk.say(ends)
+    talk.asked()
+    talk.say("input_audio_buffer.append", audio=base64.b64encode(samples.tobytes()).decode())
+    talk.say("input_audio_buffer.commit")
+    ticks = [talk.loop.run_until_complete(talk.conversation.clock.next()) for _ in range(2)]
+    microphone = Microphone("audio/pcm")
+    expected = microphone.feed(base64.b64encode(samples.tobytes()).decode()) + microphone.end()
+    assert len(expected) == 2 * (6400 + 160), "a filter's delay and all of the sound"
+    assert b"".join(tick.pcm for tick in ticks)[: len(expected)] == expected
+
+
+def test_what_is_being_said_when_detection_ends_is_part_of_the_commit(talk: Talk):
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.engine(type="speech_started", at_ms=100)
+    talk.say("session.update", session=MANUAL)
+    talk.engine(type="speech_stopped", at_ms=400)
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.say("input_audio_buffer.commit")
+    assert not any("listen" in asked for asked in talk.asked())
+    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.say("input_audio_buffer.commit")
+    assert any("listen" in asked for asked in talk.asked())
+
+
+def test_a_response_may_have_its_own_length_form_and_sound(talk: Talk):
+    sound = {"format": {"type": "audio/pcmu"}}
+    response = {"output_modalities": ["text"], "max_output_tokens": 5, "audio": {"output": sound}, "conversation": None}
+    talk.say("response.create", response=response)
+    about = talk.told[-1]["response"]
+    assert (about["output_modalities"], about["max_output_tokens"]) == (["text"], 5)
+    assert about["audio"]["output"]["format"]["type"] == "audio/pcmu"
+    first, second = talk.asked()
+    assert first["respond"] is True
+    assert json.loads(first["turn"]) == {"speech": False, "answer_tokens": 5}
+    assert json.loads(second["turn"])["speech"] is True
+
+
+@pytest.mark.parametrize("response", [{"input": []}, {"conversation": "none"}, {"max_output_tokens": 0}, {"audio": 1}])
+def test_what_a_response_cannot_have_is_refused(talk: Talk, response: dict):
+    with pytest.raises(RealtimeError):
+        talk.say("response.create", response=response)
+
+
+def test_after_a_response_that_was_cancelled_while_it_waited_another_may_wait(talk: Talk):
+    talk.say("response.create")
+    talk.engine(type="answer_started", turn=1)
+    talk.say("response.cancel")
+    for name in "bc":
+        talk.say("response.create", response={"metadata": {"name": name}})
+        if name == "b":
+            talk.say("response.cancel")
+    talk.engine(type="interrupted", turn=1, by="cancel", heard_text="", **USAGE)
+    done = [event["response"]["status"] for event in talk.told if event["type"] == "response.done"]
+    assert done == ["cancelled", "cancelled"]
+    assert talk.told[-1]["type"] == "response.created"
+    assert talk.told[-1]["response"]["metadata"] == {"name": "c"}

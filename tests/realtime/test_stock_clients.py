@@ -231,12 +231,13 @@ def test_push_to_talk_commits_and_asks_in_one_breath(served_barista: Served):
 
 @pytest.mark.parametrize("before", ["commits", "an item with sound"])
 def test_turns_are_detected_after_others_were_not(served_barista: Served, before: str):
-    """The detector's clock went on meanwhile."""
+    """The detector's clock went on meanwhile; clients are told where in their own sound it was."""
 
     async def talk() -> None:
         async with talking(served_barista) as talker:
-            sound = base64.b64encode(pcm24(ORDER, 0.2)).decode()
+            sound, said_ms = base64.b64encode(pcm24(ORDER, 0.2)).decode(), 0.0
             if before == "commits":
+                said_ms = len(pcm24(ORDER, 0.2)) / 48
                 await talker.connection.session.update(
                     session={"type": "realtime", "audio": {"input": {"turn_detection": None}}}
                 )
@@ -254,7 +255,11 @@ def test_turns_are_detected_after_others_were_not(served_barista: Served, before
             for _ in range(2):
                 known = len(talker.events)
                 await talker.say(pcm24(ORDER, 1.5))
-                assert (await talker.wait_for("input_audio_buffer.speech_started", known)).audio_start_ms > 1000
+                started = await talker.wait_for("input_audio_buffer.speech_started", known)
+                assert said_ms - 300 <= started.audio_start_ms <= said_ms + 100, "with 300 ms before it"
+                stopped = await talker.wait_for("input_audio_buffer.speech_stopped", known)
+                said_ms += len(pcm24(ORDER, 1.5)) / 48
+                assert said_ms - 1500 < stopped.audio_end_ms < said_ms
                 assert (await talker.wait_for("response.done", known)).response.status == "completed"
             assert "error" not in talker.kinds()
 

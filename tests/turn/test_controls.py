@@ -213,6 +213,21 @@ def test_a_commit_while_vad_listens_ends_the_speech(talkative: Engine, frontend,
     assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]
 
 
+def test_what_is_being_said_when_detection_ends_is_kept_for_the_commit(engine: Engine, frontend, questions):
+    def script() -> Script:
+        user = User()
+        yield from user.say(questions[0][: 8 * TICK])
+        user.note((yield questions[0][8 * TICK : 9 * TICK], Controls(turn={"detection": "manual"})))
+        yield from user.say(questions[0][9 * TICK : 11 * TICK], last=Controls(commit=True))
+        yield from user.until_quiet()
+
+    call = converse(engine, frontend, script())
+    started, committed = event_of(call, "speech_started"), event_of(call, "committed")
+    assert committed["audio_start_ms"] == max(0, started["at_ms"] - 300) // 10 * 10
+    assert committed["audio_end_ms"] == 11 * 320
+    assert event_of(call, "answer_done")
+
+
 def test_listen_while_vad_listens_forgets_the_speech_before(talkative: Engine, frontend, questions):
     """Its end does not end the turn that begins here, and a message is not held back for it."""
 

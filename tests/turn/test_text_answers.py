@@ -1,0 +1,67 @@
+"""Answers that are text alone, and options that hold from the next answer on."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.checkpoint import Checkpoint
+from engine.engine import Engine
+from engine.options import Controls
+from tests.turn_oracle import TurnOracle
+from tests.turns import Script, User, converse, event_of, silence
+
+
+def test_a_text_answer_ends_with_its_text_and_what_is_spoken_after_it_is_exact(
+    engine: Engine, frontend, checkpoint: Checkpoint
+):
+    """The tokens are those of `generate()`, whose talker speaks the next answer as if this one had been spoken."""
+
+    def script() -> Script:
+        user = User()
+        user.note((yield silence(), Controls(message="Hello.")))
+        user.note((yield silence(), Controls(turn={"speech": True})))  # the answer was asked for before
+        yield from user.until_quiet()
+        user.note((yield silence(), Controls(message="What is the weather like?")))
+        yield from user.until_quiet()
+
+    call = converse(engine, frontend, script(), voice="ethan", speech="false")
+    written, spoken = call.answers
+    oracle = TurnOracle(checkpoint, "ethan")
+    oracle.hear(None, "Hello.")
+    expected = oracle.answer(40, 80)
+    assert written.tokens == expected.tokens
+    assert not any(codes.numel() for codes in written.codes)
+    done = event_of(call, "answer_done")
+    assert (done["spoken_ms"], done["output_audio_tokens"]) == (0, 0)
+    assert done["output_text_tokens"] > 0
+    oracle.say([token for token in expected.tokens if token != checkpoint.tokenizer.eos_token_id])
+    oracle.hear(None, "What is the weather like?")
+    expected = oracle.answer(40, 80)
+    assert spoken.tokens == expected.tokens
+    assert torch.equal(torch.cat(spoken.codes, 1)[:, : expected.codes.shape[1]], expected.codes)
+
+
+def test_an_interrupted_text_answer_keeps_what_was_written(engine: Engine, frontend):
+    def script() -> Script:
+        user = User()
+        user.note((yield silence(), Controls(message="Hello.")))
+        user.note((yield silence(), Controls(cancel=True)))
+        yield from user.until_quiet()
+
+    call = converse(engine, frontend, script(), speech="false")
+    stopped = event_of(call, "interrupted")
+    written = "".join(event["text"] for event in call.events if event["type"] == "text")
+    assert stopped["heard_text"] == written != ""
+
+
+def test_an_answer_keeps_the_options_that_it_was_asked_with(engine: Engine, frontend):
+    def script() -> Script:
+        user = User()
+        user.note((yield silence(), Controls(message="Hello.", turn={"answer_tokens": 3})))
+        user.note((yield silence(), Controls(turn={"answer_tokens": 40})))
+        yield from user.until_quiet()
+
+    call = converse(engine, frontend, script())
+    done = event_of(call, "answer_done")
+    assert done["output_text_tokens"] == 3
+    assert done["reason"] == "length"
