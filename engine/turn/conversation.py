@@ -284,7 +284,7 @@ class TurnConversation(Conversation):
             self._tell("error", code="bad_control", message=str(error))
             return
         if turn.detection != self.options.turn.detection:
-            if not (self._turn and self.detects_turns):  # what is being said is kept: a commit ends it
+            if not (self._turn and self.detects_turns) or self._respond_due:  # else it is kept: a commit ends it
                 self._abandon_turn()
                 self._earliest = self.clock
             self._end_speech()

@@ -143,7 +143,8 @@ class RealtimeConversation:
         session.update(event.mapping("session"), voice_is_fixed=self._is_started)
         if session.format("input") != sound:
             self._renew_microphone()
-        self._keeps_turn = session.detection is None and (self._keeps_turn or self._turns.user_speaks)
+        is_kept = self._keeps_turn or (self._turns.user_speaks and not self._is_responding)
+        self._keeps_turn = is_kept and session.detection is None
         if self._is_started:
             if session.turn_options() != before:
                 self.clock.ask(turn=json.dumps(session.turn_options()))
