@@ -159,6 +159,7 @@ class Ledger:
     due_responses: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was asked, by the event's id
     due_commits: list[str] = field(default_factory=list)  # ids of events
     seen: set[str] = field(default_factory=set)  # ids of the server's events
+    spoken: set[str] = field(default_factory=set)  # ids of items that the server has spoken
 
     @property
     def owes(self) -> bool:
@@ -210,6 +211,8 @@ class Ledger:
         about = event.get("response", {"id": event.get("response_id", given.about["id"])})
         assert about["id"] == given.about["id"]
         given.take(event)
+        if given.item_id and given.modality == "audio":
+            self.spoken.add(given.item_id)
         if event["type"] == "response.done":
             given.expect_done(about)
             self.ended.add(about["id"])
@@ -279,6 +282,13 @@ class RealtimeMachine(RuleBasedStateMachine):
                 cancelled_s = time.monotonic()
                 self.say("response.cancel")
             self.wait(0.1)
+
+    def expect_in_time(self, kind: str, code: str | None, answer: tuple[list[dict[str, Any]], Any]) -> dict[str, Any]:
+        """As `expect`, of what the engine does first."""
+        events, error = answer
+        while not code and not error and not any(event["type"] == kind for event in events):
+            events = [*events, self.hear()]
+        return self.expect(kind, code, (events, error))
 
     def expect(self, kind: str, code: str | None, answer: tuple[list[dict[str, Any]], Any]) -> dict[str, Any]:
         """One event of this kind, or where there is a code the error with it."""
@@ -395,17 +405,18 @@ class RealtimeMachine(RuleBasedStateMachine):
     def delete(self, which: str | int) -> None:
         item_id = self.item_id(which)
         code = None if item_id in self.ledger.items else "item_delete_invalid_item_id"
-        found = self.expect("conversation.item.deleted", code, self.say("conversation.item.delete", item_id=item_id))
+        answer = self.say("conversation.item.delete", item_id=item_id)
+        found = self.expect_in_time("conversation.item.deleted", code, answer)
         assert code or found["item_id"] == item_id
 
     @rule(which=WHICH_ITEM, index=st.sampled_from([0, 0, 1, -1]), end_ms=st.sampled_from([0, 300, 10**6, -1, "x"]))
     def truncate(self, which: str | int, index: int, end_ms: Any) -> None:
         item_id = self.item_id(which)
         code = None if item_id in self.ledger.items else "item_truncate_invalid_item_id"
-        if not code and (self.ledger.items[item_id] != "assistant" or index or end_ms in (-1, "x")):
+        if not code and (item_id not in self.ledger.spoken or index or end_ms in (-1, "x")):
             code = "invalid_value"
         answer = self.say("conversation.item.truncate", item_id=item_id, content_index=index, audio_end_ms=end_ms)
-        found = self.expect("conversation.item.truncated", code, answer)
+        found = self.expect_in_time("conversation.item.truncated", code, answer)
         assert code or (found["item_id"], found["audio_end_ms"]) == (item_id, end_ms)
 
     # Responses
@@ -420,10 +431,8 @@ class RealtimeMachine(RuleBasedStateMachine):
 
     @rule(request=BAD_REQUESTS)
     def respond_badly(self, request: dict[str, Any]) -> None:
-        """Refused, if need be when it is its turn."""
-        name = f"event {self.said + 1}"
-        self.ledger.due_responses[name] = {"metadata": {"name": name}}
-        self.say("response.create", response=request)
+        """Refused at once, whatever is going on."""
+        self.expect("", "invalid_value", self.say("response.create", response=request))
 
     @rule(which=st.sampled_from(["any", "open", "nobody"]))
     def cancel(self, which: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from config import Settings
 from frontend.realtime.clock import MOST_HELD_S, Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
+from frontend.realtime.input_buffer import InputBuffer
 from frontend.realtime.items import Item, Items
 from frontend.realtime.response import Request, Response, State, parse_request, usage_of
 from frontend.realtime.session import Session
@@ -19,8 +20,6 @@ from frontend.realtime.sound import Microphone
 from frontend.realtime.unconfirmed import Commit, Unconfirmed
 from frontend.triton import TickError, TickOut
 from frontend.turns import Turns
-
-LEAST_COMMIT_MS = 100
 
 
 class Cut(NamedTuple):
@@ -58,6 +57,13 @@ class Truncation(NamedTuple):
         }
 
 
+class Waiting(NamedTuple):
+    """A response that is asked for, and the id of the event that asked."""
+
+    event_id: str | None
+    wanted: Request
+
+
 class RealtimeConversation:
     """What is said to the client goes to `send`; `start` is called when the engine is needed for the first time."""
 
@@ -78,19 +84,17 @@ class RealtimeConversation:
         self._player = player
         self._is_started = False
         self._id = new_id("conv")
-        self._microphone = Microphone(self.session.format("input"))
-        self._late_ms = self._microphone.delay_ms  # by so much is the engine's sound later than the client's own
+        self._input = InputBuffer(self.clock, self.session.format("input"))
         self._items = Items()
         self._unconfirmed = Unconfirmed()
         self._to_forget: list[tuple[int, str]] = []  # turns and parts that are being answered, and leave after it
         self._is_answered = True  # whether the engine answers a turn of the user's by itself, as of this tick
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
-        self._next_response: ClientEvent | None = None  # asked for, and waits for a commit or a cancellation
-        self._dropped: deque[ClientEvent] = deque()  # that were cancelled before they could begin, and not told of yet
+        self._next_response: Waiting | None = None  # asked for, and waits for a commit or a cancellation
+        self._dropped: deque[Request] = deque()  # that were cancelled before they could begin, and not told of yet
         self._truncations: deque[Truncation] = deque()  # that the engine has not done yet
         self._to_delete: list[Item] = []  # that are being spoken, and are deleted after it
-        self._keeps_turn = False  # what was being said when detection was turned off is part of the next commit
         self._turns = Turns(creates_responses=True)
 
     def open(self) -> None:
@@ -106,10 +110,7 @@ class RealtimeConversation:
             case "session.update":
                 self._update_session(event)
             case "input_audio_buffer.append":
-                if self.clock.holds and self.clock.held_ms >= MOST_HELD_S * 1000:
-                    message = f"{self.clock.held_ms} ms of sound wait, expected input_audio_buffer.commit or .clear"
-                    raise RealtimeError(message, code="input_audio_buffer_full")
-                await self.hear(self._microphone.feed(event.fields.get("audio")))
+                await self.hear(self._input.feed(event.fields.get("audio")))
             case "input_audio_buffer.commit":
                 self._commit(event)
             case "input_audio_buffer.clear":
@@ -139,12 +140,11 @@ class RealtimeConversation:
 
     def _update_session(self, event: ClientEvent) -> None:
         session, before = self.session, self.session.turn_options()
-        instructions, sound = session.instructions, session.format("input")
+        instructions = session.instructions
         session.update(event.mapping("session"), voice_is_fixed=self._is_started)
-        if session.format("input") != sound:
-            self._renew_microphone()
-        is_kept = self._keeps_turn or (self._turns.user_speaks and not self._is_responding)
-        self._keeps_turn = is_kept and session.detection is None
+        self._input.use(session.format("input"))
+        is_kept = self._input.keeps_turn or (self._turns.user_speaks and not self._is_responding)
+        self._input.keeps_turn = is_kept and session.detection is None
         if self._is_started:
             if session.turn_options() != before:
                 self.clock.ask(turn=json.dumps(session.turn_options()))
@@ -154,28 +154,11 @@ class RealtimeConversation:
         self._send({"type": "session.updated", "session": session.about})
 
     def _commit(self, event: ClientEvent) -> None:
-        held_ms, heard = self.clock.held_ms, self._turns.user_speaks or self._keeps_turn
-        if held_ms < LEAST_COMMIT_MS and not heard:
-            raise RealtimeError(
-                f"the buffer holds {held_ms} ms of sound, expected at least {LEAST_COMMIT_MS}",
-                code="input_audio_buffer_commit_empty",
-            )
+        self._input.expect_sound(self._turns.user_speaks)
         self._expect_room()
         self._start()
         self._unconfirmed.add_sound(Commit(event.event_id))
-        rest = self._microphone.end()
-        self._renew_microphone(said=True)
-        if self.clock.holds:
-            self.clock.commit(rest, {} if self._keeps_turn else {"listen": True})
-            self._keeps_turn = False
-        else:  # it is told from the end of a turn that was detected: a commit asks for no response
-            self.clock.commit(rest, {}, {"turn": json.dumps({"create_response": False})})
-            self.clock.ask(turn=json.dumps(self.session.turn_options()))
-
-    def _renew_microphone(self, said: bool = False) -> None:
-        """What follows is another sound; `said`: the rest of the one before has been taken, not dropped."""
-        before, self._microphone = self._microphone, Microphone(self.session.format("input"))
-        self._late_ms += self._microphone.delay_ms - (0 if said else before.delay_ms)
+        self._input.commit(self.session.turn_options())
 
     def _expect_room(self) -> None:
         """Raises `RealtimeError` where a minute of turns has not gone to the engine yet."""
@@ -186,9 +169,7 @@ class RealtimeConversation:
 
     def _clear_input(self) -> None:
         """Forgets the sound that is no item yet; the engine has what was detected as speech."""
-        self.clock.clear()
-        self._renew_microphone()
-        self._keeps_turn = False
+        self._input.clear()
         if self._turns.user_speaks and not self.clock.holds:
             self.clock.ask(turn=json.dumps({"detection": "manual"}))
             self.clock.ask(turn=json.dumps(self.session.turn_options()))
@@ -262,18 +243,21 @@ class RealtimeConversation:
         self.clock.ask(forget=json.dumps({"turn": item.turn, "part": item.part}))
 
     def _create_response(self, event: ClientEvent) -> None:
+        wanted = parse_request(event.mapping("response"))
         if self._next_response:
             message = "a response is asked for already: wait until it is done, or cancel it"
             raise RealtimeError(message, code="conversation_already_has_active_response")
         if self._must_wait:
-            self._next_response = event
-            return
+            self._next_response = Waiting(event.event_id, wanted)
+        else:
+            self._ask_for(wanted)
+
+    def _ask_for(self, wanted: Request) -> None:
         if self._response and self._response.state is not State.DONE:
             raise RealtimeError(
                 f"the conversation has an active response, {self._response.id}: wait until it is done, or cancel it",
                 code="conversation_already_has_active_response",
             )
-        wanted = parse_request(event.mapping("response"))
         self._start()
         if wanted.instructions.strip() and wanted.instructions != self.session.instructions:
             self._add_to_history(Item.of_text("system", wanted.instructions))
@@ -314,19 +298,14 @@ class RealtimeConversation:
     def _drop_next_response(self) -> None:
         """The response that waits is done before it has begun; it is told of when the one before it is done."""
         if self._next_response:
-            self._dropped.append(self._next_response)
+            self._dropped.append(self._next_response.wanted)
             self._next_response = None
         self._tell_dropped()
 
     def _tell_dropped(self) -> None:
         while self._dropped and not self._is_responding:
-            event = self._dropped.popleft()
-            try:
-                response = self._new_response(parse_request(event.mapping("response")))
-            except RealtimeError as error:
-                self._send(error_event(error, event.event_id))
-            else:
-                self._send(*response.created(), *response.stop("client_cancelled"))
+            response = self._new_response(self._dropped.popleft())
+            self._send(*response.created(), *response.stop("client_cancelled"))
 
     def _clear_output(self) -> None:
         self._drop_next_response()
@@ -411,12 +390,12 @@ class RealtimeConversation:
     def _begin_next_response(self) -> None:
         """The response that waited, if nothing is in its way any more."""
         self._tell_dropped()
-        if (event := self._next_response) and not self._must_wait:
+        if (waiting := self._next_response) and not self._must_wait:
             self._next_response = None
             try:
-                self._create_response(event)
+                self._ask_for(waiting.wanted)
             except RealtimeError as error:
-                self._send(error_event(error, event.event_id))
+                self._send(error_event(error, waiting.event_id))
 
     def fail(self, error: TickError) -> None:
         """The engine cannot go on with it."""
@@ -428,10 +407,6 @@ class RealtimeConversation:
         if self._response:
             self._send(*self._response.fail(code, str(error)))
         self._send(error_event(RealtimeError(str(error), code, param), kind=kind))
-
-    def _spoken_at_ms(self, at_ms: int) -> int:
-        """A moment of the engine's input in the client's own sound."""
-        return max(0, round(self.clock.spoken_ms(at_ms) - self._late_ms))
 
     def _tell(self, event: Event) -> None:
         response = self._response
@@ -445,7 +420,7 @@ class RealtimeConversation:
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
-                        "audio_start_ms": self._spoken_at_ms(int(event["at_ms"]) - padding_ms),
+                        "audio_start_ms": self._input.spoken_at_ms(int(event["at_ms"]) - padding_ms),
                         "item_id": self._speech_item,
                     }
                 )
@@ -453,7 +428,7 @@ class RealtimeConversation:
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_stopped",
-                        "audio_end_ms": self._spoken_at_ms(int(event["at_ms"])),
+                        "audio_end_ms": self._input.spoken_at_ms(int(event["at_ms"])),
                         "item_id": self._speech_item,
                     }
                 )
