@@ -150,7 +150,8 @@ class RealtimeConversation:
                 self.clock.ask(turn=json.dumps(session.turn_options()))
             if session.instructions.strip() and session.instructions != instructions:
                 self._add_to_history(Item.of_text("system", session.instructions))
-        self.clock.holds = session.detection is None
+        if not self._input.keeps_turn:  # else not before the engine knows: what is being said has no hole
+            self.clock.holds = session.detection is None
         self._send({"type": "session.updated", "session": session.about})
 
     def _commit(self, event: ClientEvent) -> None:
@@ -385,6 +386,8 @@ class RealtimeConversation:
         """What holds in the engine from this tick on, which a later `session.update` may have changed here already."""
         turn = {**parameters, **json.loads(parameters.get("turn", "{}"))}
         self._is_answered = turn.get("create_response", self._is_answered)
+        if turn.get("detection") == "manual" and self.session.detection is None:
+            self.clock.holds = True
         self._unconfirmed.note_asked(parameters)
 
     def _begin_next_response(self) -> None:

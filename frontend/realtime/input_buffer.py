@@ -50,10 +50,10 @@ class InputBuffer:
         self._renew(said=True)
         if self._clock.holds:
             self._clock.commit(rest, {} if self.keeps_turn else {"listen": True})
-            self.keeps_turn = False
         else:  # it is told from the end of a turn that was detected
             self._clock.commit(rest, {}, {"turn": json.dumps({"create_response": False})})
             self._clock.ask(turn=json.dumps(options))
+        self.keeps_turn = False
 
     def clear(self) -> None:
         """Forgets the sound that has not gone to the engine."""

@@ -401,14 +401,23 @@ def test_half_a_sample_ends_with_its_buffer(talk: Talk, ends: str):
     assert b"".join(tick.pcm for tick in ticks)[: len(expected)] == expected
 
 
-def test_what_is_being_said_when_detection_ends_is_part_of_the_commit(talk: Talk):
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_what_is_being_said_when_detection_ends_is_part_of_the_commit(talk: Talk, is_quick: bool):
+    """Whether the engine knows of it by then or not, and no tick of silence comes in between."""
     talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    assert talk.asked() == []
     talk.engine(type="speech_started", at_ms=100)
     talk.say("session.update", session=MANUAL)
-    talk.engine(type="speech_stopped", at_ms=400)
     talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    tick = talk.loop.run_until_complete(talk.conversation.clock.next())
+    assert json.loads(tick.asked["turn"])["detection"] == "manual"
+    assert tick.spoken.length == len(tick.pcm), "all of it is sound"
+    if not is_quick:
+        talk.tick([{"type": "speech_stopped", "at_ms": 400}], **tick.asked)
+        assert talk.asked() == [], "the rest waits for its commit"
     talk.say("input_audio_buffer.commit")
     assert not any("listen" in asked for asked in talk.asked())
+    talk.tick([], **tick.asked)
     talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
     talk.say("input_audio_buffer.commit")
     assert any("listen" in asked for asked in talk.asked())
