@@ -183,6 +183,16 @@ def test_positions_are_those_of_what_was_prefilled_and_decoded():
     assert one.history.talker_length == user, "the talker keeps users' parts alone"
 
 
+def test_an_answer_that_is_not_spoken_asks_for_no_frames():
+    one = conversation(detection="manual", speech=False)
+    advance(one, 5, commit=True)
+    prefill_all(one)
+    decode = one.next_decode()
+    assert (decode.emits_text, decode.emits_frames, decode.is_first) == (True, False, False)
+    one.decoded([30, END, 40, 41], [])
+    assert one.events[-1]["type"] == "answer_done"
+
+
 def test_windows_are_taken_back_to_be_prefilled_again():
     one = conversation(detection="manual")
     advance(one, 60)

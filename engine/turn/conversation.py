@@ -539,7 +539,7 @@ class TurnConversation(Conversation):
         return Decode(
             emits_text=not answer.text_ended,
             emits_frames=not answer.speech_ended,
-            is_first=not answer.frames,
+            is_first=not answer.speech_ended and not answer.frames,
             thinker_start=self.history.thinker_length,
             talker_start=self.history.talker_length + self._spoken_positions(),
             text_rng_offset=TEXT_RNG_OFFSET + self._text_tokens,
