@@ -47,7 +47,7 @@ class InputBuffer:
     def commit(self, options: Mapping[str, Any]) -> None:
         """The user's turn ends here and asks for no response; `options` of turns hold after it."""
         rest = self._microphone.end()
-        self._renew(said=True)
+        self._renew(said=bool(rest))  # a call's sound does not come through this microphone
         if self._clock.holds:
             self._clock.commit(rest, {} if self.keeps_turn else {"listen": True})
         else:  # it is told from the end of a turn that was detected
