@@ -151,7 +151,7 @@ async def _microphone(client: ClientConnection, url: str, begin_s: float, second
     pcm = soxr.resample(noise, 16_000, rate).astype(np.int16)
     frame = pcm[: round(rate * FRAME_S)].tobytes()
     event = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(frame).decode()})
-    for number in range(round(seconds / FRAME_S) + 1):  # one more: a resampler is a little behind
+    for number in range(round(seconds / FRAME_S)):
         await asyncio.sleep(max(0.0, begin_s + (number + 1) * FRAME_S - time.monotonic()))
         await client.send(frame if rate == 16_000 else event)
 

@@ -15,7 +15,7 @@ from config.settings import INPUT_HZ
 from training.clips import Clip
 from training.grammar import openings
 from training.orders import SLOTS
-from training.splice import ADDITIONS, Splicer
+from training.splice import ADDITIONS, Splicer, gain, later
 
 BARE = 0.2  # share of changes that name a value and nothing else
 LONGEST_BREAK_S = 0.12  # between the two
@@ -29,9 +29,9 @@ class Changes:
         self._spoken: dict[str, list[Clip]] = defaultdict(list)  # by their words
         self._fitting = {slot: openings(slot) for slot in SLOTS}
 
-    def add(self, openings: list[Clip]) -> None:
+    def add(self, clips: list[Clip]) -> None:
         """More openings: `about["text"]` is one of the grammar's."""
-        for clip in openings:
+        for clip in clips:
             self._spoken[clip.about["text"]].append(clip)
 
     def change(self, draw: random.Random) -> Clip:
@@ -41,12 +41,12 @@ class Changes:
         begun = [text for text in self._fitting[slot] if self._spoken[text]]
         if begun and (slot in ADDITIONS or draw.random() > BARE):
             opening = draw.choice(self._spoken[draw.choice(begun)])
-            spoken = opening.samples * min(5.0, float(sound.std()) / max(1.0, float(opening.samples.std())))
+            spoken = opening.samples * gain(opening.samples, sound)
             silence = np.zeros(int(draw.uniform(0, LONGEST_BREAK_S) * INPUT_HZ))
             before_s, said = len(spoken) / INPUT_HZ, opening.about["text"].split()
-            each_s, later_s = before_s / len(said), (len(spoken) + len(silence)) / INPUT_HZ
+            each_s = before_s / len(said)
             first = [(word, each_s * i, each_s * (i + 1)) for i, word in enumerate(said)]
-            words = first + [(word, begin + later_s, end + later_s) for word, begin, end in words]
+            words = first + later(words, (len(spoken) + len(silence)) / INPUT_HZ)
             sound = np.concatenate([spoken, silence, sound])
         about = {
             "text": " ".join(word for word, _, _ in words),

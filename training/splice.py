@@ -63,7 +63,7 @@ class Splicer:
         lender, lent = draw.choice(self._lenders[slot])
         before = lender.about["words"][max(0, lent.start - 1)][0]
         words = lender.about["words"][lent.start - (before in ("a", "an")) : lent.stop]
-        return lender.about["slots"][slot], _later(words, -words[0][1]), _sound_of(lender, words)
+        return lender.about["slots"][slot], later(words, -words[0][1]), _sound_of(lender, words)
 
     def _another_amount(self, draw: random.Random, clip: Clip, slot: str, place: slice) -> Clip:
         """So much of the same: "lots of", "a bit of", "some", or no word about it."""
@@ -126,8 +126,8 @@ def _fitted(clip: Clip, lender: Clip, lent: slice) -> tuple[np.ndarray, list[Any
     """A lender's words for another recording: their sound, as loud as it is there, and the words."""
     words = lender.about["words"][lent]
     sound, there = _sound_of(lender, words), _sound_of(clip, clip.about["words"])
-    gain = min(LOUDEST, there.std() / max(1.0, _sound_of(lender, lender.about["words"]).std()))
-    return (sound * gain).clip(-32768, 32767).astype(np.int16), words
+    sound = sound * gain(_sound_of(lender, lender.about["words"]), there)
+    return sound.clip(-32768, 32767).astype(np.int16), words
 
 
 def _spliced(clip: Clip, place: slice, sound: np.ndarray, put_in: list[Any], slots: dict[str, str]) -> Clip:
@@ -136,8 +136,8 @@ def _spliced(clip: Clip, place: slice, sound: np.ndarray, put_in: list[Any], slo
     begin_s = words[place.start][1]
     end_s = words[place.stop - 1][2] if place.start < place.stop else begin_s
     later_s = (_length_s(put_in) if put_in else 0.0) - (end_s - begin_s)
-    placed = _later(put_in, begin_s - put_in[0][1]) if put_in else []
-    all_words = [*words[: place.start], *placed, *_later(words[place.stop :], later_s)]
+    placed = later(put_in, begin_s - put_in[0][1]) if put_in else []
+    all_words = [*words[: place.start], *placed, *later(words[place.stop :], later_s)]
     about = clip.about | {
         "words": all_words,
         "text": " ".join(word for word, _, _ in all_words),
@@ -156,5 +156,11 @@ def _length_s(words: list[Any]) -> float:
     return float(words[-1][2] - words[0][1])
 
 
-def _later(words: list[Any], seconds: float) -> list[tuple[str, float, float]]:
+def gain(sound: np.ndarray, there: np.ndarray) -> float:
+    """What makes a sound as loud as another, within reason."""
+    return min(LOUDEST, float(there.std()) / max(1.0, float(sound.std())))
+
+
+def later(words: list[Any], seconds: float) -> list[tuple[str, float, float]]:
+    """Words with their times, moved."""
     return [(word, begin + seconds, end + seconds) for word, begin, end in words]

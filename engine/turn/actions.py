@@ -70,7 +70,7 @@ class Decode(NamedTuple):
 
     emits_text: bool
     emits_frames: bool
-    is_first: bool  # no frame of the answer was emitted before
+    is_first: bool  # it emits frames, and none of the answer was emitted before
     thinker_start: int
     talker_start: int
     text_rng_offset: int

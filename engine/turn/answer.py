@@ -24,6 +24,9 @@ class Answer:
     input_tokens: int = 0  # positions that it follows
     input_audio_tokens: int = 0  # among them
 
+    def __post_init__(self) -> None:
+        self.speech_ended = not self.options.speech
+
     @property
     def spoken_ms(self) -> int:
         """How long it has been speaking."""
@@ -38,9 +41,6 @@ class Answer:
             "output_text_tokens": len(self.turn.tokens),
             "output_audio_tokens": self.frames,
         }
-
-    def __post_init__(self) -> None:
-        self.speech_ended = not self.options.speech
 
     @property
     def tokens_left(self) -> int:

@@ -44,6 +44,9 @@ class Spoken(NamedTuple):
     length: int
 
 
+NOTHING = Spoken(0, 0)
+
+
 class Clock:
     """Sound and controls go in as they come, ticks come out when they are due."""
 
@@ -54,7 +57,7 @@ class Clock:
         self._held = bytearray()
         self._came = 0  # bytes of the microphone's, of which the last are held
         self._gone = 0  # bytes of ticks
-        self._spoken: deque[tuple[int, Spoken]] = deque(maxlen=MOST_SPOKEN)  # where in the ticks, and what
+        self._spoken = deque([(0, NOTHING)], maxlen=MOST_SPOKEN)  # where in the ticks, and what
         self._planned: deque[Planned] = deque()
         self._asked: deque[dict[str, Any]] = deque()
         self._changed = asyncio.Event()
@@ -140,10 +143,7 @@ class Clock:
     def spoken_ms(self, at_ms: float) -> float:
         """Where in what the microphone has said a moment of the ticks is: what was put in between is left out."""
         at = at_ms * BYTES_A_SECOND / 1000
-        before = [(begin, spoken) for begin, spoken in self._spoken if begin <= at]
-        if not before:
-            return 0.0
-        begin, spoken = before[-1]
+        begin, spoken = next((stretch for stretch in reversed(self._spoken) if stretch[0] <= at), (0, NOTHING))
         return (spoken.begin + min(at - begin, spoken.length)) * 1000 / BYTES_A_SECOND
 
     def wake(self) -> None:
@@ -168,9 +168,8 @@ class Clock:
 
     def _note_spoken(self, tick: Planned) -> None:
         if tick.spoken:
-            begin, before = self._spoken[-1] if self._spoken else (0, Spoken(0, 0))
-            follows = begin + before.length == self._gone and before.begin + before.length == tick.spoken.begin
-            if self._spoken and follows:
+            begin, before = self._spoken[-1]
+            if begin + before.length == self._gone and before.begin + before.length == tick.spoken.begin:
                 self._spoken[-1] = begin, Spoken(before.begin, before.length + tick.spoken.length)
             else:
                 self._spoken.append((self._gone, tick.spoken))

@@ -87,7 +87,7 @@ class Items:
             ) from None
 
     def remove(self, item: Item) -> None:
-        """Takes an item out."""
+        """Takes an item out, if it has not left the list by itself."""
         self._items.pop(item.id, None)
 
     def drop_turn(self, turn: int) -> None:

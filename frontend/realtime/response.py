@@ -106,11 +106,6 @@ class Response:
         self.item.content[0][self._text_key] += delta
         return [{"type": f"response.{self._text_event}.delta", **self._place, "delta": delta}]
 
-    def heard(self, text: str) -> None:
-        """What of it was heard: its item keeps no more."""
-        if self.item:
-            self.item.keep(text)
-
     def sound(self, pcm: bytes) -> list[Event]:
         """A tick's sound; when it is the last of a response that has ended, the end follows."""
         if self.state not in (State.SPEAKING, State.FINISHING):
@@ -144,8 +139,8 @@ class Response:
         if self.state is State.DONE:
             return []
         self._usage = usage or self._usage
-        if heard_text is not None:
-            self.heard(heard_text)
+        if heard_text is not None and self.item:
+            self.item.keep(heard_text)
         self._final = ("cancelled", {"reason": reason})
         return self._end()
 
@@ -241,7 +236,7 @@ def parse_request(wanted: Event) -> Request:
         metadata,
         modality,
         None if most is None else sessions.output_tokens(most),
-        None if sound is None else sessions.sound_format(sound, "output"),
+        None if sound is None else sessions.sound_format(sound, "response.audio.output.format"),
     )
 
 

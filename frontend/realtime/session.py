@@ -103,7 +103,7 @@ class Session:
         for side in ("input", "output"):
             asked = object_of(audio, side)
             if asked.get("format") is not None:
-                changed["audio"][side]["format"] = sound_format(asked["format"], side)
+                changed["audio"][side]["format"] = sound_format(asked["format"], f"session.audio.{side}.format")
         self._update_voice(changed, object_of(audio, "output"), voice_is_fixed)
         self._update_detection(changed, object_of(audio, "input"))
         self.about = changed
@@ -234,9 +234,8 @@ def object_of(parent: Event, name: str, whole: str = "session") -> Event:
     return value
 
 
-def sound_format(value: Any, side: str) -> Event:
+def sound_format(value: Any, name: str) -> Event:
     """A format of the protocol, by its name or as an object. Raises `RealtimeError`."""
-    name = f"session.audio.{side}.format"
     kind = value.get("type") if isinstance(value, dict) else value
     kind = BETA_FORMATS.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in RATES:
