@@ -28,16 +28,18 @@ from websockets.asyncio.client import ClientConnection, connect
 from benchmarks.paced import LOUDNESS
 from benchmarks.report import Row
 from benchmarks.server import DIRECT
+from benchmarks.stand_in import FRAME_MS
 from config import Settings
 from engine.memory import size
 
-FRAME_S = 0.02
+FRAME_S = FRAME_MS / 1000
 WARM_UP_TICKS = 4
 STARTS_S = 60
 CHURN_S = 2.0  # how long a conversation lasts where they come and go
 SAMPLED_S = 10.0  # between two looks at the memory
 SHOWN = 10
 PCM16, REALTIME = "/ws/pcm16", "/v1/realtime"
+TOLD = {"text": "text", "response.output_audio_transcript.delta": "delta"}  # by the stand-in, and where in the event
 
 
 @dataclass(frozen=True)
@@ -130,43 +132,52 @@ async def _memory_at(bridge: Bridge, moment_s: float) -> int:
 
 
 async def _speak(url: str, settings: Settings, begin_s: float, ticks: int) -> list[float]:
-    """Seconds from when each tick was spoken to its sound."""
-    tick_s = settings.audio.tick_ms / 1000
+    """Seconds from when the last of each tick that has sound of the microphone was spoken to the tick's answer."""
+    frames = ticks * settings.audio.tick_ms // FRAME_MS
     latencies: list[float] = []
+    said = 0  # frames of the microphone that were answered
     async with connect(url, max_size=None, proxy=None) as client:
-        speaking = asyncio.create_task(_microphone(client, url, begin_s, ticks * tick_s))
-        async for _ in _sounds(client):
-            latencies.append(time.monotonic() - (begin_s + (len(latencies) + 1) * tick_s))
-            if len(latencies) == ticks:
+        speaking = asyncio.create_task(_microphone(client, url, begin_s, frames))
+        async for heard in _sounds(client):
+            if heard > said:  # else it was silence, by which the bridge keeps time where the microphone is late
+                latencies.append(time.monotonic() - (begin_s + heard * FRAME_S))
+            said = heard
+            if said >= frames:
                 break
         speaking.cancel()
-    if len(latencies) < ticks:
-        raise RuntimeError(f"{len(latencies)} answers came, expected {ticks}")
+    if said < frames:
+        raise RuntimeError(f"{said} frames of the microphone were answered, expected {frames}")
     return latencies
 
 
-async def _microphone(client: ClientConnection, url: str, begin_s: float, seconds: float) -> None:
+async def _microphone(client: ClientConnection, url: str, begin_s: float, frames: int) -> None:
     rate = 16_000 if url.endswith(PCM16) else 24_000
     noise = np.random.RandomState(0).randint(-LOUDNESS, LOUDNESS, 16_000).astype(np.int16)
-    pcm = soxr.resample(noise, 16_000, rate).astype(np.int16)
+    pcm = soxr.resample(noise | 1, 16_000, rate).astype(np.int16)  # no sample is silence, which is the bridge's
     frame = pcm[: round(rate * FRAME_S)].tobytes()
     event = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(frame).decode()})
-    for number in range(round(seconds / FRAME_S)):
+    for number in range(frames):
         await asyncio.sleep(max(0.0, begin_s + (number + 1) * FRAME_S - time.monotonic()))
         await client.send(frame if rate == 16_000 else event)
 
 
-async def _sounds(client: ClientConnection) -> AsyncIterator[None]:
-    """At each tick's sound. Raises `RuntimeError` with an error's words."""
+async def _sounds(client: ClientConnection) -> AsyncIterator[int]:
+    """At each tick's sound, how many frames of the microphone the stand-in has heard.
+
+    Raises `RuntimeError` with an error's words.
+    """
+    heard = 0
     async for message in client:
         if isinstance(message, bytes):
-            yield
+            yield heard
             continue
         event = json.loads(message)
         if event["type"] == "error":
             raise RuntimeError(event.get("message") or event["error"]["message"])
+        if event["type"] in TOLD:
+            heard = int(event[TOLD[event["type"]]])
         if event["type"] == "response.output_audio.delta":
-            yield
+            yield heard
 
 
 async def _churn(bridge: Bridge, settings: Settings, count: int, seconds: float) -> list[Sample]:

@@ -1,6 +1,7 @@
 """A stand-in for Triton and the engine, which answers every tick at once: what is left is the bridge's own share.
 
-`python -m benchmarks.stand_in PORT`. Its answers are one long speech of noise, in one turn.
+`python -m benchmarks.stand_in PORT`. Its answers are one long speech of noise, in one turn. Its text tells how many
+frames of the user's sound have come; a count of ticks does not, since the bridge fills up those of a late microphone.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from tritonclient.utils import serialize_byte_tensor
 
 from benchmarks.paced import LOUDNESS
 from config import Settings
+from config.settings import INPUT_HZ
 
 SLOTS = 1000
+FRAME_MS = 20  # of a microphone
+FRAME = INPUT_HZ * FRAME_MS // 1000
 SPEAKS = [  # what the engine says at the beginning of a conversation that is one answer
     {"type": "committed", "turn": 1, "audio_start_ms": 0},
     {"type": "answer_started", "turn": 1},
@@ -55,9 +59,14 @@ class StandIn(service.GRPCInferenceServiceServicer):
         self, requests: AsyncIterator[messages.ModelInferRequest], context: Any
     ) -> AsyncIterator[messages.ModelStreamInferResponse]:
         """A tick's answer for each request."""
+        heard: dict[int, int] = {}  # samples of sound in a conversation so far
         async for request in requests:
+            number = request.parameters["sequence_id"].int64_param
             events = SPEAKS if request.parameters["sequence_start"].bool_param else []
-            yield messages.ModelStreamInferResponse(infer_response=self._answer(events))
+            sound = np.frombuffer(request.raw_input_contents[0], np.int16)
+            heard[number] = heard.get(number, 0) + np.count_nonzero(sound)
+            told = {"type": "text", "turn": 1, "text": f"{-(-heard[number] // FRAME)} "}  # frames, with one that began
+            yield messages.ModelStreamInferResponse(infer_response=self._answer([*events, told]))
 
     def _answer(self, events: list[dict]) -> messages.ModelInferResponse:
         answer = messages.ModelInferResponse(model_name="duplex")
