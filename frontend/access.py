@@ -30,6 +30,7 @@ class RefusedError(Exception):
     code: str
     message: str
     retry_after_s: int | None = None
+    param: str | None = None  # what of the request is wrong, by its name
 
     @property
     def headers(self) -> dict[str, str]:
@@ -40,7 +41,7 @@ class RefusedError(Exception):
     def body(self) -> dict[str, Any]:
         """The answer, as OpenAI words its errors."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"type": kind, "code": self.code, "message": self.message, "param": None}}
+        return {"error": {"type": kind, "code": self.code, "message": self.message, "param": self.param}}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class Access:
             known |= hmac.compare_digest(digest, other)
         if known:
             return Caller(f"key {digest.hex()[:12]}")
-        if self._settings.needs_key:
+        if self._settings.needs_key or key.startswith(
+            SECRET_PREFIX
+        ):  # whose session would be another than was asked for
             raise _unauthorized("the API key that came is not known here, or has expired")
         return Caller(address)  # stock clients always send one
 

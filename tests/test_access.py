@@ -154,28 +154,36 @@ def test_a_short_lived_key_opens_the_session_that_it_was_made_for(locked: Runnin
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("body", "message", "param"),
     [
-        (b"{", "not JSON"),
-        (b"[]", "expected an object"),
-        (b'{"expires_after": {"seconds": 5}}', "expected 10 to 7200 seconds"),
-        (b'{"session": {"instructions": 7}}', "instructions"),
-        (b'{"session": []}', None),
-        (b" " * 300_000, "expected at most 262144 bytes"),
+        (b"{", "not JSON", None),
+        (b"[]", "expected an object", None),
+        (b'{"expires_after": {"seconds": 5}}', "expected 10 to 7200 seconds", "expires_after"),
+        (b'{"expires_after": {"anchor": "x"}}', "expected created_at", "expires_after.anchor"),
+        (b'{"session": {"instructions": 7}}', "instructions", "session.instructions"),
+        (b'{"session": []}', "expected an object", "session"),
+        (b" " * 300_000, "expected at most 262144 bytes", None),
     ],
 )
-def test_a_bad_request_for_one_is_told_what_was_expected(locked: RunningBridge, body, message):
+def test_a_bad_request_for_one_is_told_what_was_expected(locked: RunningBridge, body, message, param):
     request = urllib.request.Request(
         f"{locked.http}/v1/realtime/client_secrets", data=body, headers=bearer(KEYS[0]), method="POST"
     )
-    if message is None:
-        with urllib.request.urlopen(request) as response:
-            assert response.status == 200
-        return
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
     assert refused.value.code in (400, 413)
-    assert message in json.load(refused.value)["error"]["message"]
+    error = json.load(refused.value)["error"]
+    assert message in error["message"]
+    assert error["param"] == param
+
+
+def test_a_short_lived_key_that_has_expired_opens_no_other_session(served: Served):
+    """Also where no key is needed: who made it asked for a session of its own."""
+    with pytest.raises(InvalidStatus) as refused:
+        connect(
+            f"{served.websocket.removesuffix('/ws/pcm16')}/v1/realtime", additional_headers=bearer("ek_of-yesterday")
+        )
+    assert refused.value.response.status_code == 401
 
 
 def test_beyond_this_machine_a_key_is_needed_unless_switched_off_by_name(tmp_path: Path, served: Served):

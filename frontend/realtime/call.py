@@ -68,7 +68,7 @@ class Calls:
             task.add_done_callback(self._tasks.discard)
             return await answered
         except RealtimeError as error:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message) from error
+            raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message, param=error.param) from error
 
     def get(self, request: Request, call_id: str) -> Call:
         """A caller's own call. Raises `RefusedError` where it has no such call."""

@@ -17,6 +17,7 @@ from frontend.realtime.session import Session
 
 LIFETIME_S = 600
 LEAST_S, MOST_S = 10, 7200
+ANCHOR = "created_at"  # from when a key's seconds count
 KEPT = ("type", "model", "instructions", "output_modalities", "max_output_tokens", "audio")
 """Of a session, what `Session.update` makes the same one of: whatever else was asked is not kept for hours."""
 
@@ -27,7 +28,7 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
     try:
         wanted = parse_object(await read_body(request) or b"{}", "the body")
         lifetime_s = _lifetime_s(wanted.get("expires_after"))
-        asked = wanted.get("session") or {}
+        asked = {} if wanted.get("session") is None else wanted["session"]
         if not isinstance(asked, dict):
             raise RealtimeError(f"session is {shown(asked)}, expected an object", param="session")
         expires_at = int(time.time() + bridge.settings.bridge.conversation_s)
@@ -35,7 +36,7 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
         session = Session(new_id("sess"), bridge.settings, bridge.engine.voices, str(model)[:100], expires_at)
         session.update(asked)
     except RealtimeError as error:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message) from error
+        raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message, param=error.param) from error
     kept = {name: session.about[name] for name in KEPT if name != "model" or "model" in asked}
     secret = bridge.access.make_secret(caller, lifetime_s, kept)
     return {"value": secret.value, "expires_at": secret.expires_at, "session": session.about}
@@ -44,6 +45,8 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
 def _lifetime_s(expires_after: Any) -> int:
     if expires_after is None:
         return LIFETIME_S
+    if isinstance(expires_after, dict) and (anchor := expires_after.get("anchor", ANCHOR)) != ANCHOR:
+        raise RealtimeError(f"anchor is {shown(anchor)}, expected {ANCHOR}", param="expires_after.anchor")
     seconds = expires_after.get("seconds", LIFETIME_S) if isinstance(expires_after, dict) else None
     if type(seconds) is not int or not LEAST_S <= seconds <= MOST_S:
         raise RealtimeError(
