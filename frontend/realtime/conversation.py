@@ -91,6 +91,7 @@ class RealtimeConversation:
         self._is_answered = True  # whether the engine answers a turn of the user's by itself, as of this tick
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
+        self._spoken_until_ms = 0  # where the turn before ended, of which no next one holds anything
         self._next_response: Waiting | None = None  # asked for, and waits for a commit or a cancellation
         self._dropped: deque[Request] = deque()  # that were cancelled before they could begin, and not told of yet
         self._truncations: deque[Truncation] = deque()  # that the engine has not done yet
@@ -417,21 +418,23 @@ class RealtimeConversation:
             case "speech_started":
                 self._speech_item = new_id("item")
                 padding_ms = int((self.session.detection or {}).get("prefix_padding_ms", 0))
+                begun_ms = self._input.spoken_at_ms(int(event["at_ms"]) - padding_ms)
                 is_given = self._response is None or not self._response.is_due
                 if is_given and self.session.turn_options().get("interrupt"):
                     self._fall_silent()  # of an answer that the engine has given already the last is still played
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
-                        "audio_start_ms": self._input.spoken_at_ms(int(event["at_ms"]) - padding_ms),
+                        "audio_start_ms": max(begun_ms, self._spoken_until_ms),
                         "item_id": self._speech_item,
                     }
                 )
             case "speech_stopped":
+                self._spoken_until_ms = self._input.spoken_at_ms(int(event["at_ms"]))
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_stopped",
-                        "audio_end_ms": self._input.spoken_at_ms(int(event["at_ms"])),
+                        "audio_end_ms": self._spoken_until_ms,
                         "item_id": self._speech_item,
                     }
                 )

@@ -140,6 +140,21 @@ def test_a_response_that_the_users_speech_has_begun_already_is_no_error(talk: Ta
     assert "error" not in talk.kinds()
 
 
+def test_a_turn_begins_where_the_one_before_ended_at_the_earliest(talk: Talk):
+    """With its prefix of 300 ms it would reach into that one, after a pause that is shorter than this."""
+    for _ in range(6):
+        talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    for _ in range(9):
+        talk.loop.run_until_complete(talk.conversation.clock.next())
+    for kind, at_ms in (("started", 500), ("stopped", 1500), ("started", 1600), ("stopped", 2000), ("started", 2600)):
+        talk.engine(type=f"speech_{kind}", at_ms=at_ms)
+    times = [
+        value for event in talk.told for name, value in event.items() if name in ("audio_start_ms", "audio_end_ms")
+    ]
+    delay_ms = 10  # of the resampler
+    assert times == [ms - delay_ms for ms in (200, 1500, 1500, 2000, 2300)]
+
+
 def test_a_commit_that_finds_nothing_is_refused_by_its_name(talk: Talk):
     talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
     talk.say("input_audio_buffer.commit", event_id="mine")
