@@ -16,6 +16,9 @@ from frontend.recording import RecordedTick, RecordingError, read_recording
 from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
 IDENTICAL, DIFFERENT = 0, 1
+ROUNDING = 1
+"""Step of PCM16, by which a sound differs where one of its ticks shared code2wav's batch with another conversation's:
+sums round by rows. The bridge's own question whether the engine answers is a conversation, too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +67,6 @@ async def replay(settings: Settings, ticks: Sequence[RecordedTick]) -> list[Tick
     finally:
         await link.close()
     return answers
-
-
-ROUNDING = 1  # step of PCM16: a waveform's last bits are not the same in every run, and may round either way
 
 
 def differences(ticks: Sequence[RecordedTick], answers: Sequence[TickOut | TickError], tick_ms: int) -> list[str]:

@@ -90,9 +90,8 @@ class Access:
             known |= hmac.compare_digest(digest, other)
         if known:
             return Caller(f"key {digest.hex()[:12]}")
-        if self._settings.needs_key or key.startswith(
-            SECRET_PREFIX
-        ):  # whose session would be another than was asked for
+        is_secret = key.startswith(SECRET_PREFIX)  # made for a session that is not known any more
+        if self._settings.needs_key or is_secret:
             raise _unauthorized("the API key that came is not known here, or has expired")
         return Caller(address)  # stock clients always send one
 

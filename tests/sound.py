@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from commands.replay import ROUNDING
 from config.settings import INPUT_HZ
 from engine.conversation import TickInput
 from export.mel_frontend import MelFrontend
@@ -20,14 +21,9 @@ SENTENCE = (
 )
 KOREAN_SENTENCE = "내일 서울 날씨가 어떤지 알려 주시겠어요? 저녁에 비가 올까요, 아니면 맑을까요?"
 
-ROUNDING = 1  # of PCM16: 4 of 1,076 served conversations, said again, had a sound that differed, by one step at most
-
 
 def is_same_sound(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether two sounds of a server are one, of the same codes.
-
-    On a busy machine a waveform's last bits are not the same in every run, so that a rounding may fall either way.
-    """
+    """Whether two sounds of a server are one, of the same codes, whoever shared a batch with them."""
     return len(found) == len(expected) and bool(np.all(np.abs(found.astype(int) - expected) <= ROUNDING))
 
 

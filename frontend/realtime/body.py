@@ -8,6 +8,7 @@ from http import HTTPStatus
 from fastapi import Request
 
 from frontend.access import RefusedError
+from frontend.realtime.events import RealtimeError
 
 MOST_BODY = 256 * 1024  # bytes
 BODY_S = 10.0  # in which it has to come
@@ -20,6 +21,11 @@ async def read_body(request: Request) -> bytes:
     except asyncio.TimeoutError:
         message = f"the body has not come within {BODY_S:g} s"
         raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, "body_too_late", message) from None
+
+
+def bad_request(error: RealtimeError) -> RefusedError:
+    """The protocol's error about a body, as HTTP says it."""
+    return RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message, param=error.param)
 
 
 async def _read(request: Request) -> bytes:

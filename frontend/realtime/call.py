@@ -18,7 +18,7 @@ from config.loader import shown
 from frontend.access import Caller, RefusedError
 from frontend.admission import Place
 from frontend.bridge import Bridge
-from frontend.realtime.body import read_body
+from frontend.realtime.body import bad_request, read_body
 from frontend.realtime.call_sound import Loudspeaker, heard, order_packets
 from frontend.realtime.channel import DataChannel, bound_fragments
 from frontend.realtime.clock import BYTES_A_SECOND
@@ -68,7 +68,7 @@ class Calls:
             task.add_done_callback(self._tasks.discard)
             return await answered
         except RealtimeError as error:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message, param=error.param) from error
+            raise bad_request(error) from error
 
     def get(self, request: Request, call_id: str) -> Call:
         """A caller's own call. Raises `RefusedError` where it has no such call."""

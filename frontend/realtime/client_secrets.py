@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
 
 from config.loader import shown
-from frontend.access import RefusedError
 from frontend.bridge import Bridge
-from frontend.realtime.body import read_body
+from frontend.realtime.body import bad_request, read_body
 from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
 from frontend.realtime.session import Session
 
@@ -36,7 +34,7 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
         session = Session(new_id("sess"), bridge.settings, bridge.engine.voices, str(model)[:100], expires_at)
         session.update(asked)
     except RealtimeError as error:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, error.code, error.message, param=error.param) from error
+        raise bad_request(error) from error
     kept = {name: session.about[name] for name in KEPT if name != "model" or "model" in asked}
     secret = bridge.access.make_secret(caller, lifetime_s, kept)
     return {"value": secret.value, "expires_at": secret.expires_at, "session": session.about}
@@ -45,9 +43,10 @@ async def make_client_secret(request: Request, bridge: Bridge) -> Event:
 def _lifetime_s(expires_after: Any) -> int:
     if expires_after is None:
         return LIFETIME_S
-    if isinstance(expires_after, dict) and (anchor := expires_after.get("anchor", ANCHOR)) != ANCHOR:
+    asked = expires_after if isinstance(expires_after, dict) else {"seconds": None}
+    if (anchor := asked.get("anchor", ANCHOR)) != ANCHOR:
         raise RealtimeError(f"anchor is {shown(anchor)}, expected {ANCHOR}", param="expires_after.anchor")
-    seconds = expires_after.get("seconds", LIFETIME_S) if isinstance(expires_after, dict) else None
+    seconds = asked.get("seconds", LIFETIME_S)
     if type(seconds) is not int or not LEAST_S <= seconds <= MOST_S:
         raise RealtimeError(
             f"expires_after is {shown(expires_after)}, expected {LEAST_S} to {MOST_S} seconds", param="expires_after"

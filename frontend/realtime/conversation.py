@@ -418,14 +418,15 @@ class RealtimeConversation:
             case "speech_started":
                 self._speech_item = new_id("item")
                 padding_ms = int((self.session.detection or {}).get("prefix_padding_ms", 0))
-                begun_ms = self._input.spoken_at_ms(int(event["at_ms"]) - padding_ms)
                 is_given = self._response is None or not self._response.is_due
                 if is_given and self.session.turn_options().get("interrupt"):
                     self._fall_silent()  # of an answer that the engine has given already the last is still played
                 self._send(
                     {
                         "type": "input_audio_buffer.speech_started",
-                        "audio_start_ms": max(begun_ms, self._spoken_until_ms),
+                        "audio_start_ms": max(
+                            self._input.spoken_at_ms(int(event["at_ms"]) - padding_ms), self._spoken_until_ms
+                        ),
                         "item_id": self._speech_item,
                     }
                 )
