@@ -133,11 +133,13 @@ async def _memory_at(bridge: Bridge, moment_s: float) -> int:
 
 async def _speak(url: str, settings: Settings, begin_s: float, ticks: int) -> list[float]:
     """Seconds from when the last of each tick that has sound of the microphone was spoken to the tick's answer."""
-    frames = ticks * settings.audio.tick_ms // FRAME_MS
+    in_a_tick = settings.audio.tick_ms // FRAME_MS
+    frames = ticks * in_a_tick
     latencies: list[float] = []
     said = 0  # frames of the microphone that were answered
     async with connect(url, max_size=None, proxy=None) as client:
-        speaking = asyncio.create_task(_microphone(client, url, begin_s, frames))
+        # A tick more is said than is counted: after a filled-up tick the last would wait for it in vain.
+        speaking = asyncio.create_task(_microphone(client, url, begin_s, frames + in_a_tick))
         async for heard in _sounds(client):
             if heard > said:  # else it was silence, by which the bridge keeps time where the microphone is late
                 latencies.append(time.monotonic() - (begin_s + heard * FRAME_S))
