@@ -1,7 +1,8 @@
 """The bridge alone, on one core, before a stand-in for Triton that answers at once.
 
 Clients speak at the pace of microphones, in frames of 20 ms; others have a WebSocket and say nothing. A tick's time is
-counted from when its last sample was spoken to its sound at the client.
+counted from when its last sample was spoken to its sound at the client; in a call, whose voice has its own pace, to its
+text.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import asyncio
 import base64
 import contextlib
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soxr
+from aiortc import MediaStreamTrack
+from aiortc.mediastreams import MediaStreamError
+from av import AudioFrame
 from rich.progress import track
 from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.caller import FRAME, OPUS_HZ, Caller, opus_frame
 from benchmarks.paced import LOUDNESS
 from benchmarks.report import Row
 from benchmarks.server import DIRECT
@@ -38,7 +44,9 @@ STARTS_S = 60
 CHURN_S = 2.0  # how long a conversation lasts where they come and go
 SAMPLED_S = 10.0  # between two looks at the memory
 SHOWN = 10
-PCM16, REALTIME = "/ws/pcm16", "/v1/realtime"
+PCM16, REALTIME, CALLS = "/ws/pcm16", "/v1/realtime", "/v1/realtime/calls"
+PATHS = (PCM16, REALTIME, CALLS)
+CALL_STARTS_S = 0.2  # each, with the client's part on the same core
 TOLD = {"text": "text", "response.output_audio_transcript.delta": "delta"}  # by the stand-in, and where in the event
 
 
@@ -60,7 +68,7 @@ def bench_crowd(settings: Settings, conversations: Sequence[int], seconds: float
     """A row for each number of conversations and protocol; memory is what a conversation adds to the bridge's."""
     rows = []
     for count in conversations:
-        for path in (PCM16, REALTIME):
+        for path in PATHS:
             with _bridge() as bridge:
                 rows.append(asyncio.run(_measure(bridge, settings, path, count, seconds, idle)))
     return rows
@@ -76,7 +84,7 @@ class Sample:
 
 
 def bench_churn(settings: Settings, conversations: int, minutes: float) -> list[Sample]:
-    """The bridge's memory while so many conversations of two seconds at once come and go, on both protocols."""
+    """The bridge's memory while so many conversations of two seconds at once come and go, on every protocol."""
     with _bridge() as bridge:
         return asyncio.run(_churn(bridge, settings, conversations, minutes * 60))
 
@@ -115,8 +123,9 @@ async def _measure(bridge: Bridge, settings: Settings, path: str, count: int, se
     empty = bridge.memory_bytes
     async with contextlib.AsyncExitStack() as silent:
         for _ in range(idle):
-            await silent.enter_async_context(connect(bridge.url + path, max_size=None, proxy=None))
-        begin = time.monotonic() + 1.0
+            address = bridge.url + (REALTIME if path == CALLS else path)
+            await silent.enter_async_context(connect(address, max_size=None, proxy=None))
+        begin = time.monotonic() + (CALL_STARTS_S * count if path == CALLS else 0.0) + 1.0
         speakers = [_speak(bridge.url + path, settings, begin + tick_s * i / count, ticks) for i in range(count)]
         memory = asyncio.create_task(_memory_at(bridge, begin + seconds / 2))
         heard = await asyncio.gather(*speakers)
@@ -137,25 +146,76 @@ async def _speak(url: str, settings: Settings, begin_s: float, ticks: int) -> li
     frames = ticks * in_a_tick
     latencies: list[float] = []
     said = 0  # frames of the microphone that were answered
-    async with connect(url, max_size=None, proxy=None) as client:
-        # A tick more is said than is counted: after a filled-up tick the last would wait for it in vain.
-        speaking = asyncio.create_task(_microphone(client, url, begin_s, frames + in_a_tick))
-        async for heard in _sounds(client):
+    # A tick more is said than is counted: after a filled-up tick the last would wait for it in vain.
+    converse = _call if url.endswith(CALLS) else _connect
+    async with contextlib.aclosing(converse(url, begin_s, frames + in_a_tick)) as answers:
+        async for heard, late_s in answers:
             if heard > said:  # else it was silence, by which the bridge keeps time where the microphone is late
-                latencies.append(time.monotonic() - (begin_s + heard * FRAME_S))
+                latencies.append(late_s)
             said = heard
             if said >= frames:
-                break
-        speaking.cancel()
-    if said < frames:
-        raise RuntimeError(f"{said} frames of the microphone were answered, expected {frames}")
-    return latencies
+                return latencies
+    raise RuntimeError(f"{said} frames of the microphone were answered, expected {frames}")
+
+
+async def _connect(url: str, begin_s: float, frames: int) -> AsyncGenerator[tuple[int, float], None]:
+    """A conversation over a WebSocket: at each tick's sound, how many frames were heard, and how long ago the last was
+    spoken.
+    """
+    async with connect(url, max_size=None, proxy=None) as client:
+        speaking = asyncio.create_task(_microphone(client, url, begin_s, frames))
+        try:
+            async for heard in _sounds(client):
+                yield heard, time.monotonic() - (begin_s + heard * FRAME_S)
+        finally:
+            speaking.cancel()
+
+
+async def _call(url: str, begin_s: float, frames: int) -> AsyncGenerator[tuple[int, float], None]:
+    """The same in a WebRTC call, at each tick's text."""
+    microphone = CallMicrophone(frames)
+    caller = Caller(microphone)
+    seen = 0  # events
+    try:
+        await caller.call(url.removesuffix(CALLS).replace("ws:", "http:"))
+        microphone.begin_s = begin_s = max(begin_s, time.monotonic())
+        while True:
+            event = await caller.wait_for("response.output_audio_transcript.delta", seen)
+            heard, seen = int(event["delta"]), caller.events.index(event, seen) + 1
+            yield heard, caller.came_s[seen - 1] - (begin_s + heard * FRAME_S)
+    finally:
+        await caller.peer.close()
+
+
+class CallMicrophone(MediaStreamTrack):
+    """So many frames of noise, each when it has been spoken; nothing before it is told when to begin."""
+
+    kind = "audio"
+
+    def __init__(self, frames: int):
+        super().__init__()
+        self.begin_s = math.inf  # on the monotonic clock
+        self._sent, self._frames = 0, frames
+        self._noise = soxr.resample(_noise(), 16_000, OPUS_HZ).astype(np.int16)[:FRAME]
+
+    async def recv(self) -> AudioFrame:
+        """See aiortc."""
+        while (wait_s := self.begin_s + (self._sent + 1) * FRAME_S - time.monotonic()) > 0:
+            await asyncio.sleep(min(wait_s, FRAME_S))
+        self._sent += 1
+        if self._sent > self._frames:
+            raise MediaStreamError
+        return opus_frame(self._noise, (self._sent - 1) * FRAME)
+
+
+def _noise() -> np.ndarray:
+    """A second of it; no sample is silence, which is the bridge's."""
+    return np.random.RandomState(0).randint(-LOUDNESS, LOUDNESS, 16_000).astype(np.int16) | 1
 
 
 async def _microphone(client: ClientConnection, url: str, begin_s: float, frames: int) -> None:
     rate = 16_000 if url.endswith(PCM16) else 24_000
-    noise = np.random.RandomState(0).randint(-LOUDNESS, LOUDNESS, 16_000).astype(np.int16)
-    pcm = soxr.resample(noise | 1, 16_000, rate).astype(np.int16)  # no sample is silence, which is the bridge's
+    pcm = soxr.resample(_noise(), 16_000, rate).astype(np.int16)
     frame = pcm[: round(rate * FRAME_S)].tobytes()
     event = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(frame).decode()})
     for number in range(frames):
@@ -188,7 +248,7 @@ async def _churn(bridge: Bridge, settings: Settings, count: int, seconds: float)
 
     async def come_and_go(number: int) -> None:
         nonlocal done
-        path = (PCM16, REALTIME)[number % 2]
+        path = PATHS[number % len(PATHS)]
         while time.monotonic() < begin + seconds:
             await _speak(bridge.url + path, settings, time.monotonic(), ticks)
             done += 1

@@ -31,37 +31,53 @@ LATE_S = 0.2  # that a frame may be late before the track's clock begins anew
 
 
 class PacketBuffer:
-    """Puts packets in order; one that is missing holds nothing back.
+    """Puts packets in order, and gives each as soon as nothing before it is missing; what is lost holds up no more than
+    `HELD_PACKETS`.
 
     aiortc's own is made for pictures: it waits 320 ms for a lost packet, and then drops what came behind it.
     """
 
-    def __init__(self) -> None:
-        self._held: list[RtpPacket] = []
+    def __init__(self, give: Callable[[RtpPacket], None]) -> None:
+        self._give = give
+        self._held: dict[int, RtpPacket] = {}  # by sequence number
         self._last: int | None = None  # sequence number of the latest that was given
 
-    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
-        """Takes a packet; gives the oldest, as aiortc's receiver expects it, once enough are held."""
-        behind = 0 if self._last is None else uint16_add(self._last, -packet.sequence_number)
-        if self._last is not None and behind < LATE_PACKETS:
-            return False, None  # what came instead was given already
-        self._held.append(packet)
-        if len(self._held) <= HELD_PACKETS:
-            return False, None
-        oldest = self._held[0]
-        for held in self._held:
-            oldest = held if uint16_gt(oldest.sequence_number, held.sequence_number) else oldest
-        self._held.remove(oldest)
-        self._last = oldest.sequence_number
-        data = oldest._data  # type: ignore[attr-defined]
-        if not data:  # which the decoder would take for the end
-            return False, None
-        return False, JitterFrame(data, oldest.timestamp)
+    def add(self, packet: RtpPacket) -> tuple[bool, None]:
+        """Takes a packet and gives those that are due. What aiortc gets is that nothing is left for it to do."""
+        behind = LATE_PACKETS if self._last is None else uint16_add(self._last, -packet.sequence_number)
+        if behind >= LATE_PACKETS:  # else what came instead was given already
+            self._held[packet.sequence_number] = packet
+        while self._held:
+            number = self._oldest
+            if not self._is_next(number) and len(self._held) <= HELD_PACKETS:
+                break
+            self._last = number
+            self._give(self._held.pop(number))
+        return False, None
+
+    def _is_next(self, number: int) -> bool:
+        return self._last is None or number == uint16_add(self._last, 1)
+
+    @property
+    def _oldest(self) -> int:
+        first, *others = self._held
+        for number in others:
+            first = number if uint16_gt(first, number) else first
+        return first
 
 
 def order_packets(receiver: RTCRtpReceiver) -> None:
-    """Gives a receiver of sound a `PacketBuffer`; aiortc has no setting for it."""
-    receiver._RTCRtpReceiver__jitter_buffer = PacketBuffer()  # type: ignore[attr-defined]
+    """Gives a receiver of sound a `PacketBuffer`; aiortc has no setting for it, nor takes two packets at a time."""
+    inner = vars(receiver)
+
+    def decode(packet: RtpPacket) -> None:
+        data = packet._data  # type: ignore[attr-defined]
+        if data:  # else the decoder would take it for the end
+            codec = inner["_RTCRtpReceiver__codecs"][packet.payload_type]
+            timestamp = inner["_RTCRtpReceiver__timestamp_mapper"].map(packet.timestamp)
+            inner["_RTCRtpReceiver__decoder_queue"].put((codec, JitterFrame(data, timestamp)))
+
+    inner["_RTCRtpReceiver__jitter_buffer"] = PacketBuffer(decode)
 
 
 async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:

@@ -1,26 +1,24 @@
-"""A WebRTC client of aiortc, and a network that loses packets and delays them."""
+"""A caller who speaks, and a network that loses packets and delays them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import re
 import urllib.request
 from collections.abc import AsyncIterator
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import soxr
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
-from aiortc.mediastreams import MediaStreamError
+from aiortc import MediaStreamTrack
 from av import AudioFrame
 
+import benchmarks.caller
+from benchmarks.caller import FRAME, OPUS_HZ, opus_frame
 from benchmarks.manners import said_by_flite
 
-OPUS_HZ, FRAME = 48_000, 960
 HOST_CANDIDATE = re.compile(r"^(a=candidate:\S+ 1 udp \d+) (\d+\.\d+\.\d+\.\d+) (\d+) (typ host)(?=\r?$)", re.M)
 
 
@@ -44,10 +42,8 @@ class Microphone(MediaStreamTrack):
         await asyncio.sleep(max(0.0, self._begun_s + self._sent / OPUS_HZ - now))
         part, self.to_say = self.to_say[:FRAME], self.to_say[FRAME:]
         samples = np.pad(part, (0, FRAME - len(part))).astype(np.int16)
-        frame = AudioFrame.from_ndarray(samples[None], "s16", "mono")
-        frame.sample_rate, frame.time_base, frame.pts = OPUS_HZ, Fraction(1, OPUS_HZ), self._sent
         self._sent += FRAME
-        return frame
+        return opus_frame(samples, self._sent - FRAME)
 
 
 class Network:
@@ -112,79 +108,12 @@ def _moved(sdp: str, port: int) -> tuple[tuple[str, int], str]:
     return (found[2], int(found[3])), "\r\n".join(kept) + "\r\n"
 
 
-class Caller:
-    """A call: events as they come, and the sound that is heard."""
+class Caller(benchmarks.caller.Caller):
+    """A caller who speaks sentences."""
 
     def __init__(self) -> None:
-        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.microphone = Microphone()
-        self.events: list[dict[str, Any]] = []
-        self._came_s: list[float] = []  # when, of each
-        self.heard: list[np.ndarray] = []  # frames of 20 ms at 48 kHz
-        self.location = ""
-        self._changed = asyncio.Event()
-        self._listening: asyncio.Task[None] | None = None
-        self.peer.addTrack(self.microphone)
-        self.channel = self.peer.createDataChannel("oai-events")
-        self.channel.on("message", self._take)
-        self.peer.on("track", self._listen)
-
-    async def call(self, http: str, network: Network | None = None) -> None:
-        await self.peer.setLocalDescription(await self.peer.createOffer())
-        offer = self.peer.localDescription.sdp
-        answer = await asyncio.to_thread(self._post, http, network.offer(offer) if network else offer)
-        answer = network.answer(answer) if network else answer
-        await self.peer.setRemoteDescription(RTCSessionDescription(answer, "answer"))
-        await self.wait_for("session.created")
-
-    def send(self, kind: str, **fields: Any) -> None:
-        self.channel.send(json.dumps({"type": kind, **fields}))
-
-    async def wait_for(self, kind: str, after: int = 0) -> dict[str, Any]:
-        """The first event of a kind among those after so many."""
-
-        async def found() -> dict[str, Any]:
-            while True:
-                self._changed.clear()
-                for event in self.events[after:]:
-                    if event["type"] == kind:
-                        return event
-                await self._changed.wait()
-
-        try:
-            return await asyncio.wait_for(found(), 30)
-        except asyncio.TimeoutError:
-            raise AssertionError(f"no {kind} among {self.kinds(after)}") from None
-
-    def kinds(self, after: int = 0) -> list[str]:
-        return [event["type"] for event in self.events[after:]]
-
-    def told_s(self, event: dict[str, Any]) -> float:
-        """When an event came, on the loop's clock."""
-        return self._came_s[self.events.index(event)]
-
-    def _post(self, http: str, offer: str) -> str:
-        request = urllib.request.Request(
-            f"{http}/v1/realtime/calls", offer.encode(), {"Content-Type": "application/sdp"}
-        )
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            assert answer.status == 201
-            self.location = answer.headers["Location"]
-            return str(answer.read().decode())
-
-    def _take(self, message: str) -> None:
-        self.events.append(json.loads(message))
-        self._came_s.append(asyncio.get_running_loop().time())
-        self._changed.set()
-
-    def _listen(self, track: MediaStreamTrack) -> None:
-        async def listen() -> None:
-            with contextlib.suppress(MediaStreamError):
-                while True:
-                    frame = await track.recv()
-                    self.heard.append(frame.to_ndarray().reshape(-1, 2)[:, 0])
-
-        self._listening = asyncio.create_task(listen())
+        super().__init__(self.microphone)
 
 
 @contextlib.asynccontextmanager
@@ -194,7 +123,7 @@ async def calling(http: str, network: Network | None = None) -> AsyncIterator[Ca
         await network.open()
     caller = Caller()
     try:
-        await caller.call(http, network)
+        await caller.call(http, *((network.offer, network.answer) if network else ()))
         yield caller
         if network:  # a goodbye could be lost
             request = urllib.request.Request(f"{http}{caller.location}/hangup", b"")

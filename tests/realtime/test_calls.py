@@ -185,7 +185,7 @@ def test_what_is_not_served_of_an_offer_is_not_received(served_barista: Served):
         caller = Caller()
         caller.peer.addTransceiver("video")
         await caller.peer.setLocalDescription(await caller.peer.createOffer())
-        answer = await asyncio.to_thread(caller._post, served_barista.http, caller.peer.localDescription.sdp)
+        answer = await asyncio.to_thread(caller.post, served_barista.http, caller.peer.localDescription.sdp)
         video = answer.split("m=video")[1].split("m=")[0]
         assert "a=inactive" in video
         request = urllib.request.Request(f"{served_barista.http}{caller.location}/hangup", b"")
@@ -228,7 +228,7 @@ def test_who_never_connects_gives_the_place_back(served_barista: Served):
     async def call() -> None:
         caller = Caller()
         await caller.peer.setLocalDescription(await caller.peer.createOffer())
-        await asyncio.to_thread(caller._post, served_barista.http, caller.peer.localDescription.sdp)
+        await asyncio.to_thread(caller.post, served_barista.http, caller.peer.localDescription.sdp)
         await caller.peer.close()
 
     asyncio.run(call())
