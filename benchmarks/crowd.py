@@ -46,6 +46,7 @@ SAMPLED_S = 10.0  # between two looks at the memory
 SHOWN = 10
 PCM16, REALTIME, CALLS = "/ws/pcm16", "/v1/realtime", "/v1/realtime/calls"
 PATHS = (PCM16, REALTIME, CALLS)
+MOST_CALLS = 32  # that a core's Python carries, the bridge's or the clients'
 CALL_STARTS_S = 0.2  # each, with the client's part on the same core
 TOLD = {"text": "text", "response.output_audio_transcript.delta": "delta"}  # by the stand-in, and where in the event
 
@@ -65,10 +66,13 @@ class Bridge:
 
 
 def bench_crowd(settings: Settings, conversations: Sequence[int], seconds: float, idle: int) -> list[Row]:
-    """A row for each number of conversations and protocol; memory is what a conversation adds to the bridge's."""
+    """A row for each number of conversations and protocol, calls up to `MOST_CALLS`.
+
+    Memory is what a conversation adds to the bridge's.
+    """
     rows = []
     for count in conversations:
-        for path in PATHS:
+        for path in PATHS if count <= MOST_CALLS else (PCM16, REALTIME):
             with _bridge() as bridge:
                 rows.append(asyncio.run(_measure(bridge, settings, path, count, seconds, idle)))
     return rows

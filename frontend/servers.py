@@ -11,7 +11,7 @@ from frontend.from_the_first import FromTheFirst
 from frontend.pulse import Pulse
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
-AGAIN_S = 0.1  # after all have refused: a bridge's own question may have held the last slot
+AGAIN_S = 0.1  # after all have refused: a bridge's own question, or one who is about to end, may have held the last slot
 
 
 class Server:
@@ -67,15 +67,11 @@ class Servers:
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncGenerator[TickOut | TickError]:
         """Answers of one conversation, one a tick and in order, until `ticks` ends; see `TritonLink.converse`.
 
-        Before its first answer one server's refusal is not the last word: it begins anew on another, by another id.
+        Before its first answer one server's refusal is not the last word: it begins anew on another, by another id, and
+        once more on each a moment later.
         """
         candidates = sorted(self.members, key=lambda member: (not member.is_well, member.conversations))
         attempts = [member for member in candidates for _ in range(self._attempts)]
-        if len(attempts) == 1:  # nobody else is there: the ticks need not be kept
-            async with aclosing(attempts[0].link.converse(sequence_id, ticks)) as answers:
-                async for answer in answers:
-                    yield answer
-            return
         given = FromTheFirst(ticks)
         refusals: list[TickError] = []
         try:
@@ -83,6 +79,7 @@ class Servers:
                 if number == len(attempts):
                     if not any(refusal.is_full for refusal in refusals):
                         break
+                    await asyncio.gather(*(member.link.ended() for member in self.members))
                     await asyncio.sleep(AGAIN_S)
                 member.conversations += 1
                 try:

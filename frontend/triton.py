@@ -164,10 +164,14 @@ class TritonLink:
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 
+    async def ended(self) -> None:
+        """Returns when conversations that were cut off have been ended, or had their time for it."""
+        if self._ending:
+            await asyncio.wait(set(self._ending), timeout=END_TIMEOUT_S)
+
     async def close(self) -> None:
         """Closes the channel, when conversations that were cut off have been ended."""
-        if self._ending:
-            await asyncio.wait(self._ending, timeout=END_TIMEOUT_S)
+        await self.ended()
         await self._client.close()
 
     async def _leave(self, sequence_id: int, responses: Any, sent: deque[float], progress: _Progress) -> None:

@@ -31,10 +31,14 @@ FULL = "all 2 slots hold a conversation (engine.slots), try again later"
 
 
 class FakeLink:
-    """Answers ticks, refuses as full, or is not there."""
+    """Answers ticks, refuses as full, or is not there; as full until a conversation has ended, where one is ending."""
 
-    def __init__(self, trouble: str = ""):
-        self.trouble, self.ids = trouble, []
+    def __init__(self, trouble: str = "", ending: bool = False):
+        self.trouble, self.ending, self.ids = trouble, ending, []
+
+    async def ended(self) -> None:
+        if self.ending:
+            self.trouble = ""
 
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
         self.ids.append(sequence_id)
@@ -102,7 +106,7 @@ def test_where_all_refuse_the_client_hears_it():
     assert len(behind_a_balancer.ids) == 2 * 4, "and once more, a moment later"
     alone = FakeLink(FULL)
     converse(servers(alone))
-    assert alone.ids == [7], "at once"
+    assert len(alone.ids) == 2
     with pytest.raises(TickError, match="does not answer"):
         converse(servers(FakeLink("gone"), FakeLink("gone")))
     for links in ((FakeLink("gone"), FakeLink(FULL)), (FakeLink(FULL), FakeLink("gone"))):
@@ -111,6 +115,12 @@ def test_where_all_refuse_the_client_hears_it():
         assert refusal.is_full, "one that is not there is no other reason"
     (bad, *_) = converse(servers(FakeLink("voice is 'nobody'"), FakeLink()))
     assert str(bad) == "voice is 'nobody'", "a client's own mistake is not tried elsewhere"
+
+
+def test_who_comes_while_another_is_ending_waits_for_the_slot():
+    link = FakeLink(FULL, ending=True)
+    assert [answer.pcm for answer in converse(servers(link))] == [b"sound"] * 2
+    assert len(set(link.ids)) == 2
 
 
 def test_a_list_of_servers_is_checked():

@@ -89,7 +89,8 @@ async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:
         except MediaStreamError:  # it has ended
             return
         assert isinstance(frame, AudioFrame)
-        samples = frame.to_ndarray().reshape(-1, len(frame.layout.channels)).astype(np.float32).mean(axis=1)
+        channels = frame.to_ndarray().reshape(-1, len(frame.layout.channels)).astype(np.float32)
+        samples = channels @ np.full(channels.shape[1], 1 / channels.shape[1], np.float32)
         lost = 0 if due is None or frame.pts is None else frame.pts - due
         if 0 < lost <= MOST_LOST_S * OPUS_HZ:
             samples = np.concatenate([np.zeros(lost, np.float32), samples])
@@ -155,7 +156,8 @@ class Loudspeaker(MediaStreamTrack):
             self._next_s = now
         await asyncio.sleep(self._next_s - now)
         self._next_s += FRAME_S
-        frame = AudioFrame.from_ndarray(np.frombuffer(self._take(), np.int16)[None], "s16", "mono")
+        frame = AudioFrame("s16", "mono", FRAME_BYTES // SAMPLE_BYTES)
+        frame.planes[0].update(self._take())
         frame.sample_rate, frame.time_base, frame.pts = OUTPUT_HZ, Fraction(1, OUTPUT_HZ), self._sent
         self._sent += frame.samples
         return frame

@@ -2,7 +2,8 @@
 
 - A whole tick of sound goes as soon as it is there. While an answer is given it goes no faster than it is heard,
   so that an answer can be interrupted where its listener is.
-- Where no sound comes and something is going on (speech, an answer), silence comes in its place, a tick at a time.
+- Where no sound comes and something is going on (speech, an answer), silence comes in its place, a tick at a time, and
+  faster where the answer is not spoken.
 - Where nothing goes on there are no ticks, but for one now and then, that the engine keeps the conversation.
 """
 
@@ -18,6 +19,7 @@ from config.settings import INPUT_HZ
 from frontend.protocol import SAMPLE_BYTES
 
 LATE_S = 0.25  # sound that is so late is waited for, from a client whose sound has been coming
+WRITES_FASTER = 4  # times than it would be spoken, so that the other conversations keep most of the engine
 COMING_S = 1.0  # how long ago that may have been
 MOST_HELD_S = 60.0  # of sound: past it the client's next event waits
 MOST_SPOKEN = 100  # stretches of a microphone's sound whose places are known
@@ -67,7 +69,8 @@ class Clock:
         self._due_s = 0.0  # when the next tick is due, on the loop's clock
         self.holds = False  # sound waits for `commit`
         self.is_active = False  # speech or an answer goes on: time has to pass
-        self.is_answering = False
+        self.is_answering = False  # in speech
+        self.is_writing = False  # an answer that nobody speaks
 
     @property
     def held_ms(self) -> int:
@@ -189,7 +192,9 @@ class Clock:
             return self._sound(), 0
         silence_s = self._keep_alive_s
         if self.is_active or self._asked:
-            silence_s = LATE_S if now - self._came_s < COMING_S and not self.holds else 0.0
+            silence_s = self._tick_s / WRITES_FASTER - self._tick_s if self.is_writing else 0.0
+            if now - self._came_s < COMING_S and not self.holds:
+                silence_s = LATE_S
         if until_due_s + silence_s > 0:
             return None, until_due_s + silence_s
         return self._sound(), 0

@@ -403,7 +403,7 @@ class RealtimeConversation:
 
     def fail(self, error: TickError) -> None:
         """The engine cannot go on with it."""
-        code, kind, param = "capacity_exceeded" if error.is_full else "server_error", "server_error", None
+        code, kind, param = "full" if error.is_full else "server_error", "server_error", None
         if error.is_long_prompt:
             code, kind, param = "string_above_max_length", "invalid_request_error", "session.instructions"
         if self._player:
@@ -520,4 +520,5 @@ class RealtimeConversation:
         is_open = response is not None and response.state is not State.DONE
         clock.is_active = is_open or self._turns.user_speaks
         clock.is_answering = is_open and response is not None and response.modality == "audio"
+        clock.is_writing = is_open and not clock.is_answering
         clock.wake()

@@ -36,7 +36,8 @@ class Resampler:
         found = self._stream.resample_chunk(samples.astype(np.float32), last=last)
         silence = self._silence if len(found) else min(self._silence, round(len(samples) * self._ratio))
         self._silence -= silence
-        return np.pad(np.clip(np.rint(found), -32768, 32767).astype(np.int16), (silence, 0))
+        pcm = np.clip(np.rint(found), -32768, 32767).astype(np.int16)
+        return np.pad(pcm, (silence, 0)) if silence else pcm
 
 
 @cache

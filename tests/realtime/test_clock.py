@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
+from collections.abc import Coroutine
 
 import pytest
 
@@ -10,6 +12,26 @@ from frontend.realtime.clock import Clock, Planned
 
 TICK = bytes(10_240)
 SPEECH = b"\1" * 10_240
+
+
+class Jump(selectors.SelectSelector):
+    """Instead of waiting it puts the clock forward."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.now_s += max(0.0, timeout or 0.0)
+        return super().select(0)
+
+
+def run(play: Coroutine[None, None, None]) -> None:
+    jump = Jump()
+    loop = asyncio.SelectorEventLoop(jump)
+    loop.time = lambda: jump.now_s
+    try:
+        loop.run_until_complete(play)
+    finally:
+        loop.close()
 
 
 def clock() -> Clock:
@@ -32,7 +54,7 @@ def test_whole_ticks_go_as_fast_as_they_come():
             assert tick.pcm == SPEECH
             assert took_s < 0.1
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_while_an_answer_is_given_they_go_as_it_is_heard():
@@ -45,7 +67,7 @@ def test_while_an_answer_is_given_they_go_as_it_is_heard():
             await takes(one)
         assert asyncio.get_running_loop().time() - begun_s > 0.9
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_controls_share_a_tick_where_the_engine_takes_them_in_their_order():
@@ -56,7 +78,7 @@ def test_controls_share_a_tick_where_the_engine_takes_them_in_their_order():
         for asked in ({"cancel": 1, "items": 1, "respond": 1}, {"cancel": 2, "items": 2}, {"items": 3}):
             assert (await takes(one))[0].asked == asked
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_where_nothing_goes_on_there_are_no_ticks():
@@ -67,7 +89,7 @@ def test_where_nothing_goes_on_there_are_no_ticks():
         with pytest.raises(asyncio.TimeoutError):
             await takes(one)
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_silence_comes_where_something_goes_on_and_no_sound_does():
@@ -77,7 +99,21 @@ def test_silence_comes_where_something_goes_on_and_no_sound_does():
         tick, _ = await takes(one)
         assert tick.pcm == TICK
 
-    asyncio.run(play())
+    run(play())
+
+
+@pytest.mark.parametrize("sound_comes", [False, True])
+def test_what_is_written_comes_four_times_as_fast_as_speech_where_no_sound_comes(sound_comes: bool):
+    async def play() -> None:
+        one = clock()
+        one.is_active = one.is_writing = True
+        if sound_comes:
+            await one.append(SPEECH)
+        await takes(one)
+        _, took_s = await takes(one)
+        assert took_s == pytest.approx(0.32 + 0.25 if sound_comes else 0.08)
+
+    run(play())
 
 
 def test_sound_without_detection_waits_for_its_commit():
@@ -92,7 +128,7 @@ def test_sound_without_detection_waits_for_its_commit():
         assert first == (SPEECH, {"listen": True}, (0, len(SPEECH)))
         assert last == (SPEECH[:100].ljust(len(TICK), b"\0"), {"commit": True}, (len(SPEECH), 100))
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_controls_do_not_wait_for_sound():
@@ -103,7 +139,7 @@ def test_controls_do_not_wait_for_sound():
         assert tick == (TICK, {"respond": True}, None)
         assert took_s < 0.1
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_controls_and_planned_sound_go_in_the_order_in_which_they_came_and_once():
@@ -117,7 +153,7 @@ def test_controls_and_planned_sound_go_in_the_order_in_which_they_came_and_once(
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(one.next(), 0.1)
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_a_moment_of_the_ticks_is_known_in_the_microphones_own_sound():
@@ -141,4 +177,4 @@ def test_a_moment_of_the_ticks_is_known_in_the_microphones_own_sound():
         expected = {0: 0, 320: 0, 330: 10, 960: 640, 1200: 640, 1280: 740, 1400: 860, 1490: 950, 1600: 950}
         assert {at: one.spoken_ms(at) for at in expected} == expected
 
-    asyncio.run(play())
+    run(play())
