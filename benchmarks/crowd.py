@@ -2,7 +2,7 @@
 
 Clients speak at the pace of microphones, in frames of 20 ms; others have a WebSocket and say nothing. A tick's time is
 counted from when its last sample was spoken to its sound at the client; in a call, whose voice has its own pace, to its
-text.
+text. The same from Triton itself, beside each, is what the bridge's is to be compared with.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from benchmarks.server import DIRECT
 from benchmarks.stand_in import FRAME_MS
 from config import Settings
 from engine.memory import size
+from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
 FRAME_S = FRAME_MS / 1000
 WARM_UP_TICKS = 4
@@ -44,8 +45,9 @@ STARTS_S = 60
 CHURN_S = 2.0  # how long a conversation lasts where they come and go
 SAMPLED_S = 10.0  # between two looks at the memory
 SHOWN = 10
-PCM16, REALTIME, CALLS = "/ws/pcm16", "/v1/realtime", "/v1/realtime/calls"
-PATHS = (PCM16, REALTIME, CALLS)
+GRPC, PCM16, REALTIME, CALLS = "Triton's gRPC", "/ws/pcm16", "/v1/realtime", "/v1/realtime/calls"
+PATHS = (PCM16, REALTIME, CALLS)  # of the bridge
+Answers = AsyncGenerator[tuple[int, float], None]  # how many frames were heard, how long ago the last was spoken
 MOST_CALLS = 32  # that a core's Python carries, the bridge's or the clients'
 CALL_STARTS_S = 0.2  # each, with the client's part on the same core
 TOLD = {"text": "text", "response.output_audio_transcript.delta": "delta"}  # by the stand-in, and where in the event
@@ -56,6 +58,7 @@ class Bridge:
     """A bridge that runs for the bench."""
 
     url: str  # ws://...
+    triton: str  # what is behind it, host:port
     process: int
 
     @property
@@ -72,7 +75,7 @@ def bench_crowd(settings: Settings, conversations: Sequence[int], seconds: float
     """
     rows = []
     for count in conversations:
-        for path in PATHS if count <= MOST_CALLS else (PCM16, REALTIME):
+        for path in (GRPC, *PATHS) if count <= MOST_CALLS else (GRPC, PCM16, REALTIME):
             with _bridge() as bridge:
                 rows.append(asyncio.run(_measure(bridge, settings, path, count, seconds, idle)))
     return rows
@@ -113,7 +116,7 @@ def _bridge() -> Iterator[Bridge]:
     try:
         os.sched_setaffinity(processes[1].pid, {cores[0]})
         _wait_until_ready(f"http://127.0.0.1:{ports[0]}/readyz")
-        yield Bridge(f"ws://127.0.0.1:{ports[0]}", processes[1].pid)
+        yield Bridge(f"ws://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", processes[1].pid)
     finally:
         for process in processes:
             process.kill()
@@ -127,10 +130,10 @@ async def _measure(bridge: Bridge, settings: Settings, path: str, count: int, se
     empty = bridge.memory_bytes
     async with contextlib.AsyncExitStack() as silent:
         for _ in range(idle):
-            address = bridge.url + (REALTIME if path == CALLS else path)
+            address = bridge.url + (path if path == PCM16 else REALTIME)
             await silent.enter_async_context(connect(address, max_size=None, proxy=None))
         begin = time.monotonic() + (CALL_STARTS_S * count if path == CALLS else 0.0) + 1.0
-        speakers = [_speak(bridge.url + path, settings, begin + tick_s * i / count, ticks) for i in range(count)]
+        speakers = [_speak(bridge, path, settings, begin + tick_s * i / count, ticks) for i in range(count)]
         memory = asyncio.create_task(_memory_at(bridge, begin + seconds / 2))
         heard = await asyncio.gather(*speakers)
         used = (await memory - empty) // (count + idle)
@@ -144,15 +147,18 @@ async def _memory_at(bridge: Bridge, moment_s: float) -> int:
     return bridge.memory_bytes
 
 
-async def _speak(url: str, settings: Settings, begin_s: float, ticks: int) -> list[float]:
+async def _speak(bridge: Bridge, path: str, settings: Settings, begin_s: float, ticks: int) -> list[float]:
     """Seconds from when the last of each tick that has sound of the microphone was spoken to the tick's answer."""
     in_a_tick = settings.audio.tick_ms // FRAME_MS
     frames = ticks * in_a_tick
     latencies: list[float] = []
     said = 0  # frames of the microphone that were answered
     # A tick more is said than is counted: after a filled-up tick the last would wait for it in vain.
-    converse = _call if url.endswith(CALLS) else _connect
-    async with contextlib.aclosing(converse(url, begin_s, frames + in_a_tick)) as answers:
+    if path == GRPC:
+        answers = _converse(bridge.triton, settings, begin_s, ticks)
+    else:
+        answers = (_call if path == CALLS else _connect)(bridge.url + path, begin_s, frames + in_a_tick)
+    async with contextlib.aclosing(answers):
         async for heard, late_s in answers:
             if heard > said:  # else it was silence, by which the bridge keeps time where the microphone is late
                 latencies.append(late_s)
@@ -162,10 +168,29 @@ async def _speak(url: str, settings: Settings, begin_s: float, ticks: int) -> li
     raise RuntimeError(f"{said} frames of the microphone were answered, expected {frames}")
 
 
-async def _connect(url: str, begin_s: float, frames: int) -> AsyncGenerator[tuple[int, float], None]:
-    """A conversation over a WebSocket: at each tick's sound, how many frames were heard, and how long ago the last was
-    spoken.
-    """
+async def _converse(address: str, settings: Settings, begin_s: float, ticks: int) -> Answers:
+    """A conversation with Triton, at each tick's answer."""
+    tick_s = settings.audio.tick_ms / 1000
+    pcm = _noise()[: settings.audio.input_samples].tobytes()
+
+    async def microphone() -> AsyncIterator[TickIn]:
+        for number in range(ticks):
+            await asyncio.sleep(max(0.0, begin_s + (number + 1) * tick_s - time.monotonic()))
+            yield TickIn(pcm, start=number == 0, end=number == ticks - 1)
+
+    link = TritonLink(settings, address)
+    try:
+        async for answer in link.converse(new_sequence_id(), microphone()):
+            if isinstance(answer, TickError):
+                raise answer
+            heard = int(answer.events[-1]["text"])
+            yield heard, time.monotonic() - (begin_s + heard * FRAME_S)
+    finally:
+        await link.close()
+
+
+async def _connect(url: str, begin_s: float, frames: int) -> Answers:
+    """A conversation over a WebSocket, at each tick's sound."""
     async with connect(url, max_size=None, proxy=None) as client:
         speaking = asyncio.create_task(_microphone(client, url, begin_s, frames))
         try:
@@ -175,8 +200,8 @@ async def _connect(url: str, begin_s: float, frames: int) -> AsyncGenerator[tupl
             speaking.cancel()
 
 
-async def _call(url: str, begin_s: float, frames: int) -> AsyncGenerator[tuple[int, float], None]:
-    """The same in a WebRTC call, at each tick's text."""
+async def _call(url: str, begin_s: float, frames: int) -> Answers:
+    """A WebRTC call, at each tick's text."""
     microphone = CallMicrophone(frames)
     caller = Caller(microphone)
     seen = 0  # events
@@ -254,7 +279,7 @@ async def _churn(bridge: Bridge, settings: Settings, count: int, seconds: float)
         nonlocal done
         path = PATHS[number % len(PATHS)]
         while time.monotonic() < begin + seconds:
-            await _speak(bridge.url + path, settings, time.monotonic(), ticks)
+            await _speak(bridge, path, settings, time.monotonic(), ticks)
             done += 1
 
     crowd = [asyncio.create_task(come_and_go(number)) for number in range(count)]
