@@ -31,14 +31,20 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def is_no_denial(record: logging.LogRecord) -> bool:
-    """uvicorn 0.54 logs an error for every WebSocket that is refused by an HTTP response, after that was sent whole."""
-    return record.getMessage() != "ASGI callable returned without completing handshake."
+OF_UVICORN = (
+    "ASGI callable returned without completing handshake.",  # of a refusal by an HTTP response, which was sent whole
+    "Invalid UTF-8 sequence received from client.",  # with a traceback; the client is told by the close code 1007
+)
+
+
+def is_trouble(record: logging.LogRecord) -> bool:
+    """uvicorn 0.54 logs as errors what is none of the server's."""
+    return record.getMessage() not in OF_UVICORN
 
 
 def log_to_stderr(level: str) -> None:
     """Lets the bridge's own records of this level and above be written."""
-    logging.getLogger("uvicorn.error").addFilter(is_no_denial)
+    logging.getLogger("uvicorn.error").addFilter(is_trouble)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logger.handlers = [handler]

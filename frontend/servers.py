@@ -11,9 +11,7 @@ from frontend.from_the_first import FromTheFirst
 from frontend.pulse import Pulse
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
-AGAIN_S = (
-    0.1  # after all have refused: a bridge's own question, or one who is about to end, may have held the last slot
-)
+AGAIN_S = 0.1  # after all have refused: a bridge's own question, or one who is leaving, may have held the last slot
 
 
 class Server:

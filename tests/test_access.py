@@ -310,6 +310,17 @@ def test_with_nobody_there_it_ends_at_once(tmp_path: Path, served: Served):
         assert time.monotonic() - begun < 5
 
 
+def test_text_that_is_no_utf8_ends_its_websocket_and_is_no_error_of_the_bridge(locked: RunningBridge):
+    with connect(locked.websocket, additional_headers=bearer(KEYS[1])) as client:
+        client.send(b"\xff\xfe", text=True)
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                client.recv(timeout=20)
+    assert closed.value.rcvd
+    assert closed.value.rcvd.code == 1007
+    assert "Traceback" not in locked.log.read_text()
+
+
 def test_metrics_and_log_tell_of_a_conversation_but_not_what_was_said(locked: RunningBridge, pcm):
     wait_until_empty(locked)
     with connect(locked.websocket, additional_headers=bearer(KEYS[1])) as client:

@@ -77,7 +77,7 @@ class RealtimeConversation:
         start: Callable[[], None],
         player: Player | None = None,
     ):
-        self.session = Session(new_id("sess"), settings, voices, model, expires_at)
+        self.session = Session(new_id("sess"), settings, voices, model, expires_at, is_call=player is not None)
         self.clock = Clock(settings.audio.tick_ms, settings.engine.idle_timeout_s / 3)
         self._send = send
         self._start_engine = start
@@ -110,6 +110,8 @@ class RealtimeConversation:
         match event.kind:
             case "session.update":
                 self._update_session(event)
+            case "input_audio_buffer.append" if self._player:
+                raise RealtimeError("a call's sound comes in its track", code="invalid_event")
             case "input_audio_buffer.append":
                 await self.hear(self._input.feed(event.fields.get("audio")))
             case "input_audio_buffer.commit":
@@ -310,19 +312,26 @@ class RealtimeConversation:
             self._send(*response.created(), *response.stop("client_cancelled"))
 
     def _clear_output(self) -> None:
+        was_asked_for = self._next_response is not None
         self._drop_next_response()
         if self._response and self._response.is_due:
             self._cancel(self._response)
-        self._fall_silent()
+        if not self._fall_silent() and not was_asked_for:
+            if self._response is None:
+                raise RealtimeError("no response has been played", code="output_audio_buffer_empty")
+            self._send({"type": "output_audio_buffer.cleared", "response_id": self._response.id})
 
-    def _fall_silent(self) -> None:
-        """Where the bridge plays, it knows to the frame what was heard, and that is what the history keeps.
+    def _fall_silent(self) -> bool:
+        """Nothing more is heard of an answer; whether anything was to be heard.
+
+        Where the bridge plays, it knows to the frame what was heard, and that is what the history keeps.
 
         The engine takes an answer for heard as far as it has given it.
         """
         cut = self._player.clear() if self._player else None
         if cut and self._response and self._response.id == cut.response_id and self._response.item:
             self._truncate(self._response.item, 0, cut.heard_ms)
+        return cut is not None
 
     def _cancel_answer(self, item: Item) -> None:
         """An answer that is being given ends, if it is this item's."""

@@ -10,6 +10,7 @@ from config.settings import MOST_PROMPT_CHARACTERS, MOST_TYPED
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, expect_text, new_id
 
 MOST_ITEMS = 1000  # of one conversation; the oldest are forgotten by the list, the engine's context is far shorter
+ROOT = "root"  # before the first, as a previous_item_id
 TEXT_PARTS = ("input_text", "output_text", "text")
 ROLES = ("user", "assistant", "system")
 MOST_CHARACTERS = {"user": MOST_TYPED, "assistant": MOST_PROMPT_CHARACTERS, "system": MOST_PROMPT_CHARACTERS}
@@ -104,6 +105,8 @@ class Items:
             expect_text(item_id, "item.id")
             if not 0 < len(item_id) <= 64:
                 raise RealtimeError("item.id is no text of 1 to 64 characters", param="item.id")
+            if item_id == ROOT:
+                raise RealtimeError(f"item.id is {ROOT!r}, the place before the first", param="item.id")
             if item_id in self._items:
                 raise RealtimeError(
                     f"an item {shown(item_id)} exists", code="item_create_duplicate_item_id", param="item.id"
@@ -125,9 +128,9 @@ class Items:
 
     def _check_place(self, previous: Any) -> None:
         """Items are added at the end alone."""
-        if previous is None or previous == self.last or (previous == "root" and not self._items):
+        if previous is None or previous == self.last or (previous == ROOT and not self._items):
             return
-        known = isinstance(previous, str) and (previous == "root" or previous in self._items)
+        known = isinstance(previous, str) and (previous == ROOT or previous in self._items)
         reason = "items are added at the end alone" if known else "there is no such item"
         raise RealtimeError(
             f"previous_item_id is {shown(previous)}: {reason}",

@@ -15,7 +15,7 @@ from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.items import Item
 from frontend.realtime.sound import Loudspeaker
 
-MOST_METADATA, MOST_VALUE = 16, 512  # texts, and characters of each
+MOST_METADATA, MOST_NAME, MOST_VALUE = 16, 64, 512  # texts, and characters of each and of its name
 
 
 class State(Enum):
@@ -54,7 +54,7 @@ class Response:
         self.is_cancelled = False  # the client wants its end; the engine may not know yet
         self.modality = wanted.modality or session["output_modalities"][0]
         self._play = play
-        output = session["audio"]["output"] | ({"format": wanted.sound} if wanted.sound else {})
+        output = session["audio"]["output"] | ({"format": wanted.sound} if wanted.sound and not play else {})
         self._loudspeaker = Loudspeaker(output["format"]["type"])
         self._skip = CODE2WAV_DELAY * SAMPLE_BYTES  # of the sound: what code2wav is behind by
         self._left: int | None = None  # bytes of sound to come; None: the engine has not ended
@@ -243,6 +243,7 @@ def parse_request(wanted: Event) -> Request:
 def _expect_metadata(metadata: Any) -> None:
     """Raises `RealtimeError` unless these are a few texts by name."""
     is_texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    if not is_texts or len(metadata) > MOST_METADATA or any(len(v) > MOST_VALUE for v in metadata.values()):
-        expected = f"an object of at most {MOST_METADATA} texts of {MOST_VALUE} characters"
+    is_short = is_texts and all(len(name) <= MOST_NAME and len(text) <= MOST_VALUE for name, text in metadata.items())
+    if not is_short or len(metadata) > MOST_METADATA:
+        expected = f"an object of at most {MOST_METADATA} texts of {MOST_VALUE} characters, by names of {MOST_NAME}"
         raise RealtimeError(f"metadata is {shown(metadata)}, expected {expected}", param="response.metadata")

@@ -20,8 +20,18 @@ MODEL = "qwen3-omni"
 class Session:
     """What a session does. `about` is what clients are told; partial updates are merged into it."""
 
-    def __init__(self, session_id: str, settings: Settings, voices: Sequence[str], model: str, expires_at: int):
+    def __init__(
+        self,
+        session_id: str,
+        settings: Settings,
+        voices: Sequence[str],
+        model: str,
+        expires_at: int,
+        is_call: bool = False,
+    ):
+        """`is_call`: its sound goes in tracks, whose format was agreed on elsewhere."""
         turn, engine = settings.turn, settings.engine
+        self._is_call = is_call
         self._voices, self._answer_tokens = voices, turn.answer_tokens
         default = engine.voice.lower() or ("ethan" if "ethan" in voices or not voices else voices[0])
         self.about: Event = {
@@ -103,7 +113,9 @@ class Session:
         for side in ("input", "output"):
             asked = object_of(audio, side)
             if asked.get("format") is not None:
-                changed["audio"][side]["format"] = sound_format(asked["format"], f"session.audio.{side}.format")
+                found = sound_format(asked["format"], f"session.audio.{side}.format")
+                if not self._is_call:
+                    changed["audio"][side]["format"] = found
         self._update_voice(changed, object_of(audio, "output"), voice_is_fixed)
         self._update_detection(changed, object_of(audio, "input"))
         self.about = changed

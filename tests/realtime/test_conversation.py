@@ -6,13 +6,12 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from config import Settings
-from frontend.realtime.conversation import RealtimeConversation
+from frontend.realtime.conversation import Cut, Player, RealtimeConversation
 from frontend.realtime.events import RealtimeError, parse, weight
 from frontend.realtime.sound import Microphone
 from frontend.triton import TickOut
@@ -21,11 +20,11 @@ from frontend.triton import TickOut
 class Talk:
     """A conversation whose engine is the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, player: Player | None = None) -> None:
         self.loop = asyncio.new_event_loop()
         self.told: list[dict] = []
         self.conversation = RealtimeConversation(
-            Settings.load(environ={}), ["ethan"], "", 0, lambda *events: self.told.extend(events), lambda: None
+            Settings.load(environ={}), ["ethan"], "", 0, lambda *events: self.told.extend(events), lambda: None, player
         )
 
     def say(self, kind: str, **fields: object) -> None:
@@ -58,6 +57,23 @@ class Talk:
 @pytest.fixture
 def talk() -> Iterator[Talk]:
     one = Talk()
+    yield one
+    one.loop.close()
+
+
+class Silent:
+    """A loudspeaker that plays nothing yet."""
+
+    def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
+        pass
+
+    def clear(self) -> Cut | None:
+        return None
+
+
+@pytest.fixture
+def call() -> Iterator[Talk]:
+    one = Talk(Silent())
     yield one
     one.loop.close()
 
@@ -97,10 +113,38 @@ def test_what_could_not_be_said_back_is_no_event(frame):
     assert refused.value.code == "invalid_json"
 
 
-@pytest.mark.parametrize("metadata", [{"a": 1}, {"a": "x" * 513}, {str(n): "" for n in range(17)}, "x", []])
+@pytest.mark.parametrize(
+    "metadata", [{"a": 1}, {"a": "x" * 513}, {"a" * 65: "x"}, {str(n): "" for n in range(17)}, "x", []]
+)
 def test_metadata_are_a_few_texts(talk: Talk, metadata):
     with pytest.raises(RealtimeError, match="expected an object of at most 16 texts"):
         talk.say("response.create", response={"metadata": metadata})
+
+
+def test_a_calls_sound_comes_in_its_track_in_the_tracks_own_format(call: Talk):
+    with pytest.raises(RealtimeError, match="in its track"):
+        call.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    g711 = {"format": {"type": "audio/pcmu"}}
+    call.say("session.update", session={"type": "realtime", "audio": {"input": g711, "output": g711}})
+    audio = call.told[-1]["session"]["audio"]
+    assert audio["input"]["format"] == audio["output"]["format"] == {"type": "audio/pcm", "rate": 24_000}
+    call.say("response.create", response={"audio": {"output": g711}})
+    assert call.told[-1]["response"]["audio"]["output"]["format"]["type"] == "audio/pcm"
+
+
+def test_clearing_a_loudspeaker_that_is_silent_is_answered_too(call: Talk):
+    with pytest.raises(RealtimeError, match="no response has been played") as refused:
+        call.say("output_audio_buffer.clear")
+    assert refused.value.code == "output_audio_buffer_empty"
+    call.say("response.create")
+    call.say("output_audio_buffer.clear")
+    response = call.told[0]["response"]
+    assert call.told[-1] == {"type": "output_audio_buffer.cleared", "response_id": response["id"]}
+
+
+def test_the_place_before_the_first_item_is_no_items_name(talk: Talk):
+    with pytest.raises(RealtimeError, match="place before the first"):
+        talk.say("conversation.item.create", item=typed("root"))
 
 
 def test_sound_that_nobody_commits_is_bounded(talk: Talk):
@@ -252,9 +296,9 @@ def test_what_is_cleared_while_the_user_speaks_is_forgotten_by_the_engine(talk: 
 @pytest.mark.parametrize("event", ["response.cancel", "output_audio_buffer.clear"])
 def test_a_response_that_waits_for_its_commit_can_be_cancelled(talk: Talk, event: str):
     if event == "output_audio_buffer.clear":
-        talk.conversation._player = SimpleNamespace(play=lambda *_: None, clear=lambda: None)
+        talk.conversation._player = Silent()
     talk.say("session.update", session=MANUAL)
-    talk.say("input_audio_buffer.append", audio=HALF_A_SECOND)
+    talk.loop.run_until_complete(talk.conversation.hear(bytes(16_000)))
     talk.say("input_audio_buffer.commit")
     talk.say("response.create", response={"metadata": {"name": "mine"}})
     talk.say(event)
