@@ -46,6 +46,14 @@ class Forgetting:
 
 
 @dataclass(frozen=True)
+class OutOfBand:
+    """An answer to the history of which the history keeps nothing."""
+
+    instructions: str = ""  # a system message for it alone
+    cancel: bool = False  # it ends, if it is being given
+
+
+@dataclass(frozen=True)
 class Controls:
     """What a client asks for in the middle of a conversation."""
 
@@ -62,11 +70,12 @@ class Controls:
     truncate: Truncation | None = None  # turn: how far an answer was heard
     forget: Forgetting | None = None  # turn: what leaves the history
     turn: Mapping[str, Any] | None = None  # turn: options of the section [turn] that change from here on
+    out_of_band: OutOfBand | None = None  # turn: the history is to be answered, and to stay as it is
 
 
 CONTROLS = tuple(field.name for field in fields(Controls))
 PLACES = ("listen", "commit")  # whose values are true, or milliseconds into the tick
-STRUCTURED = ("items", "truncate", "forget", "turn")  # whose values are JSON
+STRUCTURED = ("items", "truncate", "forget", "turn", "out_of_band")  # whose values are JSON
 ROLES, PARTS = ("user", "assistant", "system"), ("user", "answer")
 MOST_ITEMS = 16  # in one tick
 MOST_NATURAL = 2**31 - 1  # of a turn's number and of milliseconds
@@ -127,6 +136,7 @@ def _structured(name: str, value: str) -> Any:
         "truncate": '{"turn": number, "heard_ms": milliseconds}',
         "forget": '{"turn": number, "part": "user" or "answer"}',
         "turn": 'an object of options, such as {"detection": "manual"}',
+        "out_of_band": '{"instructions": text} or {"cancel": true}',
     }[name]
     try:
         found = json.loads(value)
@@ -139,6 +149,8 @@ def _structured(name: str, value: str) -> Any:
                 forgetting = Forgetting(_natural(found.pop("turn")), **found)
                 if forgetting.part in PARTS:
                     return forgetting
+            case "out_of_band":
+                return _out_of_band(**found)
             case _:
                 if isinstance(found, dict):
                     return found
@@ -158,6 +170,15 @@ def _items(found: Any) -> tuple[Item, ...]:
         if not item.text.strip() or not is_unicode(item.text):
             raise ValueError
     return items
+
+
+def _out_of_band(instructions: Any = "", cancel: Any = False) -> OutOfBand:
+    if not isinstance(instructions, str) or not isinstance(cancel, bool) or not is_unicode(instructions):
+        raise ValueError
+    if len(instructions) > MOST_PROMPT_CHARACTERS:
+        most = MOST_PROMPT_CHARACTERS
+        raise OptionError(f"out_of_band.instructions is {len(instructions)} characters long, expected at most {most}")
+    return OutOfBand(instructions, cancel)
 
 
 def _natural(value: Any) -> int:

@@ -79,7 +79,7 @@ class Call:
         typed = self._next[1].message
         for event in spoken.events:
             if event["type"] == "interrupted":
-                self._end("interrupted")
+                self._end("interrupted", event)
             elif event["type"] == "answer_started":
                 span = (event["audio_start_ms"], event["audio_end_ms"]) if "audio_start_ms" in event else None
                 self.answers.append(Given(span, typed=typed))
@@ -88,12 +88,15 @@ class Call:
             self.answers[-1].codes.append(spoken.codes[:, spoken.codes[0] >= 0])
         else:
             assert (spoken.codes == -1).all()
-        if any(event["type"] == "answer_done" for event in spoken.events):
-            self._end("answer_done")
+        for event in spoken.events:
+            if event["type"] == "answer_done":
+                self._end("answer_done", event)
 
-    def _end(self, how: str) -> None:
+    def _end(self, how: str, event: Mapping[str, Any]) -> None:
         given = self.answers[-1]
         given.end = how
+        if event.get("out_of_band"):
+            return
         turns = self.engine.conversation(self.key).history.turns
         given.kept = list(turns[-1].tokens if turns[-1].answer else turns[-2].tokens)
 

@@ -23,6 +23,7 @@ class Answer:
     speech_ended: bool = False
     input_tokens: int = 0  # positions that it follows
     input_audio_tokens: int = 0  # among them
+    drawn_before: tuple[int, int] = (0, 0)  # random numbers of the conversation: for text tokens, for codec frames
 
     def __post_init__(self) -> None:
         self.speech_ended = not self.options.speech
@@ -31,6 +32,16 @@ class Answer:
     def spoken_ms(self) -> int:
         """How long it has been speaking."""
         return self.frames * CODEC_FRAME_MS
+
+    @property
+    def is_out_of_band(self) -> bool:
+        """Whether the history keeps nothing of it."""
+        return self.turn.is_out_of_band
+
+    @property
+    def kind(self) -> dict[str, bool]:
+        """What its events say of it beside."""
+        return {"out_of_band": True} if self.is_out_of_band else {}
 
     @property
     def usage(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 from engine.conversation import Conversation, Event, Evictions
 from engine.errors import OptionError
 from engine.mel_buffer import Clip
-from engine.options import Controls, Forgetting, Item, Options, Truncation, changed_turn
+from engine.options import Controls, Forgetting, Item, Options, OutOfBand, Truncation, changed_turn
 from engine.talker_prefix import TALKER_PREFIX
 from engine.turn.actions import Decode, Decoded, Prefill, PrefillChunk, Question, TurnConfig
 from engine.turn.answer import Answer
@@ -133,6 +133,8 @@ class TurnConversation(Conversation):
             self._commit(self.clock if controls.commit is True else begin + controls.commit // FRAME_MS)
         if controls.respond or self._respond_is_overdue:
             self._respond()
+        if controls.out_of_band:
+            self._answer_out_of_band(controls.out_of_band)
         self._queue_windows(self.clock)
         if controls.transcript:
             self._tell("transcript", turns=list(self.history.transcript(self.config.decode)))
@@ -154,7 +156,8 @@ class TurnConversation(Conversation):
             self._ignores_speech = not stopped
         elif detector.is_speech or stopped:
             turn = self.options.turn
-            if self._answer and turn.interrupt and detector.spoken_ms >= turn.interrupt_after_ms:
+            may_end = self._answer and (turn.interrupt or self._answer.is_out_of_band)
+            if may_end and detector.spoken_ms >= turn.interrupt_after_ms:
                 self._interrupt("speech")
             if not self._answer and not self._turn and detector.voiced_until_ms > self._earliest * FRAME_MS:
                 self._begin_turn(detector.started_ms // FRAME_MS - turn.prefix_padding_ms // FRAME_MS)
@@ -275,6 +278,36 @@ class TurnConversation(Conversation):
                 self._earliest = self.clock
             self._queue_answer(self._new_turn(), [])
 
+    def _answer_out_of_band(self, wanted: OutOfBand) -> None:
+        """An answer to the history that leaves it as it is; the user's speech ends it, and comes first."""
+        if wanted.cancel:
+            if self._answer and self._answer.is_out_of_band:
+                self._interrupt("cancel")
+            return
+        message = self.config.chat.message("system", wanted.instructions) if wanted.instructions.strip() else []
+        if self._answer or self.detector.is_speech or (self._turn and not self._opened_itself):
+            reason = "out_of_band came while the user speaks or an answer is being given"
+            self._tell("error", code="answer_active", message=reason, out_of_band=True)
+        elif len(message) > self.longest_turn:
+            reason = f"{len(message)} tokens came, expected at most {self.longest_turn} (engine.context_s)"
+            self._tell("error", code="turn_too_long", message=f"instructions are dropped: {reason}", out_of_band=True)
+        else:
+            if self._turn:
+                self._abandon_turn()
+                self._earliest = self.clock
+            turn = Turn(is_out_of_band=True)
+            if message:
+                self._queue.add_aside(turn, message)
+            self._queue_answer(turn, [])
+
+    def _forget_out_of_band(self, answer: Answer) -> None:
+        """The history is as if nobody had asked; it is the last in it."""
+        self._queue.drop(answer.turn)
+        if answer.is_begun:
+            self._queue.close([])
+        self.history.remove(answer.turn)
+        self._text_tokens, self._codec_frames = answer.drawn_before
+
     def _change(self, changes: Mapping[str, Any]) -> None:
         """Options of turns that hold from here on."""
         try:
@@ -358,7 +391,7 @@ class TurnConversation(Conversation):
         self._begin_turn(frame)
 
     def _cancel(self) -> None:
-        if self._answer is None:
+        if self._answer is None or self._answer.is_out_of_band:
             self._respond_due = False
             self._tell("error", code="nothing_to_cancel", message="cancel came, but no answer is being given")
         else:
@@ -383,7 +416,8 @@ class TurnConversation(Conversation):
 
     def _queue_answer(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
         self._queue.add(turn, user, clip, self.config.chat.answer_opening)
-        self._answer = Answer(turn, self.config.detokenizer(), self.options.turn)
+        drawn = self._text_tokens, self._codec_frames
+        self._answer = Answer(turn, self.config.detokenizer(), self.options.turn, drawn_before=drawn)
 
     def _interrupt(self, by: str) -> None:
         """Ends the answer where it was heard to, and cuts the history to that."""
@@ -391,7 +425,9 @@ class TurnConversation(Conversation):
         assert answer is not None
         turn, heard_ms = answer.turn, answer.spoken_ms
         self._answer = None
-        if answer.is_begun:
+        if answer.is_out_of_band:
+            self._forget_out_of_band(answer)
+        elif answer.is_begun:
             if not answer.speech_ended:
                 self._cut_tokens(turn, math.ceil(heard_ms / 1000 * self.config.heard_tokens_per_s))
             self.history.cut_answer(turn, len(chat.answer_opening) + len(turn.tokens))
@@ -409,6 +445,7 @@ class TurnConversation(Conversation):
             heard_ms=heard_ms,
             heard_text=self.config.decode(turn.tokens),
             **answer.usage,
+            **answer.kind,
         )
 
     def _cut_tokens(self, turn: Turn, count: int) -> None:
@@ -494,6 +531,7 @@ class TurnConversation(Conversation):
     def _fail_turn(self, turn: Turn) -> None:
         """The turn that is being prefilled does not fit into the context: it is dropped."""
         self._queue.drop(turn)
+        kind = {"out_of_band": True} if turn.is_out_of_band else {}
         has_older = any(other is not turn for other in self.history.turns)
         self.history.remove(turn)
         if self._answer and self._answer.turn is turn:
@@ -508,7 +546,7 @@ class TurnConversation(Conversation):
             if self.config.stops_when_full and has_older
             else f"it is longer than the context of {self.config.talker_positions} positions (engine.context_s)"
         )
-        self._tell("error", code="turn_too_long", message=f"the user's turn is dropped: {reason}")
+        self._tell("error", code="turn_too_long", message=f"the user's turn is dropped: {reason}", **kind)
 
     def _begin_answer(self) -> None:
         """The turn has been prefilled: this tick begins to answer it."""
@@ -519,7 +557,9 @@ class TurnConversation(Conversation):
         span = {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]} if turn.sound_ms else {}
         answer.input_tokens = self.history.thinker_length
         answer.input_audio_tokens = sum(other.audio_tokens for other in self.history.turns)
-        self._tell("answer_started", turn=turn.number, **span)
+        self._tell("answer_started", turn=turn.number, **span, **answer.kind)
+        if answer.is_out_of_band:
+            return
         asked = (name for name in ("emotion", "language") if self.options.turn.asked(name) and span)
         self._questions = [Question(turn, name) for name in asked]
 
@@ -586,8 +626,12 @@ class TurnConversation(Conversation):
             text=self.config.decode(answer.turn.tokens),
             reason=reason or ("length" if answer.is_cut_short else "end"),
             **answer.usage,
+            **answer.kind,
         )
         self._answer = None
+        if answer.is_out_of_band:
+            self._forget_out_of_band(answer)
+            return
         self._earliest = max(self._earliest, self.clock - self.options.turn.prefix_padding_ms // FRAME_MS)
 
     # What the model is asked about the speaker

@@ -31,6 +31,7 @@ class Turn:
     tokens: list[int] = field(default_factory=list)  # text of the answer, without its end
     spoken_ms: int = 0  # sound of the answer that was emitted
     interrupted: bool = False
+    is_out_of_band: bool = False  # it leaves when it has been answered
 
 
 class History:
@@ -123,6 +124,8 @@ class History:
     def transcript(self, decode: Callable[[list[int]], str]) -> Iterator[dict[str, Any]]:
         """The turns in words: the model does not write down what it hears, so speech is given by its time."""
         for turn in self.turns:
+            if turn.is_out_of_band:
+                continue
             if turn.role != "user":
                 yield {"role": turn.role, "text": turn.typed}
                 continue
