@@ -68,6 +68,7 @@ class History:
         self._recent: deque[TickIn] = deque()  # the newest that were answered
         self._pending: deque[Part] = deque()  # typed or added, and not confirmed
         self._answering: Part | None = None
+        self._out_of_band: Part | None = None  # that is asked for, and no part of the conversation
         self._answer_tick = 0  # in which it began
         self._is_due = False
         self._turn_end_ms = 0  # of the last one that was spoken
@@ -108,8 +109,13 @@ class History:
         self._answered += 1
         self.has_begun = True
         self._is_due = self._is_due or bool(tick.parameters.get("respond"))
+        if "instructions" in json.loads(tick.parameters.get("out_of_band", "{}")):
+            self._out_of_band = self._out_of_band or Part("assistant")
         for event in events:
-            self._note(event)
+            if event.get("out_of_band"):
+                self._note_out_of_band(event)
+            else:
+                self._note(event)
         if tick.parameters.get("listen") and "commit" not in tick.parameters:
             self._speech_ms = (self._answered - 1) * self.tick_ms
         is_answering = self._answering or any(event["type"] == "answer_done" for event in events)
@@ -178,6 +184,12 @@ class History:
                 for each in (tick, *self.unanswered):
                     self._expect(each)
 
+    def _note_out_of_band(self, event: Event) -> None:
+        if event["type"] == "text" and self._out_of_band:
+            self._out_of_band.text += event["text"]
+        elif event["type"] != "answer_started":
+            self._out_of_band = None
+
     def _confirm(self, event: Event) -> None:
         """A turn of the user, or a message, is part of the conversation."""
         if "audio_start_ms" in event:
@@ -209,6 +221,10 @@ class History:
 
     def give_up_answer(self) -> Event | None:
         """The answer that was being given is not part of it any more and is due anew; the event that says so."""
+        if apart := self._out_of_band:  # it alone is not given anew
+            self._out_of_band = None
+            about = {"turn": 0, "by": "move", "heard_ms": 0, "heard_text": apart.text, "out_of_band": True}
+            return {"type": "interrupted", "at_ms": self.clock_ms, **about}
         answer, self._answering = self._answering, None
         if answer is None:
             return None

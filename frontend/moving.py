@@ -54,7 +54,7 @@ class Translation:
         if not self._moved:
             return event
         told = {**event, **self._times(event)}
-        if "turn" in event:
+        if "turn" in event and not event.get("out_of_band"):
             told["turn"] = self._client_number(event["turn"])
         if event["type"] == "transcript":
             told["turns"] = [{**turn, **self._times(turn)} for turn in event["turns"]]

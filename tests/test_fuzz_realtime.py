@@ -96,7 +96,7 @@ GOOD_REQUESTS = st.fixed_dictionaries(
 )
 BAD_REQUESTS = st.sampled_from(
     [
-        {"conversation": "none"},
+        {"conversation": "other"},
         {"input": [{}]},
         {"output_modalities": ["video"]},
         {"metadata": {"x": 5}},
@@ -138,7 +138,10 @@ class Given:
 
     def expect_done(self, done: dict[str, Any]) -> None:
         """The ladder is whole; the last event tells of the same response, its item and its words."""
-        assert re.fullmatch(LADDERS[self.modality], self.steps), self.steps
+        ladder = LADDERS[self.modality]
+        if self.about["conversation_id"] is None:  # its item is none of the conversation's
+            ladder = re.sub("[IO]", "", ladder)
+        assert re.fullmatch(ladder, self.steps), self.steps
         assert done["status"] in ("completed", "incomplete", "cancelled"), done["status_details"]
         assert done["status_details"]["type"] == done["status"]
         assert done["metadata"] == self.about["metadata"]
@@ -155,6 +158,7 @@ class Ledger:
 
     items: dict[str, str] = field(default_factory=dict)  # ids in the order of the conversation, and their roles
     given: Given | None = None  # the response that is open
+    out_of_band: dict[str, Given] = field(default_factory=dict)  # those that are open, by id
     ended: set[str] = field(default_factory=set)  # ids of responses
     due_responses: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was asked, by the event's id
     due_commits: list[str] = field(default_factory=list)  # ids of events
@@ -163,7 +167,7 @@ class Ledger:
 
     @property
     def owes(self) -> bool:
-        return bool(self.given or self.due_responses or self.due_commits)
+        return bool(self.given or self.out_of_band or self.due_responses or self.due_commits)
 
     def take(self, event: dict[str, Any]) -> None:
         """The next event of the server; fails where it has no place."""
@@ -192,9 +196,12 @@ class Ledger:
             self.due_commits.remove(error["event_id"])
 
     def _begin(self, response: dict[str, Any]) -> None:
-        assert self.given is None, "one response at a time"
         assert response["id"] not in self.ended
         assert response["status"] == "in_progress"
+        if response["conversation_id"] is None:
+            self.out_of_band[response["id"]] = Given(response)
+            return
+        assert self.given is None, "one response at a time"
         self.given = Given(response)
         name = (response["metadata"] or {}).get("name")
         if name is None:  # asked for without a name, or by the end of the user's turn
@@ -204,19 +211,22 @@ class Ledger:
 
     def _climb(self, event: dict[str, Any]) -> None:
         """Puts an event of a response into its ladder."""
-        given, about_item = self.given, event["type"].startswith("conversation.item.")
+        response_id = event["response"]["id"] if "response" in event else event.get("response_id")
+        given = self.out_of_band.get(response_id, self.given)
+        about_item = event["type"].startswith("conversation.item.")
         if event["type"] not in STEPS or (about_item and (not given or event["item"]["id"] != given.item_id)):
             return
         assert given, f"{event['type']} outside a response"
         about = event.get("response", {"id": event.get("response_id", given.about["id"])})
         assert about["id"] == given.about["id"]
         given.take(event)
-        if given.item_id and given.modality == "audio":
+        if given is self.given and given.item_id and given.modality == "audio":
             self.spoken.add(given.item_id)
         if event["type"] == "response.done":
             given.expect_done(about)
             self.ended.add(about["id"])
-            self.given = None
+            if not self.out_of_band.pop(about["id"], None):
+                self.given = None
 
 
 class RealtimeMachine(RuleBasedStateMachine):
@@ -278,9 +288,11 @@ class RealtimeMachine(RuleBasedStateMachine):
         deadline, cancelled_s = time.monotonic() + WITHIN_S, 0.0
         while self.ledger.owes:
             assert time.monotonic() < deadline, f"owed after {WITHIN_S} s: {self.ledger}"
-            if self.ledger.given and time.monotonic() - cancelled_s > CANCEL_AGAIN_S:
+            if (self.ledger.given or self.ledger.out_of_band) and time.monotonic() - cancelled_s > CANCEL_AGAIN_S:
                 cancelled_s = time.monotonic()
                 self.say("response.cancel")
+                for response_id in list(self.ledger.out_of_band):
+                    self.say("response.cancel", response_id=response_id)
             self.wait(0.1)
 
     def expect_in_time(self, kind: str, code: str | None, answer: tuple[list[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -428,6 +440,22 @@ class RealtimeMachine(RuleBasedStateMachine):
         self.ledger.due_responses[name] = wanted
         _, error = self.say("response.create", response=wanted)
         assert error is None or error["code"] == "conversation_already_has_active_response"
+
+    @rule(request=GOOD_REQUESTS)
+    def respond_out_of_band(self, request: dict[str, Any]) -> None:
+        before = len(self.ledger.out_of_band)
+        answer = self.say("response.create", response={**request, "conversation": "none"})
+        if answer[1]:
+            assert answer[1]["code"] == "conversation_already_has_active_response"
+            assert before > 8, "the one that is given and those that wait"
+        else:
+            assert any(event["type"] == "response.created" for event in answer[0])
+
+    @rule()
+    def cancel_out_of_band(self) -> None:
+        for response_id in list(self.ledger.out_of_band)[-1:]:
+            _, error = self.say("response.cancel", response_id=response_id)
+            assert error is None or response_id in self.ledger.ended or self.ledger.out_of_band[response_id].steps
 
     @rule(request=BAD_REQUESTS)
     def respond_badly(self, request: dict[str, Any]) -> None:

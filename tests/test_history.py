@@ -92,6 +92,22 @@ def test_an_answer_that_was_due_is_asked_for(history: History):
     assert history.give_up_answer() is None
 
 
+def test_what_is_answered_out_of_band_is_no_part_of_it_and_ends_with_its_server(history: History):
+    apart = [{**event, "turn": 0, "out_of_band": True} for event in done(0, "yes")]
+    pass_ticks(history, 1, *apart, out_of_band='{"instructions": "yes or no"}')
+    assert history.give_up_answer() is None
+    pass_ticks(history, 1, *apart[:2], out_of_band='{"instructions": "yes or no"}')
+    cut = history.give_up_answer()
+    assert cut is not None
+    assert (cut["out_of_band"], cut["heard_text"], cut["by"]) == (True, "ye", "move")
+    refused = {"type": "error", "code": "answer_active", "out_of_band": True}
+    pass_ticks(history, 1, refused, out_of_band='{"instructions": "yes or no"}')
+    pass_ticks(history, 1, out_of_band='{"cancel": true}')
+    assert history.give_up_answer() is None
+    assert what(history) == []
+    assert not history.reading().is_due
+
+
 def test_what_is_cut_or_forgotten_is_not_read(history: History):
     pass_ticks(history, 1, committed(1), *done(1, "one two"), message="first")
     heard = {"at_ms": 0, "turn": 1, "heard_text": "one"}

@@ -608,7 +608,7 @@ class TurnConversation(Conversation):
         self.history.add(answer.turn, 0, len(taken))
         text = answer.detokenizer.feed(taken)
         if text:
-            self._tell("text", text=text)
+            self._tell("text", text=text, **answer.kind)
         return taken, text
 
     def _finish(self, reason: str = "") -> None:

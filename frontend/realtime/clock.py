@@ -27,7 +27,7 @@ BYTES_A_SECOND = INPUT_HZ * SAMPLE_BYTES
 MOST_HELD_BYTES = int(MOST_HELD_S * BYTES_A_SECOND)
 
 
-IN_A_TICK = ("turn", "cancel", "truncate", "forget", "items", "listen", "message", "commit", "respond")
+IN_A_TICK = ("turn", "cancel", "truncate", "forget", "items", "listen", "message", "commit", "respond", "out_of_band")
 """Controls in the order in which the engine takes those of one tick."""
 
 

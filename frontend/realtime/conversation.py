@@ -14,6 +14,7 @@ from frontend.realtime.clock import MOST_HELD_S, Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
 from frontend.realtime.input_buffer import InputBuffer
 from frontend.realtime.items import Item, Items
+from frontend.realtime.out_of_band import OutOfBand, Wanted
 from frontend.realtime.response import Request, Response, State, parse_request, usage_of
 from frontend.realtime.session import Session
 from frontend.realtime.sound import Microphone
@@ -97,6 +98,7 @@ class RealtimeConversation:
         self._truncations: deque[Truncation] = deque()  # that the engine has not done yet
         self._to_delete: list[Item] = []  # that are being spoken, and are deleted after it
         self._turns = Turns(creates_responses=True)
+        self._out_of_band = OutOfBand(self.clock, self.session, send)
 
     def open(self) -> None:
         """The first event."""
@@ -248,6 +250,11 @@ class RealtimeConversation:
 
     def _create_response(self, event: ClientEvent) -> None:
         wanted = parse_request(event.mapping("response"))
+        if wanted.is_out_of_band:
+            self._start()
+            self._out_of_band.ask(Wanted(self._new_response(wanted), wanted))
+            self._begin_out_of_band()
+            return
         if self._next_response:
             message = "a response is asked for already: wait until it is done, or cancel it"
             raise RealtimeError(message, code="conversation_already_has_active_response")
@@ -266,7 +273,7 @@ class RealtimeConversation:
         if wanted.instructions.strip() and wanted.instructions != self.session.instructions:
             self._add_to_history(Item.of_text("system", wanted.instructions))
         options = self.session.turn_options()
-        own = self._options_of(wanted)
+        own = self.session.answer_options(wanted.modality, wanted.most_tokens)
         if own.items() <= options.items():
             self.clock.ask(respond=True)
         else:
@@ -274,17 +281,10 @@ class RealtimeConversation:
             self.clock.ask(turn=json.dumps(options))
         self._begin_response(wanted)
 
-    def _options_of(self, wanted: Request) -> dict[str, Any]:
-        """The engine's options of one response alone."""
-        options: dict[str, Any] = {}
-        if wanted.modality:
-            options["speech"] = wanted.modality == "audio"
-        if wanted.most_tokens:
-            options["answer_tokens"] = self.session.answer_tokens(wanted.most_tokens)
-        return options
-
     def _cancel_response(self, event: ClientEvent) -> None:
         response, wanted = self._response, event.fields.get("response_id")
+        if self._out_of_band.cancel(wanted):
+            return
         if self._next_response and wanted is None:
             self._drop_next_response()
             return
@@ -340,9 +340,16 @@ class RealtimeConversation:
 
     @property
     def _must_wait(self) -> bool:
-        """Whether a response that is asked for waits: for a commit, or for the end of one that is cancelled."""
+        """Whether a response that is asked for waits: for a commit, or for the end of one cancelled or out of band."""
         is_ending = self._is_responding and self._response is not None and self._response.is_cancelled
-        return is_ending or self._unconfirmed.has_commit
+        return is_ending or self._unconfirmed.has_commit or self._out_of_band.is_open
+
+    def _begin_out_of_band(self) -> None:
+        """The next response out of band, where nothing is in its way."""
+        is_speaking = self._turns.user_speaks or self._input.keeps_turn
+        if not (is_speaking or self._is_responding or self._next_response or self._must_wait):
+            self._out_of_band.begin_next()
+        self._follow()
 
     @property
     def _is_responding(self) -> bool:
@@ -374,14 +381,19 @@ class RealtimeConversation:
         if ending:  # the last of its sound: the tick's events are about what follows
             self._send(*ending.sound(answer.pcm))
         for event in answer.events:
-            self._turns.note(event)
-            self._tell(event)
+            if event.get("out_of_band"):
+                self._out_of_band.tell(event)
+            else:
+                self._turns.note(event)
+                self._tell(event)
+                self._out_of_band.note_other(event)
+        self._out_of_band.sound(answer.pcm)
         if self._response and self._response is not ending:
             self._send(*self._response.sound(answer.pcm))
         if not self._is_responding:
             self._delete_at_last()
         self._begin_next_response()
-        self._follow()
+        self._begin_out_of_band()
 
     def _delete_at_last(self) -> None:
         """What could not leave the history while it was answered or spoken."""
@@ -419,6 +431,7 @@ class RealtimeConversation:
             self._player.clear()
         if self._response:
             self._send(*self._response.fail(code, str(error)))
+        self._out_of_band.fail(code, str(error))
         self._send(error_event(RealtimeError(str(error), code, param), kind=kind))
 
     def _tell(self, event: Event) -> None:
@@ -527,7 +540,8 @@ class RealtimeConversation:
         """Tells the clock what is going on."""
         response, clock = self._response, self.clock
         is_open = response is not None and response.state is not State.DONE
-        clock.is_active = is_open or self._turns.user_speaks
-        clock.is_answering = is_open and response is not None and response.modality == "audio"
-        clock.is_writing = is_open and not clock.is_answering
+        modalities = {response.modality if is_open and response else None, self._out_of_band.modality}
+        clock.is_active = is_open or self._turns.user_speaks or self._out_of_band.is_open
+        clock.is_answering = "audio" in modalities
+        clock.is_writing = "text" in modalities and not clock.is_answering
         clock.wake()

@@ -15,6 +15,7 @@ from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.items import Item
 from frontend.realtime.sound import Loudspeaker
 
+CONVERSATIONS = ("auto", "none")
 MOST_METADATA, MOST_NAME, MOST_VALUE = 16, 64, 512  # texts, and characters of each and of its name
 
 
@@ -36,6 +37,7 @@ class Request:
     modality: str | None = None  # None: the session's
     most_tokens: int | str | None = None  # None: the session's
     sound: Event | None = None  # its format; None: the session's
+    is_out_of_band: bool = False  # the conversation keeps nothing of it
 
 
 class Response:
@@ -54,6 +56,7 @@ class Response:
         self.is_cancelled = False  # the client wants its end; the engine may not know yet
         self.modality = wanted.modality or session["output_modalities"][0]
         self._play = play
+        self._is_in_conversation = not wanted.is_out_of_band
         output = session["audio"]["output"] | ({"format": wanted.sound} if wanted.sound and not play else {})
         self._loudspeaker = Loudspeaker(output["format"]["type"])
         self._skip = CODE2WAV_DELAY * SAMPLE_BYTES  # of the sound: what code2wav is behind by
@@ -68,7 +71,7 @@ class Response:
             "status": "in_progress",
             "status_details": None,
             "output": [],
-            "conversation_id": session["conversation_id"],
+            "conversation_id": session["conversation_id"] if self._is_in_conversation else None,
             "output_modalities": [self.modality],
             "max_output_tokens": wanted.most_tokens or session["max_output_tokens"],
             "audio": {"output": {"format": output["format"], "voice": output["voice"]}},
@@ -91,11 +94,12 @@ class Response:
         self._previous = previous_item_id
         self.item = Item(new_id("item"), "assistant", [], "in_progress", turn, is_spoken=self.modality == "audio")
         added = self.item.about()
+        in_conversation = {"type": "conversation.item.added", "previous_item_id": previous_item_id, "item": added}
         part = {"type": self.modality, self._text_key: ""}
         self.item.content = [{"type": f"output_{self.modality}", self._text_key: ""}]
         return [
             {"type": "response.output_item.added", "response_id": self.id, "output_index": 0, "item": added},
-            {"type": "conversation.item.added", "previous_item_id": previous_item_id, "item": added},
+            *([in_conversation] if self._is_in_conversation else []),
             {"type": "response.content_part.added", **self._place, "part": part},
         ]
 
@@ -184,11 +188,12 @@ class Response:
             events.append({"type": "response.output_audio.done", **self._place})
         events.append({"type": f"response.{self._text_event}.done", **self._place, **said})
         about = item.about()
+        in_conversation = {"type": "conversation.item.done", "previous_item_id": self._previous, "item": about}
         return [
             *events,
             {"type": "response.content_part.done", **self._place, "part": {"type": self.modality, **said}},
             {"type": "response.output_item.done", "response_id": self.id, "output_index": 0, "item": about},
-            {"type": "conversation.item.done", "previous_item_id": self._previous, "item": about},
+            *([in_conversation] if self._is_in_conversation else []),
         ]
 
 
@@ -221,8 +226,13 @@ NO_USAGE = usage_of(
 
 def parse_request(wanted: Event) -> Request:
     """The `response` of a `response.create`. Raises `RealtimeError`."""
-    if wanted.get("conversation") not in (None, "auto") or wanted.get("input") is not None:
-        raise RealtimeError("responses outside the conversation are not served", param="response.conversation")
+    conversation = wanted.get("conversation") or "auto"
+    if conversation not in CONVERSATIONS:
+        message = f"response.conversation is {shown(conversation)}, expected one of {', '.join(CONVERSATIONS)}"
+        raise RealtimeError(message, param="response.conversation")
+    if wanted.get("input") is not None:
+        message = "response.input is not served: a response has the whole conversation before it"
+        raise RealtimeError(message, param="response.input")
     modalities = wanted.get("output_modalities", wanted.get("modalities"))
     modality = None if modalities is None else sessions.modalities(modalities)[0]
     metadata = wanted.get("metadata")
@@ -237,6 +247,7 @@ def parse_request(wanted: Event) -> Request:
         modality,
         None if most is None else sessions.output_tokens(most),
         None if sound is None else sessions.sound_format(sound, "response.audio.output.format"),
+        conversation == "none",
     )
 
 

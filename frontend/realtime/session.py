@@ -163,8 +163,7 @@ class Session:
 
     def turn_options(self) -> Event:
         """The engine's options of turns. Commits ask for no answer: `response.create` does."""
-        vad, most = self.detection, self.about["max_output_tokens"]
-        answers = {"answer_tokens": self.answer_tokens(most), "speech": self.modality == "audio"}
+        vad, answers = self.detection, self.answer_options(None, None)
         if vad is None:
             return {"detection": "manual", "create_response": False, **answers}
         return {
@@ -177,9 +176,11 @@ class Session:
             **answers,
         }
 
-    def answer_tokens(self, most: Any) -> int:
-        """The engine's limit for a `max_output_tokens`."""
-        return self._answer_tokens if most == "inf" else max(2, int(most))
+    def answer_options(self, modality: str | None, most: int | str | None) -> Event:
+        """The engine's options of one answer, whose response may have its own of both."""
+        most = most or self.about["max_output_tokens"]
+        tokens = self._answer_tokens if most == "inf" else max(2, int(most))
+        return {"answer_tokens": tokens, "speech": (modality or self.modality) == "audio"}
 
     def options(self) -> Event:
         """The engine's options at the start of a conversation."""

@@ -2,90 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from config import Settings
-from frontend.realtime.conversation import Cut, Player, RealtimeConversation
 from frontend.realtime.events import RealtimeError, parse, weight
 from frontend.realtime.sound import Microphone
-from frontend.triton import TickOut
+from tests.realtime.talk import MANUAL, USAGE, Silent, Talk, spoken_turn, typed
 
-
-class Talk:
-    """A conversation whose engine is the test."""
-
-    def __init__(self, player: Player | None = None) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.told: list[dict] = []
-        self.conversation = RealtimeConversation(
-            Settings.load(environ={}), ["ethan"], "", 0, lambda *events: self.told.extend(events), lambda: None, player
-        )
-
-    def say(self, kind: str, **fields: object) -> None:
-        self.loop.run_until_complete(self.conversation.take(parse(json.dumps({"type": kind, **fields}))))
-
-    def asked(self) -> list[dict]:
-        """The controls that have been asked of the engine, in order."""
-
-        async def ticks() -> list[dict]:
-            found = []
-            while True:
-                try:
-                    found.append((await asyncio.wait_for(self.conversation.clock.next(), 0.05)).asked)
-                except asyncio.TimeoutError:
-                    return [asked for asked in found if asked]
-
-        return self.loop.run_until_complete(ticks())
-
-    def engine(self, **event: object) -> None:
-        self.tick([event])
-
-    def tick(self, events: list[dict], sound: bytes = b"", **asked: object) -> None:
-        """The answer to a tick that carried these parameters."""
-        self.conversation.deliver(TickOut(sound, "", events), asked)
-
-    def kinds(self) -> list[str]:
-        return [event["type"] for event in self.told]
-
-
-@pytest.fixture
-def talk() -> Iterator[Talk]:
-    one = Talk()
-    yield one
-    one.loop.close()
-
-
-class Silent:
-    """A loudspeaker that plays nothing yet."""
-
-    def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
-        pass
-
-    def clear(self) -> Cut | None:
-        return None
-
-
-@pytest.fixture
-def call() -> Iterator[Talk]:
-    one = Talk(Silent())
-    yield one
-    one.loop.close()
-
-
-MANUAL = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 DETECTED = {"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}}
 HALF_A_SECOND = base64.b64encode(bytes(24_000)).decode()
-USAGE = dict.fromkeys(("input_tokens", "input_audio_tokens", "output_text_tokens", "output_audio_tokens"), 1)
-
-
-def typed(item_id: str) -> dict:
-    return {"type": "message", "role": "user", "id": item_id, "content": [{"type": "input_text", "text": "Hello."}]}
 
 
 def test_an_item_that_is_deleted_before_the_engine_has_it_is_forgotten_there(talk: Talk):
@@ -168,10 +96,6 @@ def test_what_is_nested_without_end_is_no_event(deep: str):
         parse('{"type": "session.update", "session": {"x": ' + deep + "}}")
     assert refused.value.code == "invalid_json"
     assert len(refused.value.message) < 500
-
-
-def spoken_turn(number: int) -> dict:
-    return {"type": "committed", "at_ms": 0, "turn": number, "audio_start_ms": 0, "audio_end_ms": 320}
 
 
 def test_a_response_that_the_users_speech_has_begun_already_is_no_error(talk: Talk):
@@ -495,7 +419,7 @@ def test_a_response_may_have_its_own_length_form_and_sound(talk: Talk):
     assert json.loads(second["turn"])["speech"] is True
 
 
-@pytest.mark.parametrize("response", [{"input": []}, {"conversation": "none"}, {"max_output_tokens": 0}, {"audio": 1}])
+@pytest.mark.parametrize("response", [{"input": []}, {"conversation": "other"}, {"max_output_tokens": 0}, {"audio": 1}])
 def test_what_a_response_cannot_have_is_refused(talk: Talk, response: dict):
     with pytest.raises(RealtimeError):
         talk.say("response.create", response=response)

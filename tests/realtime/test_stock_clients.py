@@ -132,6 +132,36 @@ def test_openai_speaks_twice_and_interrupts(served_barista: Served):
     asyncio.run(talk())
 
 
+def test_a_response_out_of_band_leaves_the_conversation_as_it_was(served_barista: Served):
+    """As an application classifies what was said, beside the conversation."""
+
+    async def talk() -> None:
+        async with talking(served_barista) as talker:
+            await talker.say(pcm24(ORDER))
+            first = (await talker.wait_for("response.done")).response
+            before = len(talker.events)
+            await talker.connection.response.create(
+                response={
+                    "conversation": "none",
+                    "metadata": {"topic": "recap"},
+                    "output_modalities": ["text"],
+                    "instructions": "what did I order?",
+                }
+            )
+            apart = (await talker.wait_for("response.done", before)).response
+            assert (apart.status, apart.metadata, apart.conversation_id) == ("completed", {"topic": "recap"}, None)
+            assert apart.output[0].content[0].text
+            assert not [kind for kind in talker.kinds(before) if kind.startswith("conversation.")]
+            before = len(talker.events)
+            await talker.say(pcm24(CHANGE, 0.8))
+            second = (await talker.wait_for("response.done", before)).response
+            order = first.output[0].content[0].transcript.split(". ")[0].split(", ", 1)[1]
+            assert order.replace("medium", "large") in second.output[0].content[0].transcript
+            assert "error" not in talker.kinds()
+
+    asyncio.run(talk())
+
+
 def test_a_response_has_the_whole_ladder_in_order(served_barista: Served):
     """A typed turn, before any sound: the bridge keeps its own clock."""
 

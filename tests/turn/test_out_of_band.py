@@ -68,7 +68,7 @@ def test_it_answers_the_history_as_transformers_would_and_leaves_it_as_it_was(
     assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
 
 
-@pytest.mark.parametrize("ends", [{}, {"message": "Wait."}, {"out_of_band": OutOfBand(cancel=True)}, {"listen": True}])
+@pytest.mark.parametrize("ends", [{}, {"message": "Wait."}, {"out_of_band": OutOfBand(cancel=True)}])
 def test_what_is_sampled_after_it_is_the_same_however_it_ended(engine: Engine, frontend, ends: dict):
     """Speech is sampled too: the conversation's random numbers are those of one that nobody asked."""
 
