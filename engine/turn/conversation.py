@@ -425,11 +425,11 @@ class TurnConversation(Conversation):
         assert answer is not None
         turn, heard_ms = answer.turn, answer.spoken_ms
         self._answer = None
+        heard = math.ceil(heard_ms / 1000 * self.config.heard_tokens_per_s)
+        self._cut_tokens(turn, len(turn.tokens) if answer.speech_ended else heard)
         if answer.is_out_of_band:
             self._forget_out_of_band(answer)
         elif answer.is_begun:
-            if not answer.speech_ended:
-                self._cut_tokens(turn, math.ceil(heard_ms / 1000 * self.config.heard_tokens_per_s))
             self.history.cut_answer(turn, len(chat.answer_opening) + len(turn.tokens))
             turn.interrupted = True
             self._queue.close(chat.close)

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from config import Settings
 from frontend.realtime.events import RealtimeError, parse, weight
 from frontend.realtime.sound import Microphone
 from tests.realtime.talk import MANUAL, USAGE, Silent, Talk, spoken_turn, typed
