@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from config import SettingsError
@@ -50,6 +50,7 @@ class OutOfBand:
     """An answer to the history of which the history keeps nothing."""
 
     instructions: str = ""  # a system message for it alone
+    turn: Mapping[str, Any] = field(default_factory=dict)  # its own options of the section [turn]
     cancel: bool = False  # it ends, if it is being given
 
 
@@ -73,7 +74,7 @@ class Controls:
     out_of_band: OutOfBand | None = None  # turn: the history is to be answered, and to stay as it is
 
 
-CONTROLS = tuple(field.name for field in fields(Controls))
+CONTROLS = tuple(each.name for each in fields(Controls))
 PLACES = ("listen", "commit")  # whose values are true, or milliseconds into the tick
 STRUCTURED = ("items", "truncate", "forget", "turn", "out_of_band")  # whose values are JSON
 ROLES, PARTS = ("user", "assistant", "system"), ("user", "answer")
@@ -136,7 +137,7 @@ def _structured(name: str, value: str) -> Any:
         "truncate": '{"turn": number, "heard_ms": milliseconds}',
         "forget": '{"turn": number, "part": "user" or "answer"}',
         "turn": 'an object of options, such as {"detection": "manual"}',
-        "out_of_band": '{"instructions": text} or {"cancel": true}',
+        "out_of_band": '{"instructions": text, "turn": options} or {"cancel": true}',
     }[name]
     try:
         found = json.loads(value)
@@ -172,13 +173,16 @@ def _items(found: Any) -> tuple[Item, ...]:
     return items
 
 
-def _out_of_band(instructions: Any = "", cancel: Any = False) -> OutOfBand:
-    if not isinstance(instructions, str) or not isinstance(cancel, bool) or not is_unicode(instructions):
+def _out_of_band(instructions: Any = "", turn: Any = None, cancel: Any = False) -> OutOfBand:
+    turn = {} if turn is None else turn
+    if not isinstance(instructions, str) or not is_unicode(instructions):
+        raise ValueError
+    if not isinstance(turn, dict) or not isinstance(cancel, bool):
         raise ValueError
     if len(instructions) > MOST_PROMPT_CHARACTERS:
         most = MOST_PROMPT_CHARACTERS
         raise OptionError(f"out_of_band.instructions is {len(instructions)} characters long, expected at most {most}")
-    return OutOfBand(instructions, cancel)
+    return OutOfBand(instructions, turn, cancel)
 
 
 def _natural(value: Any) -> int:

@@ -11,6 +11,7 @@ from frontend.from_the_first import FromTheFirst
 from frontend.pulse import Pulse
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
+ENDS_S = 1.0  # that conversations which are ending have for it, where a newcomer waits for their slots
 AGAIN_S = 0.1  # after all have refused: a bridge's own question, or one who is leaving, may have held the last slot
 
 
@@ -74,12 +75,13 @@ class Servers:
         attempts = [member for member in candidates for _ in range(self._attempts)]
         given = FromTheFirst(ticks)
         refusals: list[TickError] = []
+        full: dict[Server, TickError] = {}
         try:
             for number, member in enumerate([*attempts, *attempts]):
                 if number == len(attempts):
-                    if not any(refusal.is_full for refusal in refusals):
+                    if not full:
                         break
-                    await asyncio.gather(*(member.link.ended() for member in self.members))
+                    await asyncio.gather(*(each.link.ended(ENDS_S) for each in full))
                     await asyncio.sleep(AGAIN_S)
                 member.conversations += 1
                 try:
@@ -89,11 +91,13 @@ class Servers:
                     return
                 except _RefusedError as refused:
                     refusals.append(refused.why)
+                    if refused.why.is_full:
+                        full[member] = refused.why
                     sequence_id = new_sequence_id()
                 finally:
                     member.conversations -= 1
-            if full := next((refusal for refusal in refusals if refusal.is_full), None):
-                yield full
+            if full:
+                yield next(iter(full.values()))
             else:
                 raise refusals[-1]
         finally:

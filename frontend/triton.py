@@ -164,10 +164,10 @@ class TritonLink:
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
 
-    async def ended(self) -> None:
+    async def ended(self, within_s: float = END_TIMEOUT_S) -> None:
         """Returns when conversations that were cut off have been ended, or had their time for it."""
         if self._ending:
-            await asyncio.wait(set(self._ending), timeout=END_TIMEOUT_S)
+            await asyncio.wait(set(self._ending), timeout=within_s)
 
     async def close(self) -> None:
         """Closes the channel, when conversations that were cut off have been ended."""

@@ -36,7 +36,7 @@ class FakeLink:
     def __init__(self, trouble: str = "", ending: bool = False):
         self.trouble, self.ending, self.ids = trouble, ending, []
 
-    async def ended(self) -> None:
+    async def ended(self, within_s: float) -> None:
         if self.ending:
             self.trouble = ""
 

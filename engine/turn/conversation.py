@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from config.settings import TurnSettings
 from engine.conversation import Conversation, Event, Evictions
 from engine.errors import OptionError
 from engine.mel_buffer import Clip
@@ -156,8 +157,8 @@ class TurnConversation(Conversation):
             self._ignores_speech = not stopped
         elif detector.is_speech or stopped:
             turn = self.options.turn
-            may_end = self._answer and (turn.interrupt or self._answer.is_out_of_band)
-            if may_end and detector.spoken_ms >= turn.interrupt_after_ms:
+            is_enough = turn.interrupt and detector.spoken_ms >= turn.interrupt_after_ms
+            if self._answer and (is_enough or self._answer.is_out_of_band):
                 self._interrupt("speech")
             if not self._answer and not self._turn and detector.voiced_until_ms > self._earliest * FRAME_MS:
                 self._begin_turn(detector.started_ms // FRAME_MS - turn.prefix_padding_ms // FRAME_MS)
@@ -279,26 +280,28 @@ class TurnConversation(Conversation):
             self._queue_answer(self._new_turn(), [])
 
     def _answer_out_of_band(self, wanted: OutOfBand) -> None:
-        """An answer to the history that leaves it as it is; the user's speech ends it, and comes first."""
+        """An answer to the history that leaves nothing in it; the user's speech ends it, and comes first."""
         if wanted.cancel:
             if self._answer and self._answer.is_out_of_band:
                 self._interrupt("cancel")
             return
-        message = self.config.chat.message("system", wanted.instructions) if wanted.instructions.strip() else []
+        chat = self.config.chat
+        message = chat.message("system", wanted.instructions) if wanted.instructions.strip() else []
+        tokens = len(message) + len(chat.answer_opening)
         if self._answer or self.detector.is_speech or (self._turn and not self._opened_itself):
             reason = "out_of_band came while the user speaks or an answer is being given"
             self._tell("error", code="answer_active", message=reason, out_of_band=True)
-        elif len(message) > self.longest_turn:
-            reason = f"{len(message)} tokens came, expected at most {self.longest_turn} (engine.context_s)"
+        elif tokens > self.longest_turn:
+            reason = f"{tokens} tokens came, expected at most {self.longest_turn} (engine.context_s)"
             self._tell("error", code="turn_too_long", message=f"instructions are dropped: {reason}", out_of_band=True)
-        else:
+        elif options := self._changed(wanted.turn, out_of_band=True):
             if self._turn:
                 self._abandon_turn()
                 self._earliest = self.clock
             turn = Turn(is_out_of_band=True)
             if message:
                 self._queue.add_aside(turn, message)
-            self._queue_answer(turn, [])
+            self._queue_answer(turn, [], options=options)
 
     def _forget_out_of_band(self, answer: Answer) -> None:
         """The history is as if nobody had asked; it is the last in it."""
@@ -310,11 +313,8 @@ class TurnConversation(Conversation):
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         """Options of turns that hold from here on."""
-        try:
-            turn = changed_turn(self.options.turn, changes)
-            self.config.expect_possible(turn)
-        except OptionError as error:
-            self._tell("error", code="bad_control", message=str(error))
+        turn = self._changed(changes)
+        if turn is None:
             return
         if turn.detection != self.options.turn.detection:
             if not (self._turn and self.detects_turns) or self._respond_due:  # else it is kept: a commit ends it
@@ -325,6 +325,16 @@ class TurnConversation(Conversation):
         self.options = replace(self.options, turn=turn)
         self._questions = [question for question in self._questions if turn.asked(question.name)]
         self.detector.change(turn)
+
+    def _changed(self, changes: Mapping[str, Any], **kind: bool) -> TurnSettings | None:
+        """The options of turns with some of them changed; None, and an event of this kind, where they cannot be."""
+        try:
+            turn = changed_turn(self.options.turn, changes)
+            self.config.expect_possible(turn)
+        except OptionError as error:
+            self._tell("error", code="bad_control", message=str(error), **kind)
+            return None
+        return turn
 
     def _truncate(self, heard: Truncation) -> None:
         """An answer's text in the history ends where its user has heard it to."""
@@ -414,10 +424,12 @@ class TurnConversation(Conversation):
     def _answer_turn(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
         self._queue_answer(turn, [*user, *self.config.chat.close], clip)
 
-    def _queue_answer(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
+    def _queue_answer(
+        self, turn: Turn, user: list[int], clip: Clip | None = None, options: TurnSettings | None = None
+    ) -> None:
         self._queue.add(turn, user, clip, self.config.chat.answer_opening)
         drawn = self._text_tokens, self._codec_frames
-        self._answer = Answer(turn, self.config.detokenizer(), self.options.turn, drawn_before=drawn)
+        self._answer = Answer(turn, self.config.detokenizer(), options or self.options.turn, drawn_before=drawn)
 
     def _interrupt(self, by: str) -> None:
         """Ends the answer where it was heard to, and cuts the history to that."""
@@ -531,11 +543,14 @@ class TurnConversation(Conversation):
     def _fail_turn(self, turn: Turn) -> None:
         """The turn that is being prefilled does not fit into the context: it is dropped."""
         self._queue.drop(turn)
-        kind = {"out_of_band": True} if turn.is_out_of_band else {}
         has_older = any(other is not turn for other in self.history.turns)
         self.history.remove(turn)
         if self._answer and self._answer.turn is turn:
             self._answer = None
+        if turn.is_out_of_band:
+            message = "the answer out of band is dropped: the context has no room for it (engine.context_s)"
+            self._tell("error", code="turn_too_long", message=message, out_of_band=True)
+            return
         if self._turn is turn or not self._turn:
             self._turn = None
             self._ignores_speech = self.detector.is_speech
@@ -546,7 +561,7 @@ class TurnConversation(Conversation):
             if self.config.stops_when_full and has_older
             else f"it is longer than the context of {self.config.talker_positions} positions (engine.context_s)"
         )
-        self._tell("error", code="turn_too_long", message=f"the user's turn is dropped: {reason}", **kind)
+        self._tell("error", code="turn_too_long", message=f"the user's turn is dropped: {reason}")
 
     def _begin_answer(self) -> None:
         """The turn has been prefilled: this tick begins to answer it."""

@@ -98,7 +98,7 @@ class RealtimeConversation:
         self._truncations: deque[Truncation] = deque()  # that the engine has not done yet
         self._to_delete: list[Item] = []  # that are being spoken, and are deleted after it
         self._turns = Turns(creates_responses=True)
-        self._out_of_band = OutOfBand(self.clock, self.session, send)
+        self._out_of_band = OutOfBand(self.clock, self.session, send, self._fall_silent)
 
     def open(self) -> None:
         """The first event."""
@@ -175,9 +175,11 @@ class RealtimeConversation:
 
     def _clear_input(self) -> None:
         """Forgets the sound that is no item yet; the engine has what was detected as speech."""
+        is_heard = self._input.keeps_turn or (self._turns.user_speaks and not self.clock.holds)
         self._input.clear()
-        if self._turns.user_speaks and not self.clock.holds:
-            self.clock.ask(turn=json.dumps({"detection": "manual"}))
+        if is_heard:  # a change of the detection forgets the open turn
+            other = "manual" if self.session.detection else "server_vad"
+            self.clock.ask(turn=json.dumps({"detection": other}))
             self.clock.ask(turn=json.dumps(self.session.turn_options()))
         self._send({"type": "input_audio_buffer.cleared"})
 
@@ -316,6 +318,7 @@ class RealtimeConversation:
         self._drop_next_response()
         if self._response and self._response.is_due:
             self._cancel(self._response)
+        was_asked_for = self._out_of_band.cancel(self._out_of_band.response_id) or was_asked_for
         if not self._fall_silent() and not was_asked_for:
             if self._response is None:
                 raise RealtimeError("no response has been played", code="output_audio_buffer_empty")
@@ -440,7 +443,7 @@ class RealtimeConversation:
             case "speech_started":
                 self._speech_item = new_id("item")
                 padding_ms = int((self.session.detection or {}).get("prefix_padding_ms", 0))
-                is_given = self._response is None or not self._response.is_due
+                is_given = not (self._out_of_band.is_open or (self._response and self._response.is_due))
                 if is_given and self.session.turn_options().get("interrupt"):
                     self._fall_silent()  # of an answer that the engine has given already the last is still played
                 self._send(
@@ -543,5 +546,5 @@ class RealtimeConversation:
         modalities = {response.modality if is_open and response else None, self._out_of_band.modality}
         clock.is_active = is_open or self._turns.user_speaks or self._out_of_band.is_open
         clock.is_answering = "audio" in modalities
-        clock.is_writing = "text" in modalities and not clock.is_answering
+        clock.is_writing = "text" in modalities and not clock.is_answering and not self._turns.user_speaks
         clock.wake()

@@ -25,8 +25,9 @@ class Wanted(NamedTuple):
 class OutOfBand:
     """One at a time, each when nobody speaks and no other response is open; the user's speech ends it."""
 
-    def __init__(self, clock: Clock, session: Session, send: Callable[..., None]):
-        self._clock, self._session, self._send = clock, session, send
+    def __init__(self, clock: Clock, session: Session, send: Callable[..., None], fall_silent: Callable[[], object]):
+        """`fall_silent` ends what is being played."""
+        self._clock, self._session, self._send, self._fall_silent = clock, session, send, fall_silent
         self._waiting: deque[Wanted] = deque()
         self._given: Wanted | None = None  # that the engine has been asked for
         self._is_refused = False  # the engine was busy, and nothing has happened since
@@ -35,6 +36,11 @@ class OutOfBand:
     def is_open(self) -> bool:
         """Whether the engine has been asked for one."""
         return self._given is not None
+
+    @property
+    def response_id(self) -> str | None:
+        """Of the one that is open."""
+        return self._given.response.id if self._given else None
 
     @property
     def modality(self) -> str | None:
@@ -54,11 +60,9 @@ class OutOfBand:
         if self._given or self._is_refused or not self._waiting:
             return
         self._given = self._waiting.popleft()
-        request, options = self._given.request, self._session.turn_options()
-        asked = json.dumps({"instructions": request.instructions})
-        self._clock.ask(turn=json.dumps(self._session.answer_options(request.modality, request.most_tokens)))
-        self._clock.ask(out_of_band=asked)
-        self._clock.ask(turn=json.dumps(options))
+        request = self._given.request
+        own = self._session.answer_options(request.modality, request.most_tokens)
+        self._clock.ask(out_of_band=json.dumps({"instructions": request.instructions, "turn": own}))
 
     def note_other(self, event: Event) -> None:
         """What the engine was busy with may be over."""
@@ -93,6 +97,8 @@ class OutOfBand:
             case "interrupted":
                 reason = "turn_detected" if event["by"] == "speech" else "client_cancelled"
                 self._send(*response.stop(reason, usage_of(event), event["heard_text"]))
+                if response.modality == "audio":
+                    self._fall_silent()
             case "error" if event["code"] == "answer_active" and not response.is_cancelled:
                 self._waiting.appendleft(self._given)
                 self._given, self._is_refused = None, True

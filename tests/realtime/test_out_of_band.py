@@ -23,14 +23,15 @@ def done(text: str) -> list[dict]:
 
 
 def asked_apart(talk: Talk) -> list[dict]:
-    return [json.loads(asked["out_of_band"]) for asked in talk.asked() if "out_of_band" in asked]
+    found = [json.loads(asked["out_of_band"]) for asked in talk.asked() if "out_of_band" in asked]
+    return [{name: value for name, value in each.items() if name != "turn"} for each in found]
 
 
 def test_its_ladder_has_no_item_of_the_conversation(talk: Talk):
     talk.say("response.create", response=APART)
     assert talk.told[0]["response"]["conversation_id"] is None
-    turns = [json.loads(asked["turn"]) for asked in talk.asked() if "turn" in asked]
-    assert [turn["speech"] for turn in turns] == [False, True], "its own options, then the session's"
+    (asked,) = talk.asked()
+    assert json.loads(asked["out_of_band"])["turn"]["speech"] is False
     talk.tick([started(), *done("calm")])
     assert talk.kinds() == [
         "response.created",
@@ -113,6 +114,30 @@ def test_it_is_cancelled_by_its_id(talk: Talk, when: str):
     assert (response["id"], response["status"]) == (response_id, "cancelled")
     talk.say("conversation.item.create", item=typed("next"))
     assert asked_apart(talk) == []
+
+
+def test_in_a_call_it_falls_silent_when_it_is_cancelled_or_cleared(call: Talk):
+    silenced: list[str] = []
+    call.conversation._player.clear = lambda: silenced.append("silent")
+    spoken = {**APART, "output_modalities": ["audio"]}
+    call.say("response.create", response=spoken)
+    call.tick([started(), {"type": "speech_started", "at_ms": 0}])
+    assert silenced == [], "the engine says whether it ends"
+    call.say("output_audio_buffer.clear")
+    assert asked_apart(call) == [{"instructions": "Judge."}, {"cancel": True}]
+    assert silenced == ["silent"]
+    ended = {"type": "interrupted", "turn": 0, "by": "cancel", "heard_ms": 0, "heard_text": "", **USAGE}
+    call.tick([{**ended, "out_of_band": True}])
+    assert silenced == ["silent"] * 2
+
+
+def test_what_is_cleared_when_detection_has_ended_is_forgotten_by_the_engine(talk: Talk):
+    """Its turn, which was kept for a commit, would be in the way."""
+    talk.engine(type="speech_started", at_ms=0)
+    talk.say("session.update", session=MANUAL)
+    talk.say("input_audio_buffer.clear")
+    detections = [json.loads(asked["turn"])["detection"] for asked in talk.asked()]
+    assert detections == ["server_vad", "manual"]
 
 
 def test_those_that_wait_are_bounded(talk: Talk):

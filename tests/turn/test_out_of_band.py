@@ -30,7 +30,7 @@ def two_turns(between: Script) -> Script:
 
 
 def of_band(call: Call) -> list[dict]:
-    return [event for event in call.events if event.get("out_of_band")]
+    return [event for event in call.events if event.get("out_of_band") and event["type"] != "text"]
 
 
 @pytest.mark.parametrize("speech", [True, False])
@@ -38,14 +38,8 @@ def test_it_answers_the_history_as_transformers_would_and_leaves_it_as_it_was(
     engine: Engine, frontend, checkpoint: Checkpoint, speech: bool
 ):
     """Its instructions are a last system message; the turn after it has tokens and codes as if nobody had asked."""
-    asked = told(out_of_band=OutOfBand(INSTRUCTIONS), turn={"speech": speech})
-    again = told(turn={"speech": True})
-
-    def both() -> Script:
-        yield from asked
-        yield from again
-
-    call = Call(engine, 1, frontend, two_turns(both()), voice="ethan")
+    asked = told(out_of_band=OutOfBand(INSTRUCTIONS, {"speech": speech}))
+    call = Call(engine, 1, frontend, two_turns(asked), voice="ethan")
     play(call)
     history = engine.conversation(1).history
     engine.close(1)
@@ -114,7 +108,7 @@ def test_the_users_speech_ends_it_and_is_heard_whole(talkative: Engine, frontend
         yield from user.say(interruption)
         yield from user.wait(16)
 
-    call = converse(talkative, frontend, script(), interrupt="false")
+    call = converse(talkative, frontend, script(), interrupt="false", interrupt_after_ms=1000)
     assert kinds(call)[:5] == ["answer_started", "speech_started", "interrupted", "speech_stopped", "answer_started"]
     ended = event_of(call, "interrupted")
     assert (ended["by"], ended["out_of_band"]) == ("speech", True)
@@ -154,13 +148,19 @@ def test_items_wait_until_it_has_ended_and_a_cancel_is_not_meant_for_it(engine: 
     assert kinds(call).count("answer_done") == 2
 
 
+def test_options_that_cannot_be_are_an_error_and_nobody_elses(engine: Engine, frontend):
+    call = converse(engine, frontend, two_turns(told(out_of_band=OutOfBand("", {"answer_tokens": 0, "speech": False}))))
+    assert [(event["type"], event["code"]) for event in of_band(call)] == [("error", "bad_control")]
+    assert all(torch.cat(given.codes, 1).numel() for given in call.answers)
+
+
 def test_instructions_longer_than_the_context_are_refused(small: Engine, frontend):
     call = converse(small, frontend, told(out_of_band=OutOfBand("Be kind. " * 300)))
     assert [(event["type"], event["code"]) for event in of_band(call)] == [("error", "turn_too_long")]
 
 
 @pytest.mark.parametrize(
-    "value", ["x", "[]", '{"instructions": 1}', '{"cancel": 1}', '{"other": 1}', "null", '"\\ud800"']
+    "value", ["x", "[]", '{"instructions": 1}', '{"cancel": 1}', '{"turn": []}', '{"other": 1}', "null", '"\\ud800"']
 )
 def test_a_value_that_is_none_is_refused_by_name(turn_settings, value: str):
     with pytest.raises(OptionError, match="out_of_band is .*expected"):
