@@ -16,8 +16,9 @@ from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
 
 from benchmarks.server import DIRECT
+from frontend.realtime.call_sound import FRAME_S, OPUS_HZ
 
-OPUS_HZ, FRAME = 48_000, 960
+FRAME = round(FRAME_S * OPUS_HZ)
 WAITS_S = 30
 unchanged: Callable[[str], str] = str
 

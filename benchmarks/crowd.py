@@ -30,13 +30,14 @@ from rich.progress import track
 from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 
-from benchmarks.caller import FRAME, OPUS_HZ, Caller, opus_frame
+from benchmarks.caller import FRAME, Caller, opus_frame
 from benchmarks.paced import LOUDNESS
 from benchmarks.report import Row
 from benchmarks.server import DIRECT
 from benchmarks.stand_in import FRAME_MS
 from config import Settings
 from engine.memory import size
+from frontend.realtime.call_sound import OPUS_HZ
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
 FRAME_S = FRAME_MS / 1000

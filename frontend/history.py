@@ -109,7 +109,7 @@ class History:
         self._answered += 1
         self.has_begun = True
         self._is_due = self._is_due or bool(tick.parameters.get("respond"))
-        if "instructions" in json.loads(tick.parameters.get("out_of_band", "{}")):
+        if (wanted := tick.parameters.get("out_of_band")) and "cancel" not in json.loads(wanted):
             self._out_of_band = self._out_of_band or Part("assistant")
         for event in events:
             if event.get("out_of_band"):

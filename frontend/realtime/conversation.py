@@ -15,7 +15,7 @@ from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_ev
 from frontend.realtime.input_buffer import InputBuffer
 from frontend.realtime.items import Item, Items
 from frontend.realtime.out_of_band import OutOfBand, Wanted
-from frontend.realtime.response import Request, Response, State, parse_request, usage_of
+from frontend.realtime.response import Request, Response, State, parse_request
 from frontend.realtime.session import Session
 from frontend.realtime.sound import Microphone
 from frontend.realtime.unconfirmed import Commit, Unconfirmed
@@ -256,6 +256,7 @@ class RealtimeConversation:
             self._start()
             self._out_of_band.ask(Wanted(self._new_response(wanted), wanted))
             self._begin_out_of_band()
+            self._follow()
             return
         if self._next_response:
             message = "a response is asked for already: wait until it is done, or cancel it"
@@ -314,12 +315,11 @@ class RealtimeConversation:
             self._send(*response.created(), *response.stop("client_cancelled"))
 
     def _clear_output(self) -> None:
-        was_asked_for = self._next_response is not None
+        ends_another = self._out_of_band.cancel(self._out_of_band.response_id) or self._next_response is not None
         self._drop_next_response()
         if self._response and self._response.is_due:
             self._cancel(self._response)
-        was_asked_for = self._out_of_band.cancel(self._out_of_band.response_id) or was_asked_for
-        if not self._fall_silent() and not was_asked_for:
+        if not self._fall_silent() and not ends_another:
             if self._response is None:
                 raise RealtimeError("no response has been played", code="output_audio_buffer_empty")
             self._send({"type": "output_audio_buffer.cleared", "response_id": self._response.id})
@@ -352,7 +352,6 @@ class RealtimeConversation:
         is_speaking = self._turns.user_speaks or self._input.keeps_turn
         if not (is_speaking or self._is_responding or self._next_response or self._must_wait):
             self._out_of_band.begin_next()
-        self._follow()
 
     @property
     def _is_responding(self) -> bool:
@@ -397,6 +396,7 @@ class RealtimeConversation:
             self._delete_at_last()
         self._begin_next_response()
         self._begin_out_of_band()
+        self._follow()
 
     def _delete_at_last(self) -> None:
         """What could not leave the history while it was answered or spoken."""
@@ -477,10 +477,9 @@ class RealtimeConversation:
             case "text" if response:
                 self._send(*response.text(event["text"]))
             case "answer_done" if response:
-                response.ended(event["spoken_ms"], usage_of(event), event["reason"] != "end")
+                response.ended(event)
             case "interrupted" if response:
-                reason = "turn_detected" if event["by"] == "speech" else "client_cancelled"
-                self._send(*response.stop(reason, usage_of(event), event["heard_text"]))
+                self._send(*response.interrupted(event))
                 self._fall_silent()
             case "truncated":
                 self._confirm_truncation(event["heard_text"])

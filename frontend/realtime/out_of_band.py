@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from frontend.realtime.clock import Clock
 from frontend.realtime.events import Event, RealtimeError
-from frontend.realtime.response import Request, Response, State, usage_of
+from frontend.realtime.response import Request, Response, State
 from frontend.realtime.session import Session
 
 MOST_WAITING = 8  # of one conversation
@@ -93,10 +93,9 @@ class OutOfBand:
             case "text":
                 self._send(*response.text(event["text"]))
             case "answer_done":
-                response.ended(event["spoken_ms"], usage_of(event), event["reason"] != "end")
+                response.ended(event)
             case "interrupted":
-                reason = "turn_detected" if event["by"] == "speech" else "client_cancelled"
-                self._send(*response.stop(reason, usage_of(event), event["heard_text"]))
+                self._send(*response.interrupted(event))
                 if response.modality == "audio":
                     self._fall_silent()
             case "error" if event["code"] == "answer_active" and not response.is_cancelled:

@@ -130,13 +130,18 @@ class Response:
             events.append({"type": "response.output_audio.delta", **self._place, "delta": delta})
         return [*events, *self._end()] if is_last else events
 
-    def ended(self, spoken_ms: int, usage: Event | None, is_cut: bool) -> None:
-        """The engine has ended the answer; its sound is `spoken_ms` long, the last of it comes with the next ticks."""
-        self._left = max(0, spoken_ms * OUTPUT_HZ // 1000 * SAMPLE_BYTES - self._given)
-        self._usage = usage
+    def ended(self, event: Event) -> None:
+        """The engine's `answer_done`: its sound is `spoken_ms` long, the last of it comes with the next ticks."""
+        self._left = max(0, event["spoken_ms"] * OUTPUT_HZ // 1000 * SAMPLE_BYTES - self._given)
+        self._usage = usage_of(event)
         self.state = State.FINISHING
-        if is_cut:
+        if event["reason"] != "end":
             self._final = ("incomplete", {"reason": "max_output_tokens"})
+
+    def interrupted(self, event: Event) -> list[Event]:
+        """The engine's event of that name."""
+        reason = "turn_detected" if event["by"] == "speech" else "client_cancelled"
+        return self.stop(reason, usage_of(event), event["heard_text"])
 
     def stop(self, reason: str, usage: Event | None = None, heard_text: str | None = None) -> list[Event]:
         """It ends here: `turn_detected` or `client_cancelled`. What was heard of it is what its item keeps."""

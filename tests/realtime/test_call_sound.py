@@ -12,8 +12,10 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
+from benchmarks.caller import FRAME
 from frontend.realtime.call_sound import (
     HELD_PACKETS,
+    OPUS_HZ,
     Loudspeaker,
     PacketBuffer,
     heard,
@@ -23,7 +25,6 @@ from frontend.realtime.conversation import Cut
 from frontend.realtime.sound import Resampler
 from tests.realtime.caller import Caller, Network
 
-OPUS_HZ, FRAME = 48_000, 960
 NO_SERVERS = RTCConfiguration(iceServers=[])
 
 
