@@ -8,50 +8,37 @@ text. The same from Triton itself, beside each, is what the bridge's is to be co
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
-import math
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soxr
-from aiortc import MediaStreamTrack
-from aiortc.mediastreams import MediaStreamError
-from av import AudioFrame
 from rich.progress import track
 from rich.table import Table
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 
-from benchmarks.caller import FRAME, Caller, opus_frame
-from benchmarks.paced import LOUDNESS
 from benchmarks.report import Row
 from benchmarks.server import DIRECT
+from benchmarks.speakers import CALLS, PCM16, REALTIME, over_grpc, over_webrtc, over_websocket
 from benchmarks.stand_in import FRAME_MS
 from config import Settings
 from engine.memory import size
-from frontend.realtime.call_sound import OPUS_HZ
-from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
-FRAME_S = FRAME_MS / 1000
 WARM_UP_TICKS = 4
 STARTS_S = 60
 CHURN_S = 2.0  # how long a conversation lasts where they come and go
 SAMPLED_S = 10.0  # between two looks at the memory
 SHOWN = 10
-GRPC, PCM16, REALTIME, CALLS = "Triton's gRPC", "/ws/pcm16", "/v1/realtime", "/v1/realtime/calls"
+GRPC = "Triton's gRPC"
 PATHS = (PCM16, REALTIME, CALLS)  # of the bridge
-Answers = AsyncGenerator[tuple[int, float], None]  # how many frames were heard, how long ago the last was spoken
 MOST_CALLS = 32  # that a core's Python carries, the bridge's or the clients'
 CALL_STARTS_S = 0.2  # each, with the client's part on the same core
-TOLD = {"text": "text", "response.output_audio_transcript.delta": "delta"}  # by the stand-in, and where in the event
 
 
 @dataclass(frozen=True)
@@ -156,9 +143,9 @@ async def _speak(bridge: Bridge, path: str, settings: Settings, begin_s: float, 
     said = 0  # frames of the microphone that were answered
     # A tick more is said than is counted: after a filled-up tick the last would wait for it in vain.
     if path == GRPC:
-        answers = _converse(bridge.triton, settings, begin_s, ticks)
+        answers = over_grpc(bridge.triton, settings, begin_s, ticks)
     else:
-        answers = (_call if path == CALLS else _connect)(bridge.url + path, begin_s, frames + in_a_tick)
+        answers = (over_webrtc if path == CALLS else over_websocket)(bridge.url + path, begin_s, frames + in_a_tick)
     async with contextlib.aclosing(answers):
         async for heard, late_s in answers:
             if heard > said:  # else it was silence, by which the bridge keeps time where the microphone is late
@@ -167,109 +154,6 @@ async def _speak(bridge: Bridge, path: str, settings: Settings, begin_s: float, 
             if said >= frames:
                 return latencies
     raise RuntimeError(f"{said} frames of the microphone were answered, expected {frames}")
-
-
-async def _converse(address: str, settings: Settings, begin_s: float, ticks: int) -> Answers:
-    """A conversation with Triton, at each tick's answer."""
-    tick_s = settings.audio.tick_ms / 1000
-    pcm = _noise()[: settings.audio.input_samples].tobytes()
-
-    async def microphone() -> AsyncIterator[TickIn]:
-        for number in range(ticks):
-            await asyncio.sleep(max(0.0, begin_s + (number + 1) * tick_s - time.monotonic()))
-            yield TickIn(pcm, start=number == 0, end=number == ticks - 1)
-
-    link = TritonLink(settings, address)
-    try:
-        async for answer in link.converse(new_sequence_id(), microphone()):
-            if isinstance(answer, TickError):
-                raise answer
-            heard = int(answer.events[-1]["text"])
-            yield heard, time.monotonic() - (begin_s + heard * FRAME_S)
-    finally:
-        await link.close()
-
-
-async def _connect(url: str, begin_s: float, frames: int) -> Answers:
-    """A conversation over a WebSocket, at each tick's sound."""
-    async with connect(url, max_size=None, proxy=None) as client:
-        speaking = asyncio.create_task(_microphone(client, url, begin_s, frames))
-        try:
-            async for heard in _sounds(client):
-                yield heard, time.monotonic() - (begin_s + heard * FRAME_S)
-        finally:
-            speaking.cancel()
-
-
-async def _call(url: str, begin_s: float, frames: int) -> Answers:
-    """A WebRTC call, at each tick's text."""
-    microphone = CallMicrophone(frames)
-    caller = Caller(microphone)
-    seen = 0  # events
-    try:
-        await caller.call(url.removesuffix(CALLS).replace("ws:", "http:"))
-        microphone.begin_s = begin_s = max(begin_s, time.monotonic())
-        while True:
-            event = await caller.wait_for("response.output_audio_transcript.delta", seen)
-            heard, seen = int(event["delta"]), caller.events.index(event, seen) + 1
-            yield heard, caller.came_s[seen - 1] - (begin_s + heard * FRAME_S)
-    finally:
-        await caller.peer.close()
-
-
-class CallMicrophone(MediaStreamTrack):
-    """So many frames of noise, each when it has been spoken; nothing before it is told when to begin."""
-
-    kind = "audio"
-
-    def __init__(self, frames: int):
-        super().__init__()
-        self.begin_s = math.inf  # on the monotonic clock
-        self._sent, self._frames = 0, frames
-        self._noise = soxr.resample(_noise(), 16_000, OPUS_HZ).astype(np.int16)[:FRAME]
-
-    async def recv(self) -> AudioFrame:
-        """See aiortc."""
-        while (wait_s := self.begin_s + (self._sent + 1) * FRAME_S - time.monotonic()) > 0:
-            await asyncio.sleep(min(wait_s, FRAME_S))
-        self._sent += 1
-        if self._sent > self._frames:
-            raise MediaStreamError
-        return opus_frame(self._noise, (self._sent - 1) * FRAME)
-
-
-def _noise() -> np.ndarray:
-    """A second of it; no sample is silence, which is the bridge's."""
-    return np.random.RandomState(0).randint(-LOUDNESS, LOUDNESS, 16_000).astype(np.int16) | 1
-
-
-async def _microphone(client: ClientConnection, url: str, begin_s: float, frames: int) -> None:
-    rate = 16_000 if url.endswith(PCM16) else 24_000
-    pcm = soxr.resample(_noise(), 16_000, rate).astype(np.int16)
-    frame = pcm[: round(rate * FRAME_S)].tobytes()
-    event = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(frame).decode()})
-    for number in range(frames):
-        await asyncio.sleep(max(0.0, begin_s + (number + 1) * FRAME_S - time.monotonic()))
-        await client.send(frame if rate == 16_000 else event)
-
-
-async def _sounds(client: ClientConnection) -> AsyncIterator[int]:
-    """At each tick's sound, how many frames of the microphone the stand-in has heard.
-
-    Raises `RuntimeError` with an error's words.
-    """
-    heard = 0
-    async for message in client:
-        if isinstance(message, bytes):
-            yield heard
-            continue
-        event = json.loads(message)
-        if event["type"] == "error":
-            raise RuntimeError(event.get("message") or event["error"]["message"])
-        if event["type"] in TOLD:
-            heard = int(event[TOLD[event["type"]]])
-        if event["type"] == "response.output_audio.delta":
-            yield heard
 
 
 async def _churn(bridge: Bridge, settings: Settings, count: int, seconds: float) -> list[Sample]:
