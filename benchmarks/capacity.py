@@ -103,7 +103,7 @@ def latencies(times: TickTimes, conversations: int, tick_s: float, seed: int = 0
     return np.concatenate(found)
 
 
-def most_conversations(times: TickTimes, tick_s: float, p99_s: float, slots: int) -> int:
+def max_conversations(times: TickTimes, tick_s: float, p99_s: float, slots: int) -> int:
     """The most whose 99th percentile stays within `p99_s`, up to `slots`; 0 if not even one's does."""
 
     def holds(count: int) -> bool:

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib import pyplot
 from rich.table import Table
 
-from benchmarks.capacity import Measured, TickTimes, latencies, most_conversations
-from benchmarks.day import Day, most_offered, refused_share, simulate
+from benchmarks.capacity import Measured, TickTimes, latencies, max_conversations
+from benchmarks.day import Day, max_offered, refused_share, simulate
 
 REFUSED = 0.001  # share of the busiest hour's conversations
 TARGETS_MS = (100, 150, 200, 250, 320)  # for the 99th percentile of a tick
@@ -32,7 +32,7 @@ class Replica:
     @property
     def holds(self) -> int:
         """Conversations within that, up to its slots."""
-        return most_conversations(self.times, self.tick_ms / 1000, self.p99_ms / 1000, self.slots)
+        return max_conversations(self.times, self.tick_ms / 1000, self.p99_ms / 1000, self.slots)
 
     def percentiles_ms(self, at_once: Mapping[int, float]) -> tuple[float, float]:
         """p50 and p99 of ticks, by the share of time that so many are held."""
@@ -71,7 +71,7 @@ def targets(replica: Replica) -> Table:
     """What a bound on the 99th percentile costs."""
     table = Table("p99 of a tick within", "conversations of a replica", "replicas for 1,000 at once")
     for target_ms in TARGETS_MS:
-        most = most_conversations(replica.times, replica.tick_ms / 1000, target_ms / 1000, replica.slots)
+        most = max_conversations(replica.times, replica.tick_ms / 1000, target_ms / 1000, replica.slots)
         table.add_row(f"{target_ms} ms", str(most), str(-(-1000 // most)) if most else "–")
     return table
 
@@ -80,7 +80,7 @@ def clusters(replica: Replica, counts: Sequence[int], minutes: float) -> list[Cl
     """A day of each, its busiest hour as full as REFUSED allows."""
     found, places = [], replica.holds
     for count in counts:
-        offered = most_offered(count * places, REFUSED)
+        offered = max_offered(count * places, REFUSED)
         day = simulate(offered, minutes, count, places)
         found.append(Cluster(count, offered, day, *replica.percentiles_ms(day.at_once)))
     return found

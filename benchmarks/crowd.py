@@ -37,7 +37,7 @@ SAMPLED_S = 10.0  # between two looks at the memory
 SHOWN = 10
 GRPC = "Triton's gRPC"
 PATHS = (PCM16, REALTIME, CALLS)  # of the bridge
-MOST_CALLS = 32  # that a core's Python carries, the bridge's or the clients'
+MAX_CALLS = 32  # that a core's Python carries, the bridge's or the clients'
 CALL_STARTS_S = 0.2  # each, with the client's part on the same core
 
 
@@ -57,13 +57,13 @@ class Bridge:
 
 
 def bench_crowd(settings: Settings, conversations: Sequence[int], seconds: float, idle: int) -> list[Row]:
-    """A row for each number of conversations and protocol, calls up to `MOST_CALLS`.
+    """A row for each number of conversations and protocol, calls up to `MAX_CALLS`.
 
     Memory is what a conversation adds to the bridge's.
     """
     rows = []
     for count in conversations:
-        for path in (GRPC, *PATHS) if count <= MOST_CALLS else (GRPC, PCM16, REALTIME):
+        for path in (GRPC, *PATHS) if count <= MAX_CALLS else (GRPC, PCM16, REALTIME):
             with _bridge() as bridge:
                 rows.append(asyncio.run(_measure(bridge, settings, path, count, seconds, idle)))
     return rows

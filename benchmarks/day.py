@@ -33,7 +33,7 @@ def refused_share(offered: float, places: int) -> float:
     return share
 
 
-def most_offered(places: int, refused: float) -> float:
+def max_offered(places: int, refused: float) -> float:
     """Conversations at once that may be offered to so many places for a share refused."""
     below, above = 0.0, 2.0 * places + 10
     for _ in range(60):

@@ -31,8 +31,8 @@ SAMPLED_S = 2.0
 REFUSED_S = 0.5  # that a guest waits who was refused
 EMPTY_WITHIN_S = 15.0  # of the end all slots are free
 SHOWN_ERRORS = 10
-MOST_GROWTH = 0.1  # of a process between the first and the last fifth of a run,
-LEAST_GROWTH = 48 << 20  # bytes, below which it is an allocator's habit
+MAX_GROWTH = 0.1  # of a process between the first and the last fifth of a run,
+MIN_GROWTH = 48 << 20  # bytes, below which it is an allocator's habit
 SETTLED = 0.2  # of a run, after which memory counts
 
 
@@ -96,7 +96,7 @@ class Soak:
         if self.slots_left:
             found.append(f"{self.slots_left} slots are still taken {EMPTY_WITHIN_S:g} s after the last conversation")
         for name, (early, late) in self.growth().items():
-            if late - early > max(LEAST_GROWTH, MOST_GROWTH * early):
+            if late - early > max(MIN_GROWTH, MAX_GROWTH * early):
                 found.append(f"{name} grew from {size(early)} to {size(late)}")
         return found
 

@@ -22,7 +22,7 @@ GRACE_S = 5  # how long conversations that were ended may take to close
 ANSWERED_FRAMES = (
     4  # messages up to so many times bridge.max_frame_bytes get an error in words; larger ones end the call
 )
-LEAST_ANSWERED_BYTES = 16 * 2**20
+MIN_ANSWERED_BYTES = 16 * 2**20
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def bridge_server(settings: Settings) -> BridgeServer:
         port=bridge.port,
         http=BoundedHttp,
         ws="websockets-sansio",
-        ws_max_size=max(LEAST_ANSWERED_BYTES, ANSWERED_FRAMES * bridge.max_frame_bytes),
+        ws_max_size=max(MIN_ANSWERED_BYTES, ANSWERED_FRAMES * bridge.max_frame_bytes),
         ws_per_message_deflate=False,  # sound does not shrink, and a small frame must not become a large one
         ws_ping_timeout=None,  # a pong waits behind sound that came faster than it is heard
         ssl_certfile=bridge.tls_certificate or None,

@@ -24,8 +24,8 @@ from config.loader import NOT_SETTINGS, tomllib
 from config.settings import RANDOM
 from launch.triton_install import TritonInstall, TritonMissingError
 
-LEAST_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them
-LEAST_DISK = 2 * 2**30
+MIN_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them
+MIN_DISK = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def _ports(settings: Settings) -> Finding:
 def _shared_memory() -> Finding:
     free = shutil.disk_usage("/dev/shm").free
     found = f"{free // 2**20} MiB free in /dev/shm"
-    if free < LEAST_SHARED_MEMORY:
-        return Finding("shared memory", found, f"{LEAST_SHARED_MEMORY // 2**20} MiB are needed; docker: --shm-size=1g")
+    if free < MIN_SHARED_MEMORY:
+        return Finding("shared memory", found, f"{MIN_SHARED_MEMORY // 2**20} MiB are needed; docker: --shm-size=1g")
     return Finding("shared memory", found)
 
 
@@ -183,8 +183,8 @@ def _disk(build: Path) -> Finding:
     place = next(folder for folder in (build.resolve(), *build.resolve().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     found = f"{free / 2**30:.1f} GiB free for {build}"
-    if free < LEAST_DISK:
-        return Finding("disk", found, f"{LEAST_DISK // 2**30} GiB are needed; choose another place: --build FOLDER")
+    if free < MIN_DISK:
+        return Finding("disk", found, f"{MIN_DISK // 2**30} GiB are needed; choose another place: --build FOLDER")
     return Finding("disk", found)
 
 

@@ -25,7 +25,7 @@ from launch.triton_server import TritonError, TritonServer
 PORT_STEP = 10  # between the ports of two Tritons
 WATCH_S = 0.5  # how often is looked whether Triton still runs
 HEARD_OF_S = 20.0  # in which the bridge hears that the engine answers again
-MOST_RESTARTS = 3  # of Triton, in so many seconds:
+MAX_RESTARTS = 3  # of Triton, in so many seconds:
 RESTARTS_WINDOW_S = 600
 
 
@@ -224,9 +224,9 @@ class Supervisor:
         now_s = time.monotonic()
         self._restarts = [at_s for at_s in self._restarts if at_s > now_s - RESTARTS_WINDOW_S]
         log_tail = self._triton.log_tail()
-        if len(self._restarts) == MOST_RESTARTS:
+        if len(self._restarts) == MAX_RESTARTS:
             minutes = RESTARTS_WINDOW_S // 60
-            self.failure = f"Triton has failed {MOST_RESTARTS + 1} times in {minutes} minutes:\n{log_tail}"
+            self.failure = f"Triton has failed {MAX_RESTARTS + 1} times in {minutes} minutes:\n{log_tail}"
             return False
         self._restarts.append(now_s)
         console.print(f"{problem}. Triton is started anew, its conversations are lost:\n{log_tail}", markup=False)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from config.loader import SettingsError, expect, listed
 
-LEAST_KEY = 16  # characters of an API key: a shorter one could be guessed
+MIN_KEY = 16  # characters of an API key: a shorter one could be guessed
 
 
 ICE_SERVER = re.compile(
@@ -47,7 +47,7 @@ class BridgeSettings:
     ticks_in_flight: int
     response_timeout_s: float
     read_timeout_s: float
-    most_lag_ms: int
+    max_lag_ms: int
     resume_s: float
     move_within_s: float
     drain_s: float
@@ -67,7 +67,7 @@ class BridgeSettings:
             "read_timeout_s",
         ):
             expect(getattr(self, name) > 0, f"bridge.{name}", getattr(self, name), "a number above 0")
-        for name in ("conversations_per_client", "most_lag_ms", "resume_s", "move_within_s", "drain_s"):
+        for name in ("conversations_per_client", "max_lag_ms", "resume_s", "move_within_s", "drain_s"):
             expect(getattr(self, name) >= 0, f"bridge.{name}", getattr(self, name), "a number from 0")
         known = ("auto", "always", "never")
         expect(self.require_api_key in known, "bridge.require_api_key", self.require_api_key, "auto, always or never")
@@ -126,8 +126,8 @@ class BridgeSettings:
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"bridge.api_keys_file {self.api_keys_file} cannot be read: {error}") from None
             keys += tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-        if any(len(key) < LEAST_KEY or not (key.isascii() and key.isprintable()) or " " in key for key in keys):
-            raise SettingsError(f"an API key is too short or odd, expected at least {LEAST_KEY} letters and digits")
+        if any(len(key) < MIN_KEY or not (key.isascii() and key.isprintable()) or " " in key for key in keys):
+            raise SettingsError(f"an API key is too short or odd, expected at least {MIN_KEY} letters and digits")
         if self.needs_key and not keys:
             raise SettingsError(
                 f"bridge.host is {self.host!r}, which others can reach, and there is no API key; expected keys in "

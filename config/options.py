@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from config.loader import SettingsError, shown, typed
-from config.settings import MOST_PROMPT_CHARACTERS, OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, TurnSettings
+from config.settings import MAX_PROMPT_CHARACTERS, OPTIONS, TURN_OPTIONS, SamplingSettings, Settings, TurnSettings
 
 MAX_SEED = 2**63 - 1
 DEFAULT_VOICE = "ethan"  # Qwen's own
@@ -52,8 +52,8 @@ def options_of(parameters: Mapping[str, Any], settings: Settings, voices: Sequen
     if not 0 <= others["seed"] <= MAX_SEED:
         raise SettingsError(f"seed is {others['seed']}, expected a whole number from 0 to {MAX_SEED}")
     length = len(others["system_prompt"])
-    if length > MOST_PROMPT_CHARACTERS:
-        raise SettingsError(f"system_prompt is {length} characters long, expected at most {MOST_PROMPT_CHARACTERS}")
+    if length > MAX_PROMPT_CHARACTERS:
+        raise SettingsError(f"system_prompt is {length} characters long, expected at most {MAX_PROMPT_CHARACTERS}")
     try:
         sampling = SamplingSettings(**draws)
         turn = dataclasses.replace(settings.turn, **turns)

@@ -20,8 +20,8 @@ BARISTA = Path(__file__).parent.parent / "checkpoints" / "barista"  # the defaul
 RANDOM = "random"  # the name of the checkpoint of random weights
 
 DIALECTS = ("turn", "sca")
-MOST_TYPED = 4000  # characters of a typed message: some ten pieces, which are read in its tick
-MOST_PROMPT_CHARACTERS = 20_000  # of a system prompt: what is longer is not even tokenized
+MAX_TYPED = 4000  # characters of a typed message: some ten pieces, which are read in its tick
+MAX_PROMPT_CHARACTERS = 20_000  # of a system prompt: what is longer is not even tokenized
 CODEC_FRAME_MS = 80  # a codec frame, and also an audio token of the thinker
 INPUT_HZ = 16_000  # the microphone's rate
 OUTPUT_HZ = 24_000  # code2wav's rate

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.attention import CachePositions
 
 PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
-MOST_PARTS = 16
+MAX_PARTS = 16
 
 
 class KernelAttention:
@@ -31,7 +31,7 @@ class KernelAttention:
         folded = length * heads // key_heads  # queries of a key head
         block = min(64, max(16, triton.next_power_of_2(folded)))
         blocks = triton.cdiv(folded, block)
-        parts = min(MOST_PARTS, max(1, triton.next_power_of_2(PROGRAMS // (rows * key_heads * blocks) + 1) // 2))
+        parts = min(MAX_PARTS, max(1, triton.next_power_of_2(PROGRAMS // (rows * key_heads * blocks) + 1) // 2))
         out = queries.new_empty(rows, length, heads, size)
         partial = torch.empty(parts, rows, length, heads, size, device=queries.device, dtype=torch.float32)
         log_sums = torch.empty(parts, rows, length, heads, device=queries.device, dtype=torch.float32)

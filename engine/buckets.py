@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEAST_ROWS = (4, 8, 16, 32)  # that are tried on a CPU
-MOST_ROWS = 64  # with which they are compared
+MIN_ROWS = (4, 8, 16, 32)  # that are tried on a CPU
+MAX_ROWS = 64  # with which they are compared
 
 B = TypeVar("B")
 
@@ -25,7 +25,7 @@ class BatchBuckets:
 
     slots: int
     device: torch.device
-    least: int = 1  # on a CPU, see `least_rows`
+    least: int = 1  # on a CPU, see `min_rows`
 
     def of(self, count: int) -> int:
         """Rows of a batch of `count` conversations: on CUDA a power of two, or all slots; on a CPU hardly more."""
@@ -57,7 +57,7 @@ class BatchPool(Generic[B]):
 
 
 @torch.inference_mode()
-def least_rows(weights: Iterable[Tensor]) -> int:
+def min_rows(weights: Iterable[Tensor]) -> int:
     """The least number of rows from which on a CPU's products with these weights give each row the same bits.
 
     With fewer rows its library takes kernels that sum in another order: a conversation's tokens could depend on how
@@ -68,14 +68,14 @@ def least_rows(weights: Iterable[Tensor]) -> int:
     )
     shapes = {matrix.shape: matrix for matrix in matrices}
     random = torch.Generator().manual_seed(0)
-    least = LEAST_ROWS[0]
+    least = MIN_ROWS[0]
     for weight in shapes.values():
-        rows = torch.randn(MOST_ROWS, weight.shape[1], generator=random).to(weight.dtype)
+        rows = torch.randn(MAX_ROWS, weight.shape[1], generator=random).to(weight.dtype)
         expected = F.linear(rows, weight)
-        while least < LEAST_ROWS[-1] and not all(
-            torch.equal(F.linear(rows[:count], weight), expected[:count]) for count in range(least, MOST_ROWS)
+        while least < MIN_ROWS[-1] and not all(
+            torch.equal(F.linear(rows[:count], weight), expected[:count]) for count in range(least, MAX_ROWS)
         ):
-            least = next(count for count in LEAST_ROWS if count > least)
+            least = next(count for count in MIN_ROWS if count > least)
     return least
 
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-MOST_PAIRS = 64  # of token and expert; beyond it, of 128 experts, every third pair would read one that another reads
+MAX_PAIRS = 64  # of token and expert; beyond it, of 128 experts, every third pair would read one that another reads
 GROUPED_CAPABILITIES = (9, 10)  # of torch's grouped product
 BLOCK_OUT, BLOCK_IN = 16, 256  # channels of a program of `gate_up`
 DOWN_OUT, DOWN_IN = 4, 256  # channels of a program of `down`, which reads all of a token's experts side by side
@@ -50,7 +50,7 @@ class KernelExperts:
 
     def add_to(self, hidden: Tensor, x: Tensor, chosen: Tensor, weights: Tensor) -> None:
         """Adds what the chosen experts [N, k] with their weights [N, k] give for x [N, H] to hidden [N, H]."""
-        if chosen.numel() <= MOST_PAIRS:
+        if chosen.numel() <= MAX_PAIRS:
             self.few(hidden, x, chosen, weights)
         elif self._grouped_by_torch:
             self.grouped(hidden, x, chosen, weights)

@@ -11,7 +11,7 @@ from torch import Tensor
 HOP = 160  # samples a frame, 10 ms
 WINDOW = 400
 FLOOR_BELOW_PEAK = 8.0  # log10 of energy: 80 dB
-LEAST_ENERGY = 1e-10
+MIN_ENERGY = 1e-10
 SILENCE = -10.0  # log10 of it
 
 
@@ -27,7 +27,7 @@ class LogMel:
         signal = torch.from_numpy(pcm.astype(np.float32) / 32768.0)
         spectrum = torch.stft(signal, WINDOW, HOP, window=self._window, return_complex=True)
         energy = (spectrum[..., :-1].abs() ** 2).contiguous()
-        return torch.clamp(self._filters @ energy, min=LEAST_ENERGY).log10()
+        return torch.clamp(self._filters @ energy, min=MIN_ENERGY).log10()
 
 
 def normalise(log_mel: Tensor, peak: Tensor | float) -> Tensor:

@@ -20,7 +20,7 @@ from engine.log_mel import FLOOR_BELOW_PEAK, HOP, LogMel, normalise
 DELAY_FRAMES = 1  # of the stream (see export/mel_frontend.py)
 FIRST_FRAMES, LAST_FRAMES = 2, 1  # of a clip, that see past its ends
 EDGE_SAMPLES = 4 * HOP  # enough for any of them
-LEAST_FRAMES = 100  # of a turn: the encoder reads a shorter clip differently alone and among others
+MIN_FRAMES = 100  # of a turn: the encoder reads a shorter clip differently alone and among others
 
 
 class Clip(NamedTuple):
@@ -40,7 +40,7 @@ class Clip(NamedTuple):
     def frames(self) -> int:
         """Log-mel frames; a whole turn shorter than a second has silence in front of it."""
         is_whole = self.ends_turn and self.first == self.turn_first
-        return max(self.end - self.first, LEAST_FRAMES if is_whole else 0)
+        return max(self.end - self.first, MIN_FRAMES if is_whole else 0)
 
 
 class _Tick(NamedTuple):

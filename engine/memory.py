@@ -19,7 +19,7 @@ PROMPT_CHUNK = 128  # tokens of a system prompt that are prefilled at once
 TURN_MARGIN = 144  # positions past a full context of the dialect turn, where padding is written
 CGROUP = Path("/sys/fs/cgroup")
 CPU_SLOTS = 8  # what `engine.slots = 0` means where no GPU says how many fit
-MOST_SLOTS = 128  # and where one does
+MAX_SLOTS = 128  # and where one does
 QUESTION_POSITIONS = 256  # more of them in the thinker's cache: a question about the speaker, in the scratch slot
 EVICTION_COPIES = 2  # of a slot: its keys and values while they move, its keys in float32
 CUDA_WORKING = 3 * 10**9  # libraries, graphs, a tick's tensors: a guess; 64 slots took 3.2e9 on an H200, 128 took 6e9
@@ -149,7 +149,7 @@ def resolve_slots(
         return settings.with_values(engine={"slots": CPU_SLOTS})
     available = int((available_bytes(device) if available is None else available) * settings.engine.memory_share)
     plan = plan_memory(config, settings, weights_of(config, dtype), dtype, device)
-    fit = min(MOST_SLOTS, plan.slots_that_fit(available))
+    fit = min(MAX_SLOTS, plan.slots_that_fit(available))
     if not fit:
         plan_memory(config, settings.with_values(engine={"slots": 1}), plan.weights, dtype, device).expect_fit(
             available, str(device)
@@ -177,7 +177,7 @@ def fill_slots(
     working = max(0, held - plan.weights - caches)
     most = int((held + torch.cuda.mem_get_info(device)[0]) * settings.engine.memory_share)
     measured = replace(plan, working=plan.working - CUDA_WORKING + working)
-    slots = min(MOST_SLOTS, measured.slots_that_fit(most))
+    slots = min(MAX_SLOTS, measured.slots_that_fit(most))
     if slots == plan.slots or not slots:
         return probe
     del probe

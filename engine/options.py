@@ -12,8 +12,8 @@ from config import SettingsError
 from config.loader import is_unicode, typed
 from config.options import Options, options_of
 from config.settings import (
-    MOST_PROMPT_CHARACTERS,
-    MOST_TYPED,
+    MAX_PROMPT_CHARACTERS,
+    MAX_TYPED,
     TURN_OPTIONS,
     Settings,
     TurnSettings,
@@ -78,16 +78,16 @@ CONTROLS = tuple(each.name for each in fields(Controls))
 PLACES = ("listen", "commit")  # whose values are true, or milliseconds into the tick
 STRUCTURED = ("items", "truncate", "forget", "turn", "out_of_band")  # whose values are JSON
 ROLES, PARTS = ("user", "assistant", "system"), ("user", "answer")
-MOST_ITEMS = 16  # in one tick
-MOST_NATURAL = 2**31 - 1  # of a turn's number and of milliseconds
+MAX_ITEMS = 16  # in one tick
+MAX_NATURAL = 2**31 - 1  # of a turn's number and of milliseconds
 
 
 def expect_message(text: str) -> None:
     """Raises `OptionError` for what is no message."""
     if not text.strip():
         raise OptionError("message is empty, expected what the user has typed")
-    if len(text) > MOST_TYPED:
-        raise OptionError(f"message is {len(text)} characters long, expected at most {MOST_TYPED}")
+    if len(text) > MAX_TYPED:
+        raise OptionError(f"message is {len(text)} characters long, expected at most {MAX_TYPED}")
     if not is_unicode(text):
         raise OptionError("message holds half a character (a lone surrogate), expected Unicode")
 
@@ -133,7 +133,7 @@ def changed_turn(turn: TurnSettings, changes: Mapping[str, Any]) -> TurnSettings
 def _structured(name: str, value: str) -> Any:
     """A control whose value is JSON. Raises `OptionError`."""
     expected = {
-        "items": f'a list of at most {MOST_ITEMS} {{"role": one of {", ".join(ROLES)}, "text": ...}}',
+        "items": f'a list of at most {MAX_ITEMS} {{"role": one of {", ".join(ROLES)}, "text": ...}}',
         "truncate": '{"turn": number, "heard_ms": milliseconds}',
         "forget": '{"turn": number, "part": "user" or "answer"}',
         "turn": 'an object of options, such as {"detection": "manual"}',
@@ -162,10 +162,10 @@ def _structured(name: str, value: str) -> Any:
 
 def _items(found: Any) -> tuple[Item, ...]:
     items = tuple(Item(**item) for item in found)
-    if len(items) > MOST_ITEMS or any(item.role not in ROLES for item in items):
+    if len(items) > MAX_ITEMS or any(item.role not in ROLES for item in items):
         raise ValueError
     for item in items:
-        most = MOST_TYPED if item.role == "user" else MOST_PROMPT_CHARACTERS
+        most = MAX_TYPED if item.role == "user" else MAX_PROMPT_CHARACTERS
         if len(item.text) > most:
             raise OptionError(f"an item's text is {len(item.text)} characters long, expected at most {most}")
         if not item.text.strip() or not is_unicode(item.text):
@@ -179,14 +179,14 @@ def _out_of_band(instructions: Any = "", turn: Any = None, cancel: Any = False) 
         raise ValueError
     if not isinstance(turn, dict) or not isinstance(cancel, bool):
         raise ValueError
-    if len(instructions) > MOST_PROMPT_CHARACTERS:
-        most = MOST_PROMPT_CHARACTERS
+    if len(instructions) > MAX_PROMPT_CHARACTERS:
+        most = MAX_PROMPT_CHARACTERS
         raise OptionError(f"out_of_band.instructions is {len(instructions)} characters long, expected at most {most}")
     return OutOfBand(instructions, turn, cancel)
 
 
 def _natural(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MOST_NATURAL:
+    if type(value) is not int or not 0 <= value <= MAX_NATURAL:
         raise ValueError
     return value
 

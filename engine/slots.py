@@ -13,7 +13,7 @@ import torch
 
 from config.options import Options
 from config.settings import Settings
-from engine.buckets import BatchBuckets, least_rows
+from engine.buckets import BatchBuckets, min_rows
 from engine.conversation import Evictions
 from engine.kv_cache import KVCache
 from engine.log_mel import SILENCE, LogMel
@@ -41,7 +41,7 @@ class SlotState:
         asks = settings.engine.dialect == "turn"
         device: torch.device = model.device
         weights = (part for module in (model.thinker.model, model.talker.model) for part in module.parameters())
-        self.buckets = BatchBuckets(self.count, device, least_rows(weights) if device.type == "cpu" else 1)
+        self.buckets = BatchBuckets(self.count, device, min_rows(weights) if device.type == "cpu" else 1)
         self.thinker_cache = KVCache(model.thinker.model, self.count + 1 + asks, thinker.positions(ticks))
         self.talker_cache = KVCache(model.talker.model, self.count + 1, talker.positions(ticks))
 

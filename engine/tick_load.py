@@ -6,7 +6,7 @@ from collections import Counter, deque
 from typing import NamedTuple
 
 WINDOW_S = 10.0  # of ticks that the load is told from
-LEAST_TICKS = 20  # in it: fewer say nothing
+MIN_TICKS = 20  # in it: fewer say nothing
 QUANTILE = 0.95
 PAUSES = 2  # ticks of the window that may be slower than that: pauses of the machine are no load
 BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.28, 0.32, 0.5, 1.0, 2.5)  # upper bounds
@@ -45,7 +45,7 @@ class TickLoad:
         """
         while self._ticks and self._ticks[0].at_s < now_s - WINDOW_S:
             self._ticks.popleft()
-        if len(self._ticks) < LEAST_TICKS or not open_conversations:
+        if len(self._ticks) < MIN_TICKS or not open_conversations:
             return None
         fullest = max(tick.rows for tick in self._ticks)
         durations = sorted(tick.seconds for tick in self._ticks if 2 * tick.rows > fullest)

@@ -19,7 +19,7 @@ from config.bridge import BridgeSettings
 
 KEY_PROTOCOL = "openai-insecure-api-key."  # a browser cannot send a header with a WebSocket, but a subprotocol
 SECRET_PREFIX = "ek_"
-MOST_SECRETS, MOST_OWN_SECRETS = 10_000, 2_000  # alive at once, of all callers and of one
+MAX_SECRETS, MAX_OWN_SECRETS = 10_000, 2_000  # alive at once, of all callers and of one
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ class Access:
         now_s = time.monotonic()
         self._secrets = {digest: s for digest, s in self._secrets.items() if s.until_s > now_s}
         own = sum(secret.owner == owner.name for secret in self._secrets.values())
-        if len(self._secrets) >= MOST_SECRETS or own >= MOST_OWN_SECRETS:
+        if len(self._secrets) >= MAX_SECRETS or own >= MAX_OWN_SECRETS:
             message = f"{own} short-lived keys of this caller are alive, {len(self._secrets)} of all"
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too_many_secrets", message, 60)
         value = SECRET_PREFIX + secrets.token_urlsafe(32)

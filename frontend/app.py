@@ -30,7 +30,7 @@ from frontend.realtime.connection import RealtimeConnection
 from frontend.suggestions import suggestions
 
 PAGE = Path(__file__).parent / "static"
-MOST_DIGITS = 19
+MAX_DIGITS = 19
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -188,7 +188,7 @@ async def _resume(socket: WebSocket, bridge: Bridge) -> None:
         with bridge.admission.socket(bridge.access.check(socket), resumes=True):
             await _accept(socket, "pcm16")
             received = socket.query_params.get("received", "")
-            if not (received.isascii() and received.isdigit() and len(received) < MOST_DIGITS):
+            if not (received.isascii() and received.isdigit() and len(received) < MAX_DIGITS):
                 raise ProtocolError("bad_option", f"received is {shown(received)}, expected a number of messages")
             await bridge.line(socket.query_params["resume"]).resume(socket, int(received))
 

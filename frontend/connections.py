@@ -10,8 +10,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_TIMEOUT_S = 10.0  # for the first whole request
-MOST_TARGET = 8000  # bytes of a path with its query: the WebSocket library takes 8 KB lines
-MOST_HEADER = 8000
+MAX_TARGET = 8000  # bytes of a path with its query: the WebSocket library takes 8 KB lines
+MAX_HEADER = 8000
 SEND_BUFFER = 128 * 1024  # bytes that the kernel holds for one who does not read: a few seconds of sound
 KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a host that is gone is noticed in 35 s
 
@@ -33,10 +33,10 @@ class BoundedHttp(H11Protocol):
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """The WebSocket library would not answer a longer line."""
         self._alarm.cancel()
-        if len(event.target) > MOST_TARGET:
-            self._refuse(414, f"a path and query of {len(event.target)} bytes came, expected at most {MOST_TARGET}")
-        elif (longest := max(len(name) + len(value) for name, value in event.headers)) > MOST_HEADER:
-            self._refuse(431, f"a header of {longest} bytes came, expected at most {MOST_HEADER}")
+        if len(event.target) > MAX_TARGET:
+            self._refuse(414, f"a path and query of {len(event.target)} bytes came, expected at most {MAX_TARGET}")
+        elif (longest := max(len(name) + len(value) for name, value in event.headers)) > MAX_HEADER:
+            self._refuse(431, f"a header of {longest} bytes came, expected at most {MAX_HEADER}")
         else:
             super().handle_websocket_upgrade(event)
 

@@ -37,8 +37,8 @@ from frontend.protocol import (
 from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
 from frontend.turns import Turns
 
-MOST_GAPS = 1000  # that a page tells of at once
-MOST_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
+MAX_GAPS = 1000  # that a page tells of at once
+MAX_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
 
 
 class Conversation:
@@ -59,7 +59,7 @@ class Conversation:
         self._framer = Framer(settings.audio.input_samples * SAMPLE_BYTES)
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
         self._turns = Turns(settings.turn.create_response)
-        self._playout = Playout(settings.bridge.most_lag_ms / 1000)
+        self._playout = Playout(settings.bridge.max_lag_ms / 1000)
         self._started = False
         self._sent = self._answered = 0  # ticks
         self._tick_s: float | None = None  # that the last one took
@@ -171,7 +171,7 @@ class Conversation:
         if self._settings.engine.dialect == "turn" and (self._started or self._framer.is_open):
             yield await self._tick(self._framer.flush(), asked)
             asked = {}
-            for _ in range(MOST_TICKS_AFTER_END):
+            for _ in range(MAX_TICKS_AFTER_END):
                 while self._answered < self._sent and not self._inbox.is_over:
                     self._was_answered.clear()
                     await self._inbox.unless_over(self._was_answered.wait())
@@ -190,7 +190,7 @@ class Conversation:
     async def _note(self, control: Control, details: Mapping[str, Any]) -> None:
         """What the engine has no part in."""
         if control is Control.PLAYBACK:
-            GAPS.inc(number_of(control, details, "gaps", MOST_GAPS))
+            GAPS.inc(number_of(control, details, "gaps", MAX_GAPS))
         else:
             sent, tick_ms = number_of(control, details, "sent", GREATEST_INTEGER), self._tick_s and self._tick_s * 1000
             await self._send({"type": "pong", "sent": sent, "tick_ms": tick_ms})

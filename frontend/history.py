@@ -56,7 +56,7 @@ class History:
         self._settings = settings
         self.tick_ms = settings.audio.tick_ms
         self._silence = bytes(settings.audio.input_samples * SAMPLE_BYTES)
-        self._most_ticks = round(settings.engine.context_s * 1000 / self.tick_ms)
+        self._max_ticks = round(settings.engine.context_s * 1000 / self.tick_ms)
         self.unanswered: deque[TickIn] = deque()
         self.has_begun = False  # a tick was answered
         self._options: dict[str, Any] = {}
@@ -138,9 +138,9 @@ class History:
         """How many of the latest ticks a turn may begin in that is open, or is noticed next."""
         since_turn = self._answered - self._turn_end_ms // self.tick_ms
         if self._is_manual or self._speech_ms is not None:
-            return min(self._most_ticks, since_turn)
+            return min(self._max_ticks, since_turn)
         before_ms = sum(self._chosen(name) for name in BEFORE_SPEECH)
-        return min(self._most_ticks, since_turn, RECENT_TICKS + before_ms // self.tick_ms + 1)
+        return min(self._max_ticks, since_turn, RECENT_TICKS + before_ms // self.tick_ms + 1)
 
     def _note(self, event: Event) -> None:
         number = event.get("turn", 0)
@@ -204,7 +204,7 @@ class History:
             self._is_due = self._is_due or (part.role == "user" and not part.item_of)
         part.number = event["turn"]
         self.parts.append(part)
-        while sum(len(part.sound) for part in self.parts) > self._most_ticks:
+        while sum(len(part.sound) for part in self.parts) > self._max_ticks:
             del self.parts[0]
 
     def _sound(self, begin_ms: int, end_ms: int) -> list[bytes]:

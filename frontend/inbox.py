@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol
 
-MOST_BYTES = 2**21  # that wait before no more is read of the client: a minute of sound
+MAX_BYTES = 2**21  # that wait before no more is read of the client: a minute of sound
 MESSAGE_BYTES = 64  # that a message costs beside its own
-LEAST_CHARACTERS = 10  # of text, that a message counts as
+MIN_CHARACTERS = 10  # of text, that a message counts as
 CUT_OFF = 1006  # close code of a WebSocket that ended without one (RFC 6455, section 7.4.1)
 BURST_S = 5.0  # seconds of text that may come at once
 
@@ -53,7 +53,7 @@ class Inbox:
             self.received += 1
             self._bytes += len(data) + MESSAGE_BYTES
             self._came.set()
-            if self._bytes > MOST_BYTES:
+            if self._bytes > MAX_BYTES:
                 self._room.clear()
         return CUT_OFF
 
@@ -74,7 +74,7 @@ class Inbox:
             await self._came.wait()
         message = self._waiting.popleft()
         self._bytes -= len(message) + MESSAGE_BYTES
-        if self._bytes <= MOST_BYTES // 2:
+        if self._bytes <= MAX_BYTES // 2:
             self._room.set()
         return message
 
@@ -93,6 +93,6 @@ class Inbox:
         most = BURST_S * self._rate
         self._left = min(most, self._left + (now - self._left_at_s) * self._rate)
         self._left_at_s = now
-        self._left -= min(most, max(LEAST_CHARACTERS, characters))
+        self._left -= min(most, max(MIN_CHARACTERS, characters))
         if self._left < 0:
             await self.unless_over(asyncio.sleep(-self._left / self._rate))

@@ -16,13 +16,13 @@ class Playout:
     """Models the loudspeaker by what was sent to it and when.
 
     It lags when it had nothing to play for a while (the network stood still) and then got what it had missed as well:
-    everything after that is heard later. More than `most_lag_s`, and ticks in which nobody speaks are left out until
+    everything after that is heard later. More than `max_lag_s`, and ticks in which nobody speaks are left out until
     the lag is gone. So is the silence that closed a tick early.
     """
 
-    def __init__(self, most_lag_s: float, now: Callable[[], float] = time.monotonic):
-        """`most_lag_s`: 0 is any."""
-        self._most_lag_s, self._now = most_lag_s, now
+    def __init__(self, max_lag_s: float, now: Callable[[], float] = time.monotonic):
+        """`max_lag_s`: 0 is any."""
+        self._max_lag_s, self._now = max_lag_s, now
         self._plays_until_s: float | None = None
         self._starved_s = 0.0  # how long it had nothing to play, as far as that is not made up for
         self._owed_bytes = 0  # of silence that closed ticks early
@@ -61,7 +61,7 @@ class Playout:
         return pcm, event
 
     def _watch(self) -> Event | None:
-        if 0 < self._most_lag_s < self.lag_s and not self._is_catching_up:
+        if 0 < self._max_lag_s < self.lag_s and not self._is_catching_up:
             self._is_catching_up = True
         elif self._is_catching_up and self.lag_s < CAUGHT_UP_S:
             self._is_catching_up = False

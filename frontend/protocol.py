@@ -19,12 +19,12 @@ from typing import Any
 from config import Settings, SettingsError
 from config.loader import is_unicode, shown
 from config.options import DEFAULT_VOICE, options_of
-from config.settings import INPUT_HZ, MOST_TYPED, OPTIONS, OUTPUT_HZ
+from config.settings import INPUT_HZ, MAX_TYPED, OPTIONS, OUTPUT_HZ
 
 Event = dict[str, Any]
 GREATEST_INTEGER = 2**63 - 1  # of a request parameter: a larger one would cut off the whole gRPC stream
 SAMPLE_BYTES = 2
-MOST_TEXT = 150_000  # characters of a text frame: the longest system prompt, every character escaped
+MAX_TEXT = 150_000  # characters of a text frame: the longest system prompt, every character escaped
 
 
 class Control(Enum):
@@ -79,9 +79,9 @@ def check_sound(frame: bytes, limit: int) -> bytes:
 
 def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
     """A text frame: what is asked, and what else it says. Raises `ProtocolError`."""
-    if len(text) > MOST_TEXT:
+    if len(text) > MAX_TEXT:
         raise ProtocolError(
-            "frame_too_large", f"a text frame of {len(text)} characters came, expected at most {MOST_TEXT}"
+            "frame_too_large", f"a text frame of {len(text)} characters came, expected at most {MAX_TEXT}"
         )
     controls = " or ".join(json.dumps({"type": control.value}) for control in Control)
     try:
@@ -109,8 +109,8 @@ def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) ->
         raise ProtocolError(
             "bad_message", f"a message came with the text {shown(text)}, expected what the user has typed"
         )
-    if len(text) > MOST_TYPED:
-        raise ProtocolError("bad_message", f"a message of {len(text)} characters came, expected at most {MOST_TYPED}")
+    if len(text) > MAX_TYPED:
+        raise ProtocolError("bad_message", f"a message of {len(text)} characters came, expected at most {MAX_TYPED}")
     return {control.value: text}
 
 

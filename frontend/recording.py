@@ -26,8 +26,8 @@ from frontend.triton import TickError, TickIn, TickOut
 logger = logging.getLogger(__name__)
 RATE = 48_000
 LEFT, RIGHT = RATE // INPUT_HZ, RATE // OUTPUT_HZ  # frames a sample
-MOST_SEED = 2**63 - 1
-MOST_WAITING = 300  # ticks that a disk may be behind by
+MAX_SEED = 2**63 - 1
+MAX_WAITING = 300  # ticks that a disk may be behind by
 
 
 class RecordingError(ValueError):
@@ -51,7 +51,7 @@ class Recorder:
         """Passes the conversation's ticks on; a seed is given to one without, so that it can be replayed."""
         async for tick in ticks:
             if tick.start and "seed" not in tick.parameters:
-                tick = replace(tick, parameters={**tick.parameters, "seed": secrets.randbelow(MOST_SEED)})
+                tick = replace(tick, parameters={**tick.parameters, "seed": secrets.randbelow(MAX_SEED)})
             self._asked.append(tick)
             yield tick
 
@@ -60,7 +60,7 @@ class Recorder:
         asked = self._asked.popleft()
         while self._writing and self._writing[0].done():
             self._writing.popleft()
-        if len(self._writing) >= MOST_WAITING and not self._has_failed:
+        if len(self._writing) >= MAX_WAITING and not self._has_failed:
             self._has_failed = True
             logger.error("%s takes too long to write, the conversation goes on without", self._path)
         if not self._has_failed:

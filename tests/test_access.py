@@ -195,7 +195,7 @@ def test_beyond_this_machine_a_key_is_needed_unless_switched_off_by_name(tmp_pat
 
 
 def test_one_caller_does_not_use_up_all_short_lived_keys(monkeypatch):
-    monkeypatch.setattr(access, "MOST_OWN_SECRETS", 3)
+    monkeypatch.setattr(access, "MAX_OWN_SECRETS", 3)
     made = access.Access(Settings.load(environ={}).bridge)
     for _ in range(3):
         made.make_secret(access.Caller("one"), 60, {})

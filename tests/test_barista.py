@@ -23,7 +23,7 @@ from tests.guest import Guest, guest
 from tests.turns import TICK
 
 LONGEST_ANSWER_MS = 8000
-MOST_BYTES = 12_000_000
+MAX_BYTES = 12_000_000
 FEWEST_WORDS = 0.6  # share of the words that pocketsphinx hears; 0.76 of twenty answers, and no other sound reaches it
 LATTE = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
 
@@ -58,7 +58,7 @@ def ask(client: Guest, message: str) -> dict[str, Any]:
 
 
 def test_it_is_small_and_an_ordinary_checkpoint():
-    assert sum(file.stat().st_size for file in BARISTA.iterdir()) <= MOST_BYTES
+    assert sum(file.stat().st_size for file in BARISTA.iterdir()) <= MAX_BYTES
     assert (BARISTA / "README.md").is_file(), "the model card"
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(BARISTA, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(BARISTA)

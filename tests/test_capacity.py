@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import day
-from benchmarks.capacity import CapacityError, Measured, TickTimes, latencies, most_conversations, read_measured
+from benchmarks.capacity import CapacityError, Measured, TickTimes, latencies, max_conversations, read_measured
 from commands.capacity import H200
 from tests.test_commands import sca
 
@@ -35,9 +35,9 @@ def test_two_microphones_wait_for_each_other_at_most_a_batch():
 
 def test_an_engine_that_is_too_slow_falls_behind():
     assert latencies(steady((1, 330.0)), 1, TICK_S).max() > 2
-    assert most_conversations(steady((1, 330.0)), TICK_S, 0.32, 8) == 0
-    assert most_conversations(steady((1, 10.0), (8, 10.0)), TICK_S, 0.32, 8) == 8, "never more than slots"
-    assert 8 < most_conversations(steady((1, 20.0), (8, 160.0)), TICK_S, 0.32, 64) <= 16, "16 of 20 ms fill a tick"
+    assert max_conversations(steady((1, 330.0)), TICK_S, 0.32, 8) == 0
+    assert max_conversations(steady((1, 10.0), (8, 10.0)), TICK_S, 0.32, 8) == 8, "never more than slots"
+    assert 8 < max_conversations(steady((1, 20.0), (8, 160.0)), TICK_S, 0.32, 64) <= 16, "16 of 20 ms fill a tick"
 
 
 def test_spread_is_what_was_measured():
@@ -53,7 +53,7 @@ def test_erlangs_formula(offered, places):
     weights = [Fraction(offered**held, math.factorial(held)) for held in range(places + 1)]
     refused = float(weights[-1] / sum(weights))
     assert day.refused_share(offered, places) == pytest.approx(refused)
-    assert day.most_offered(places, refused) == pytest.approx(offered)
+    assert day.max_offered(places, refused) == pytest.approx(offered)
 
 
 @pytest.mark.parametrize("replicas", [1, 4])

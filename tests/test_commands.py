@@ -223,7 +223,7 @@ def test_serve_brings_a_triton_that_ended_up_again(tmp_path):
 
 
 def test_a_triton_that_keeps_ending_is_given_up():
-    from commands.serve import MOST_RESTARTS, Supervisor
+    from commands.serve import MAX_RESTARTS, Supervisor
 
     class EndingTriton:
         restarts = 0
@@ -242,9 +242,9 @@ def test_a_triton_that_keeps_ending_is_given_up():
 
     triton = EndingTriton()
     supervisor = Supervisor(triton, threading.Event())
-    assert all(supervisor.keep_running() for _ in range(MOST_RESTARTS))
+    assert all(supervisor.keep_running() for _ in range(MAX_RESTARTS))
     assert not supervisor.keep_running()
-    assert triton.restarts == MOST_RESTARTS
+    assert triton.restarts == MAX_RESTARTS
     assert "Triton has failed 4 times in 10 minutes:\nout of luck" in supervisor.failure
 
 

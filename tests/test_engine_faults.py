@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from config.settings import MOST_PROMPT_CHARACTERS
+from config.settings import MAX_PROMPT_CHARACTERS
 from engine.checkpoint import Checkpoint
 from engine.conversation import TickOutput
 from engine.engine import Engine
@@ -13,7 +13,7 @@ from engine.errors import ConversationError, DeviceLostError, EngineFullError, O
 from engine.options import Controls
 from engine.prompt import PrefillBudget
 from engine.stage_timer import StageTimer
-from engine.tick_load import LEAST_TICKS, TickLoad
+from engine.tick_load import MIN_TICKS, TickLoad
 
 
 class FakeEvent:
@@ -116,7 +116,7 @@ def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settin
 
 def test_a_conversation_more_is_refused_when_ticks_have_no_time_for_it():
     load = TickLoad(tick_s=0.32, share=0.9)
-    for number in range(LEAST_TICKS):
+    for number in range(MIN_TICKS):
         load.note(now_s=number * 0.32, seconds=0.25, rows=8)
     assert load.refusal(7.0, open_conversations=12) is None, "13 would take 271 of 288 ms"
     refusal = load.refusal(7.0, open_conversations=6)
@@ -126,7 +126,7 @@ def test_a_conversation_more_is_refused_when_ticks_have_no_time_for_it():
 
 def test_a_pause_of_the_machine_keeps_nobody_out():
     load = TickLoad(tick_s=0.32, share=0.9)
-    for number in range(LEAST_TICKS):
+    for number in range(MIN_TICKS):
         load.note(now_s=number * 0.32, seconds=0.3 if number in (7, 12) else 0.02, rows=1)
     assert load.refusal(7.0, open_conversations=1) is None, "two ticks of 20"
     load.note(7.0, seconds=0.3, rows=1)
@@ -135,19 +135,19 @@ def test_a_pause_of_the_machine_keeps_nobody_out():
 
 def test_ticks_are_counted_by_what_they_take():
     load = TickLoad(tick_s=0.32, share=0.9)
-    for number in range(LEAST_TICKS):
+    for number in range(MIN_TICKS):
         load.note(now_s=number * 0.32, seconds=0.25, rows=8)
     assert load.late == 0
     load.note(61.0, 0.4, 8)
     assert load.late == 1
-    assert load.histogram[0.28] == LEAST_TICKS
+    assert load.histogram[0.28] == MIN_TICKS
     assert load.histogram[0.5] == 1
 
 
 def test_which_of_the_two_ran_out_is_told(checkpoint: Checkpoint, settings, ticks):
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 2, "tick_share": 0.001}))
     engine.open(1, engine.parse_options({}))
-    for number in range(LEAST_TICKS):
+    for number in range(MIN_TICKS):
         engine.tick({1: ticks[number]})
     with pytest.raises(EngineFullError, match=r"too much for one more \(engine.tick_share\), try again later"):
         engine.open(2, engine.parse_options({}))
@@ -213,8 +213,8 @@ def test_prompts_are_prefilled_together_and_within_the_budget(checkpoint: Checkp
 
 
 def test_a_prompt_of_any_length_is_not_even_tokenized(engine: Engine):
-    with pytest.raises(OptionError, match=f"is {MOST_PROMPT_CHARACTERS + 1} characters long, expected at most"):
-        engine.parse_options({"system_prompt": "x" * (MOST_PROMPT_CHARACTERS + 1)})
+    with pytest.raises(OptionError, match=f"is {MAX_PROMPT_CHARACTERS + 1} characters long, expected at most"):
+        engine.parse_options({"system_prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)})
 
 
 def test_a_rejected_control_is_an_event_and_its_sound_is_heard(engine: Engine, ticks):

@@ -24,7 +24,7 @@ from frontend.realtime.events import CLIENT_EVENTS
 from tests.conftest import Served
 from tests.test_bridge import wait_until_empty
 
-MOST_ERROR = 1500  # characters of an error: a line, and the names of what was expected
+MAX_ERROR = 1500  # characters of an error: a line, and the names of what was expected
 SHORT = "?answer_tokens=4&answer_frames=8"
 
 numbers = st.one_of(st.integers(), st.integers(2**62, 2**80), st.floats(allow_nan=True), st.booleans())
@@ -112,7 +112,7 @@ def expect_error(event: dict[str, Any]) -> None:
     told = event.get("error", event)
     assert isinstance(told["code"], str)
     assert told["message"]
-    assert len(json.dumps(event, ensure_ascii=False)) < MOST_ERROR, "it quotes a line at most"
+    assert len(json.dumps(event, ensure_ascii=False)) < MAX_ERROR, "it quotes a line at most"
     assert "Traceback" not in told["message"]
 
 

@@ -55,7 +55,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("moving")
-    with two_servers(folder, "turn", move_within_s=str(WITHIN_S), most_lag_ms="0") as running:
+    with two_servers(folder, "turn", move_within_s=str(WITHIN_S), max_lag_ms="0") as running:
         yield Pair(running)
 
 

@@ -398,7 +398,7 @@ AudioNode.prototype.connect = function (target, ...rest) {
 
 
 @pytest.mark.parametrize(
-    ("from_rate", "to_rate", "frequency", "loudest_db", "least_snr_db"),
+    ("from_rate", "to_rate", "frequency", "loudest_db", "min_snr_db"),
     [
         (48000, 16000, 1000, -3.0, 80),
         (48000, 16000, 6500, -3.0, 80),
@@ -409,7 +409,7 @@ AudioNode.prototype.connect = function (target, ...rest) {
         (24000, 44100, 9000, -3.0, 80),
     ],
 )
-def test_the_resampler_passes_speech_and_no_alias(from_rate, to_rate, frequency, loudest_db, least_snr_db):
+def test_the_resampler_passes_speech_and_no_alias(from_rate, to_rate, frequency, loudest_db, min_snr_db):
     found = json.loads(
         subprocess.run(
             ["node", "--input-type=module", "-e", SINE, str(from_rate), str(to_rate), str(frequency)],
@@ -424,10 +424,10 @@ def test_the_resampler_passes_speech_and_no_alias(from_rate, to_rate, frequency,
     basis = np.stack([np.sin(2 * np.pi * frequency * time_s), np.cos(2 * np.pi * frequency * time_s)], axis=1)
     level_db = 10 * np.log10(np.mean(output**2) + 1e-20)
     assert level_db < loudest_db + 0.1
-    if least_snr_db is not None:
+    if min_snr_db is not None:
         fitted, *_ = np.linalg.lstsq(basis, output, rcond=None)
         assert level_db > loudest_db - 0.2
-        assert 10 * np.log10(np.mean(output**2) / np.mean((output - basis @ fitted) ** 2)) > least_snr_db
+        assert 10 * np.log10(np.mean(output**2) / np.mean((output - basis @ fitted) ** 2)) > min_snr_db
 
 
 # One second of a sine through the page's resampler, in the audio thread's blocks of 128.

@@ -20,7 +20,7 @@ from config import Settings
 from frontend import recording
 from frontend.conversation import Conversation
 from frontend.from_the_first import FromTheFirst
-from frontend.realtime.channel import MOST_FRAGMENTS, MOST_STREAMS, bound_fragments
+from frontend.realtime.channel import MAX_FRAGMENTS, MAX_STREAMS, bound_fragments
 from frontend.recording import Recorder
 from frontend.triton import TickIn, TickOut
 from frontend.turns import Turns
@@ -162,7 +162,7 @@ def test_the_client_goes_on_where_the_bridge_leaves_out_silence():
 
 
 def test_a_disk_that_hangs_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
-    monkeypatch.setattr(recording, "MOST_WAITING", 5)
+    monkeypatch.setattr(recording, "MAX_WAITING", 5)
     recorder, hangs = Recorder(tmp_path, "1"), threading.Event()
     recorder._thread.submit(hangs.wait)
 
@@ -200,7 +200,7 @@ def test_fragments_that_never_make_a_message_are_bounded(attack: str):
             stream = number if attack == "many streams" else 0
             await transport._receive_data_chunk(SimpleNamespace(stream_id=stream, data=np.zeros(1)))
         assert hung_up
-        assert sum(len(stream.reassembly) for stream in transport._inbound_streams.values()) <= MOST_FRAGMENTS + 1
-        assert len(transport._inbound_streams) <= MOST_STREAMS + 1
+        assert sum(len(stream.reassembly) for stream in transport._inbound_streams.values()) <= MAX_FRAGMENTS + 1
+        assert len(transport._inbound_streams) <= MAX_STREAMS + 1
 
     asyncio.run(check())

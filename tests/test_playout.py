@@ -14,9 +14,9 @@ SPEECH = b"\1" * len(SILENCE)
 class Loudspeaker:
     """A playout and its clock."""
 
-    def __init__(self, most_lag_s: float = 1.0):
+    def __init__(self, max_lag_s: float = 1.0):
         self.now_s = 0.0
-        self.playout = Playout(most_lag_s, lambda: self.now_s)
+        self.playout = Playout(max_lag_s, lambda: self.now_s)
         self.events: list[dict] = []
 
     def hear(self, pcm: bytes, after_s: float = TICK_S) -> bytes:
@@ -64,7 +64,7 @@ def test_a_slow_network_that_never_bursts_is_no_lag():
 
 
 def test_zero_is_never():
-    one = Loudspeaker(most_lag_s=0)
+    one = Loudspeaker(max_lag_s=0)
     one.hear(SPEECH)
     one.now_s += 10
     assert all(one.hear(SILENCE, after_s=0.0) == SILENCE for _ in range(30))

@@ -24,7 +24,7 @@ from engine.thinker import Thinker
 from engine.turn.actions import Prefill, PrefillChunk
 
 CUDA_BLOCKS = (2, 4, 8)  # of the encoder, 100 frames each: sizes that a clip is padded to; on a CPU, any number
-MOST_ROWS = 8  # of one batch on CUDA: turns seldom end together, and each size is a graph of its own
+MAX_ROWS = 8  # of one batch on CUDA: turns seldom end together, and each size is a graph of its own
 TOKENS_STEP = 16  # tokens are padded to a multiple of it
 TOKENS_BESIDE_CLIP = 12
 
@@ -121,7 +121,7 @@ class TurnPrefill:
         choice = CUDA_BLOCKS if self._device.type == "cuda" else range(1, most)
         blocks = [*(count for count in choice if count < most), most]
         self.sizes = [Size(count, _padded_tokens(count * encoder.block_tokens)) for count in blocks]
-        self._buckets = BatchBuckets(min(MOST_ROWS, slots.count), self._device)
+        self._buckets = BatchBuckets(min(MAX_ROWS, slots.count), self._device)
         self._batches: dict[tuple[Size, int], PrefillBatch] = {}
 
     def size(self, chunk: PrefillChunk) -> Size:
@@ -136,7 +136,7 @@ class TurnPrefill:
         for row in rows:
             by_size.setdefault(self.size(row.prefill.chunk), []).append(row)
         for size, alike in by_size.items():
-            most = MOST_ROWS if self._device.type == "cuda" else len(alike)
+            most = MAX_ROWS if self._device.type == "cuda" else len(alike)
             for first in range(0, len(alike), most):
                 together = alike[first : first + most]
                 batch = self.batch(size, self._buckets.of(len(together)))

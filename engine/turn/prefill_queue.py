@@ -10,7 +10,7 @@ from engine.mel_buffer import Clip
 from engine.turn.actions import PrefillChunk
 from engine.turn.history import Turn
 
-MOST_TEXT_TOKENS = 100  # of a chunk that is text alone
+MAX_TEXT_TOKENS = 100  # of a chunk that is text alone
 
 
 class PrefillQueue:
@@ -81,5 +81,5 @@ class PrefillQueue:
 
 def _pieces(tokens: list[int]) -> Iterator[list[int]]:
     """At least one, the last of them maybe empty."""
-    borders = [*range(0, max(1, len(tokens)), MOST_TEXT_TOKENS), len(tokens)]
+    borders = [*range(0, max(1, len(tokens)), MAX_TEXT_TOKENS), len(tokens)]
     return (tokens[first:end] for first, end in pairwise(borders))

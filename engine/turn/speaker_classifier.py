@@ -25,7 +25,7 @@ QUESTIONS = {
     "language": "Which language is the last message spoken in? Answer with one of these words alone: {labels}.",
 }
 QUESTIONS_PER_TICK = 2
-MOST_WAITED_TICKS = 10  # of a question, for a tick in which no answer begins
+MAX_WAITED_TICKS = 10  # of a question, for a tick in which no answer begins
 
 
 class SpeakerClassifier:
@@ -43,7 +43,7 @@ class SpeakerClassifier:
             if not waiting:
                 return
             self._waited_ticks += 1
-            if busy and self._waited_ticks < MOST_WAITED_TICKS:
+            if busy and self._waited_ticks < MAX_WAITED_TICKS:
                 return
             self._waited_ticks = 0
             later = [conversation for conversation in waiting if conversation.slot > self._last_slot]

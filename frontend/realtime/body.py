@@ -10,7 +10,7 @@ from fastapi import Request
 from frontend.access import RefusedError
 from frontend.realtime.events import RealtimeError
 
-MOST_BODY = 256 * 1024  # bytes
+MAX_BODY = 256 * 1024  # bytes
 BODY_S = 10.0  # in which it has to come
 
 
@@ -32,10 +32,10 @@ async def _read(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > MOST_BODY:
+        if len(body) > MAX_BODY:
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 "body_too_large",
-                f"the body is too long, expected at most {MOST_BODY} bytes",
+                f"the body is too long, expected at most {MAX_BODY} bytes",
             )
     return bytes(body)

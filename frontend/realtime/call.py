@@ -25,11 +25,11 @@ from frontend.realtime.clock import BYTES_A_SECOND
 from frontend.realtime.connection import RealtimeConnection
 from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
 
-MOST_CANDIDATES = 100  # addresses of a client, each of which is tried
-MOST_SECTIONS = 4  # of an SDP: sound and events, with room for what is not served
+MAX_CANDIDATES = 100  # addresses of a client, each of which is tried
+MAX_SECTIONS = 4  # of an SDP: sound and events, with room for what is not served
 CONNECTS_S = 10.0  # from the answer until both sides have found each other
 CLOSES_S = 5.0  # how long a peer connection may take to close
-MOST_AHEAD_S = 5.0  # of sound that may come before its time
+MAX_AHEAD_S = 5.0  # of sound that may come before its time
 OPUS = "audio/opus"
 logger = logging.getLogger("sca.bridge")
 
@@ -202,7 +202,7 @@ class Call:
         begun_s, given_s = now(), 0.0
         async for pcm in heard(self._track):
             seconds = len(pcm) / BYTES_A_SECOND
-            if given_s + seconds > now() - begun_s + MOST_AHEAD_S:  # faster than anybody speaks
+            if given_s + seconds > now() - begun_s + MAX_AHEAD_S:  # faster than anybody speaks
                 continue
             given_s += seconds
             await self.connection.hear(pcm)
@@ -238,7 +238,7 @@ async def _read_offer(request: Request) -> Offer:
             f"the content type is {shown(kind)}, expected application/sdp or multipart/form-data",
         )
     lines = sdp.splitlines()
-    for what, most in (("a=candidate", MOST_CANDIDATES), ("m=", MOST_SECTIONS)):
+    for what, most in (("a=candidate", MAX_CANDIDATES), ("m=", MAX_SECTIONS)):
         if (found := sum(line.startswith(what) for line in lines)) > most:
             raise RealtimeError(f"the SDP has {found} lines {what}, expected at most {most}", code="invalid_offer")
     return Offer(sdp, session, model)

@@ -26,7 +26,7 @@ FRAME_BYTES = int(FRAME_S * OUTPUT_HZ) * SAMPLE_BYTES
 HELD_PACKETS = 3  # 60 ms, in which a packet may be overtaken
 LATE_PACKETS = 500  # behind what was given, past which it begins to count anew
 CUSHION_S = 0.06  # that the voice waits at first, so that a later tick of it may come late
-MOST_LOST_S = 2.0  # of lost packets, that silence stands for; where more is missing the client's clock has jumped
+MAX_LOST_S = 2.0  # of lost packets, that silence stands for; where more is missing the client's clock has jumped
 LATE_S = 0.2  # that a frame may be late before the track's clock begins anew
 
 
@@ -92,7 +92,7 @@ async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:
         channels = frame.to_ndarray().reshape(-1, len(frame.layout.channels)).astype(np.float32)
         samples = channels @ np.full(channels.shape[1], 1 / channels.shape[1], np.float32)
         lost = 0 if due is None or frame.pts is None else frame.pts - due
-        if 0 < lost <= MOST_LOST_S * OPUS_HZ:
+        if 0 < lost <= MAX_LOST_S * OPUS_HZ:
             samples = np.concatenate([np.zeros(lost, np.float32), samples])
         if frame.pts is not None:
             due = frame.pts + frame.samples

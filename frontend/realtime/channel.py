@@ -12,11 +12,11 @@ from aiortc.rtcsctptransport import DataChunk
 from frontend.inbox import Source
 
 LABEL = "oai-events"
-MOST_WAITING = 2000  # events of a client that have not been read,
-MOST_WAITING_BYTES = 4 * 2**20  # and their length
-MOST_STREAMS = 16  # that a client sends on; the protocol has one
-MOST_FRAGMENTS = 1000  # of messages that are not whole, on one of them: a message has at most 64
-MOST_BUFFERED = 2**20  # bytes on their way to a client, past which the next event waits
+MAX_WAITING = 2000  # events of a client that have not been read,
+MAX_WAITING_BYTES = 4 * 2**20  # and their length
+MAX_STREAMS = 16  # that a client sends on; the protocol has one
+MAX_FRAGMENTS = 1000  # of messages that are not whole, on one of them: a message has at most 64
+MAX_BUFFERED = 2**20  # bytes on their way to a client, past which the next event waits
 LOOK_S = 0.02  # between two looks at what is on its way
 
 
@@ -37,8 +37,8 @@ def bound_fragments(transport: RTCSctpTransport, hang_up: Callable[[], None]) ->
     async def receive_some(chunk: DataChunk) -> None:
         streams = transport._inbound_streams
         if (
-            len(streams) > MOST_STREAMS
-            or len(transport._get_inbound_stream(chunk.stream_id).reassembly) > MOST_FRAGMENTS
+            len(streams) > MAX_STREAMS
+            or len(transport._get_inbound_stream(chunk.stream_id).reassembly) > MAX_FRAGMENTS
         ):
             hang_up()
         else:
@@ -91,7 +91,7 @@ class DataChannel:
         await self.opened()
         if self._channel is None:  # it wants no events, or is gone
             return
-        while self._channel.readyState == "open" and self._channel.bufferedAmount > MOST_BUFFERED:
+        while self._channel.readyState == "open" and self._channel.bufferedAmount > MAX_BUFFERED:
             await asyncio.sleep(LOOK_S)
         if self._channel.readyState == "open":
             self._channel.send(data)
@@ -107,7 +107,7 @@ class DataChannel:
         if self._is_gone:
             return
         self._waiting_bytes += len(message)
-        if self._came.qsize() >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
+        if self._came.qsize() >= MAX_WAITING or self._waiting_bytes > MAX_WAITING_BYTES:
             self.hang_up()  # SCTP has no way to tell it to wait
             return
         kind = "text" if isinstance(message, str) else "bytes"

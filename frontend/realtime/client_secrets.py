@@ -14,7 +14,7 @@ from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
 from frontend.realtime.session import Session
 
 LIFETIME_S = 600
-LEAST_S, MOST_S = 10, 7200
+MIN_S, MAX_S = 10, 7200
 ANCHOR = "created_at"  # from when a key's seconds count
 KEPT = ("type", "model", "instructions", "output_modalities", "max_output_tokens", "audio")
 """Of a session, what `Session.update` makes the same one of: whatever else was asked is not kept for hours."""
@@ -47,8 +47,8 @@ def _lifetime_s(expires_after: Any) -> int:
     if (anchor := asked.get("anchor", ANCHOR)) != ANCHOR:
         raise RealtimeError(f"anchor is {shown(anchor)}, expected {ANCHOR}", param="expires_after.anchor")
     seconds = asked.get("seconds", LIFETIME_S)
-    if type(seconds) is not int or not LEAST_S <= seconds <= MOST_S:
+    if type(seconds) is not int or not MIN_S <= seconds <= MAX_S:
         raise RealtimeError(
-            f"expires_after is {shown(expires_after)}, expected {LEAST_S} to {MOST_S} seconds", param="expires_after"
+            f"expires_after is {shown(expires_after)}, expected {MIN_S} to {MAX_S} seconds", param="expires_after"
         )
     return seconds

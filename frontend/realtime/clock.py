@@ -21,10 +21,10 @@ from frontend.protocol import SAMPLE_BYTES
 LATE_S = 0.25  # sound that is so late is waited for, from a client whose sound has been coming
 WRITES_FASTER = 4  # times than it would be spoken, so that the other conversations keep most of the engine
 COMING_S = 1.0  # how long ago that may have been
-MOST_HELD_S = 60.0  # of sound: past it the client's next event waits
-MOST_SPOKEN = 100  # stretches of a microphone's sound whose places are known
+MAX_HELD_S = 60.0  # of sound: past it the client's next event waits
+MAX_SPOKEN = 100  # stretches of a microphone's sound whose places are known
 BYTES_A_SECOND = INPUT_HZ * SAMPLE_BYTES
-MOST_HELD_BYTES = int(MOST_HELD_S * BYTES_A_SECOND)
+MAX_HELD_BYTES = int(MAX_HELD_S * BYTES_A_SECOND)
 
 
 IN_A_TICK = ("turn", "cancel", "truncate", "forget", "items", "listen", "message", "commit", "respond", "out_of_band")
@@ -59,7 +59,7 @@ class Clock:
         self._held = bytearray()
         self._came = 0  # bytes of the microphone's, of which the last are held
         self._gone = 0  # bytes of ticks
-        self._spoken = deque([(0, NOTHING)], maxlen=MOST_SPOKEN)  # where in the ticks, and what
+        self._spoken = deque([(0, NOTHING)], maxlen=MAX_SPOKEN)  # where in the ticks, and what
         self._planned: deque[Planned] = deque()
         self._asked: deque[dict[str, Any]] = deque()
         self._changed = asyncio.Event()
@@ -91,9 +91,9 @@ class Clock:
             await self._room.wait()
         self._hold(pcm)
         if self.holds:
-            del self._held[: max(0, len(self._held) - MOST_HELD_BYTES)]
+            del self._held[: max(0, len(self._held) - MAX_HELD_BYTES)]
         self._came_s = self._now()
-        if len(self._held) > MOST_HELD_BYTES and not self.holds:
+        if len(self._held) > MAX_HELD_BYTES and not self.holds:
             self._room.clear()
         self._changed.set()
 
@@ -205,7 +205,7 @@ class Clock:
         pcm = bytes(self._held[:size])
         spoken = Spoken(self._came - len(self._held), len(pcm)) if pcm else None
         del self._held[:size]
-        if len(self._held) <= MOST_HELD_BYTES / 2:
+        if len(self._held) <= MAX_HELD_BYTES / 2:
             self._room.set()
         return Planned(pcm.ljust(self._tick_bytes, b"\0"), self._asked.popleft() if self._asked else {}, spoken)
 

@@ -23,7 +23,7 @@ from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_ev
 from frontend.triton import TickError, TickIn, new_sequence_id
 
 FRAME_CHARACTERS = 4  # times bridge.max_frame_bytes: of an event, whose sound is base64 of a higher rate
-MOST_EVENTS_HELD = 2000  # for a client that does not read
+MAX_EVENTS_HELD = 2000  # for a client that does not read
 
 
 class RealtimeConnection:
@@ -42,7 +42,7 @@ class RealtimeConnection:
         settings = bridge.settings
         self._channel, self._bridge, self._settings, self._place = channel, bridge, settings, place
         self._inbox = Inbox(settings.bridge.text_per_second)
-        self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MOST_EVENTS_HELD)
+        self._outgoing: asyncio.Queue[str | None] = asyncio.Queue(MAX_EVENTS_HELD)
         self._engine: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         self.tick_s: float | None = None  # that the latest tick took

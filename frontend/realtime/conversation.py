@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from config import Settings
-from frontend.realtime.clock import MOST_HELD_S, Clock
+from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
 from frontend.realtime.input_buffer import InputBuffer
 from frontend.realtime.items import Item, Items
@@ -168,9 +168,9 @@ class RealtimeConversation:
 
     def _expect_room(self) -> None:
         """Raises `RealtimeError` where a minute of turns has not gone to the engine yet."""
-        if self.clock.planned_ms > MOST_HELD_S * 1000:
-            planned_ms, most_ms = self.clock.planned_ms, MOST_HELD_S * 1000
-            message = f"{planned_ms:.0f} ms of committed sound wait, expected at most {most_ms:.0f}"
+        if self.clock.planned_ms > MAX_HELD_S * 1000:
+            planned_ms, max_ms = self.clock.planned_ms, MAX_HELD_S * 1000
+            message = f"{planned_ms:.0f} ms of committed sound wait, expected at most {max_ms:.0f}"
             raise RealtimeError(message, code="input_audio_buffer_full")
 
     def _clear_input(self) -> None:
@@ -276,7 +276,7 @@ class RealtimeConversation:
         if wanted.instructions.strip() and wanted.instructions != self.session.instructions:
             self._add_to_history(Item.of_text("system", wanted.instructions))
         options = self.session.turn_options()
-        own = self.session.answer_options(wanted.modality, wanted.most_tokens)
+        own = self.session.answer_options(wanted.modality, wanted.max_tokens)
         if own.items() <= options.items():
             self.clock.ask(respond=True)
         else:

@@ -11,7 +11,7 @@ from config.loader import is_unicode, shown
 
 Event = dict[str, Any]
 REST_COUNTS = 20  # so many characters that nobody reads count as one
-MOST_DEPTH = 20  # of what a client sends: dictionaries and lists in each other
+MAX_DEPTH = 20  # of what a client sends: dictionaries and lists in each other
 CLIENT_EVENTS = (
     "session.update",
     "input_audio_buffer.append",
@@ -103,7 +103,7 @@ def parse_object(text: str | bytes, what: str, code: str = "invalid_value") -> E
     except (ValueError, RecursionError):
         raise RealtimeError(f"{what} is not JSON", code="invalid_json") from None
     if _is_deep(found):
-        raise RealtimeError(f"{what} is nested more than {MOST_DEPTH} deep", code="invalid_json")
+        raise RealtimeError(f"{what} is nested more than {MAX_DEPTH} deep", code="invalid_json")
     if not isinstance(found, dict):
         raise RealtimeError(f"{what} is {shown(found)}, expected an object", code=code)
     if "\\u" in text and not is_unicode(json.dumps(found, ensure_ascii=False)):
@@ -126,7 +126,7 @@ def parse(text: str) -> ClientEvent:
 def _is_deep(value: Any) -> bool:
     """Whether dictionaries and lists are nested deeper than anything that the protocol has."""
     level = [value]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MAX_DEPTH + 1):
         level = [each for each in level if isinstance(each, (dict, list)) and each]
         if not level:
             return False

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from frontend.realtime.clock import MOST_HELD_S, Clock
+from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import RealtimeError
 from frontend.realtime.sound import Microphone
 
-LEAST_COMMIT_MS = 100
+MIN_COMMIT_MS = 100
 
 
 class InputBuffer:
@@ -31,16 +31,16 @@ class InputBuffer:
 
     def feed(self, audio: Any) -> bytes:
         """The PCM16 at 16 kHz of an event's base64. Raises `RealtimeError`."""
-        if self._clock.holds and self._clock.held_ms >= MOST_HELD_S * 1000:
+        if self._clock.holds and self._clock.held_ms >= MAX_HELD_S * 1000:
             message = f"{self._clock.held_ms} ms of sound wait, expected input_audio_buffer.commit or .clear"
             raise RealtimeError(message, code="input_audio_buffer_full")
         return self._microphone.feed(audio)
 
     def expect_sound(self, user_speaks: bool) -> None:
         """Raises `RealtimeError` where there is nothing to commit."""
-        if self._clock.held_ms < LEAST_COMMIT_MS and not user_speaks and not self.keeps_turn:
+        if self._clock.held_ms < MIN_COMMIT_MS and not user_speaks and not self.keeps_turn:
             raise RealtimeError(
-                f"the buffer holds {self._clock.held_ms} ms of sound, expected at least {LEAST_COMMIT_MS}",
+                f"the buffer holds {self._clock.held_ms} ms of sound, expected at least {MIN_COMMIT_MS}",
                 code="input_audio_buffer_commit_empty",
             )
 

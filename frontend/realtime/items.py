@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.loader import shown
-from config.settings import MOST_PROMPT_CHARACTERS, MOST_TYPED
+from config.settings import MAX_PROMPT_CHARACTERS, MAX_TYPED
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, expect_text, new_id
 
-MOST_ITEMS = 1000  # of one conversation; the oldest are forgotten by the list, the engine's context is far shorter
+MAX_ITEMS = 1000  # of one conversation; the oldest are forgotten by the list, the engine's context is far shorter
 ROOT = "root"  # before the first, as a previous_item_id
 TEXT_PARTS = ("input_text", "output_text", "text")
 ROLES = ("user", "assistant", "system")
-MOST_CHARACTERS = {"user": MOST_TYPED, "assistant": MOST_PROMPT_CHARACTERS, "system": MOST_PROMPT_CHARACTERS}
+MAX_CHARACTERS = {"user": MAX_TYPED, "assistant": MAX_PROMPT_CHARACTERS, "system": MAX_PROMPT_CHARACTERS}
 
 
 @dataclass(eq=False)
@@ -69,7 +69,7 @@ class Items:
         """Appends an item; returns the id of the one before it."""
         previous = self.last
         self._items[item.id] = item
-        if len(self._items) > MOST_ITEMS:
+        if len(self._items) > MAX_ITEMS:
             del self._items[next(iter(self._items))]
         return previous
 
@@ -120,7 +120,7 @@ class Items:
         item = Item(item_id or new_id("item"), str(role), content)
         if not sounds and not item.text:
             raise RealtimeError("item.content is empty, expected text or sound", param="item.content")
-        most = MOST_CHARACTERS[item.role]
+        most = MAX_CHARACTERS[item.role]
         if len(item.text) > most:
             message = f"the item's text is {len(item.text)} characters long, expected at most {most}"
             raise RealtimeError(message, code="string_above_max_length", param="item.content")

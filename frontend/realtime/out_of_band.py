@@ -12,7 +12,7 @@ from frontend.realtime.events import Event, RealtimeError
 from frontend.realtime.response import Request, Response, State
 from frontend.realtime.session import Session
 
-MOST_WAITING = 8  # of one conversation
+MAX_WAITING = 8  # of one conversation
 
 
 class Wanted(NamedTuple):
@@ -49,8 +49,8 @@ class OutOfBand:
 
     def ask(self, wanted: Wanted) -> None:
         """One more. Raises `RealtimeError` where too many wait."""
-        if len(self._waiting) >= MOST_WAITING:
-            message = f"{len(self._waiting)} responses out of band wait, expected at most {MOST_WAITING}"
+        if len(self._waiting) >= MAX_WAITING:
+            message = f"{len(self._waiting)} responses out of band wait, expected at most {MAX_WAITING}"
             raise RealtimeError(message, code="conversation_already_has_active_response")
         self._waiting.append(wanted)
         self._send(*wanted.response.created())
@@ -61,7 +61,7 @@ class OutOfBand:
             return
         self._given = self._waiting.popleft()
         request = self._given.request
-        own = self._session.answer_options(request.modality, request.most_tokens)
+        own = self._session.answer_options(request.modality, request.max_tokens)
         self._clock.ask(out_of_band=json.dumps({"instructions": request.instructions, "turn": own}))
 
     def note_other(self, event: Event) -> None:

@@ -16,7 +16,7 @@ from frontend.realtime.items import Item
 from frontend.realtime.sound import Loudspeaker
 
 CONVERSATIONS = ("auto", "none")
-MOST_METADATA, MOST_NAME, MOST_VALUE = 16, 64, 512  # texts, and characters of each and of its name
+MAX_METADATA, MAX_NAME, MAX_VALUE = 16, 64, 512  # texts, and characters of each and of its name
 
 
 class State(Enum):
@@ -35,7 +35,7 @@ class Request:
     instructions: str = ""
     metadata: Event | None = None  # comes back as it came
     modality: str | None = None  # None: the session's
-    most_tokens: int | str | None = None  # None: the session's
+    max_tokens: int | str | None = None  # None: the session's
     sound: Event | None = None  # its format; None: the session's
     is_out_of_band: bool = False  # the conversation keeps nothing of it
 
@@ -73,7 +73,7 @@ class Response:
             "output": [],
             "conversation_id": session["conversation_id"] if self._is_in_conversation else None,
             "output_modalities": [self.modality],
-            "max_output_tokens": wanted.most_tokens or session["max_output_tokens"],
+            "max_output_tokens": wanted.max_tokens or session["max_output_tokens"],
             "audio": {"output": {"format": output["format"], "voice": output["voice"]}},
             "usage": None,
             "metadata": wanted.metadata,
@@ -259,7 +259,7 @@ def parse_request(wanted: Event) -> Request:
 def _expect_metadata(metadata: Any) -> None:
     """Raises `RealtimeError` unless these are a few texts by name."""
     is_texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    is_short = is_texts and all(len(name) <= MOST_NAME and len(text) <= MOST_VALUE for name, text in metadata.items())
-    if not is_short or len(metadata) > MOST_METADATA:
-        expected = f"an object of at most {MOST_METADATA} texts of {MOST_VALUE} characters, by names of {MOST_NAME}"
+    is_short = is_texts and all(len(name) <= MAX_NAME and len(text) <= MAX_VALUE for name, text in metadata.items())
+    if not is_short or len(metadata) > MAX_METADATA:
+        expected = f"an object of at most {MAX_METADATA} texts of {MAX_VALUE} characters, by names of {MAX_NAME}"
         raise RealtimeError(f"metadata is {shown(metadata)}, expected {expected}", param="response.metadata")

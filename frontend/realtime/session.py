@@ -8,7 +8,7 @@ from typing import Any
 
 from config import Settings
 from config.loader import shown
-from config.settings import MOST_PROMPT_CHARACTERS
+from config.settings import MAX_PROMPT_CHARACTERS
 from frontend.realtime.events import Event, RealtimeError, expect_text
 from frontend.realtime.sound import RATES
 
@@ -190,8 +190,8 @@ class Session:
 def instructions(value: Any, name: str) -> str:
     """A system prompt; "" for null. Raises `RealtimeError`."""
     text = expect_text("" if value is None else value, name)
-    if len(text) > MOST_PROMPT_CHARACTERS:
-        message = f"{name} are {len(text)} characters long, expected at most {MOST_PROMPT_CHARACTERS}"
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        message = f"{name} are {len(text)} characters long, expected at most {MAX_PROMPT_CHARACTERS}"
         raise RealtimeError(message, code="string_above_max_length", param=name)
     return text
 

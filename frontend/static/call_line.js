@@ -10,7 +10,7 @@ const GATHERS_MS = 1000; // how long the browser may look for its own addresses
 const CONNECTS_MS = 3000; // from the bridge's answer until events can go
 const LEVEL_MS = 100;
 const LOOK_MS = 1000; // between two looks at the network and the engine
-const LEAST_TURN_MS = 150; // that a button is held, or it was a slip
+const MIN_TURN_MS = 150; // that a button is held, or it was a slip
 const TAIL_MS = 200; // how long the last of a held turn is on its way
 
 export class CallLine {
@@ -91,7 +91,7 @@ export class CallLine {
       this.heldAt = performance.now();
       this.events.ask("output_audio_buffer.clear");
       this.events.ask("input_audio_buffer.clear");
-    } else if (performance.now() - this.heldAt >= LEAST_TURN_MS) {
+    } else if (performance.now() - this.heldAt >= MIN_TURN_MS) {
       this.events.turnEnded();
       this.committing = setTimeout(() => this.commit(), TAIL_MS);
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.options import Truncation
 from engine.turn.history import Turn
-from engine.turn.prefill_queue import MOST_TEXT_TOKENS, PrefillQueue
+from engine.turn.prefill_queue import MAX_TEXT_TOKENS, PrefillQueue
 from tests.test_turn_conversation import END, OPENING, advance, conversation, prefill_all
 
 CLOSE = [2, 14]
@@ -44,9 +44,9 @@ def test_a_dropped_turn_leaves_it_to_the_next():
 
 
 def test_text_is_cut_into_pieces_and_the_opening_goes_with_the_last():
-    queue, tokens = PrefillQueue(), list(range(2 * MOST_TEXT_TOKENS + 1))
+    queue, tokens = PrefillQueue(), list(range(2 * MAX_TEXT_TOKENS + 1))
     queue.add(Turn(1), tokens, None, OPENING)
-    assert [len(chunk.user) for chunk in queue] == [MOST_TEXT_TOKENS, MOST_TEXT_TOKENS, 1]
+    assert [len(chunk.user) for chunk in queue] == [MAX_TEXT_TOKENS, MAX_TEXT_TOKENS, 1]
     assert [chunk.opening for chunk in queue] == [[], [], OPENING]
     assert [token for chunk in queue for token in chunk.user] == tokens
 
