@@ -16,7 +16,7 @@ from aiortc.mediastreams import MediaStreamError
 from av import AudioFrame
 
 from benchmarks.server import DIRECT
-from frontend.realtime.call_sound import FRAME_S, OPUS_HZ
+from frontend.webrtc.tracks import FRAME_S, OPUS_HZ
 
 FRAME = round(FRAME_S * OPUS_HZ)
 WAITS_S = 30

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from benchmarks.paced import LOUDNESS
 from config import Settings
-from frontend.history import History, Reading
-from frontend.moving import READ_AT_ONCE
+from frontend.failover.mover import READ_AT_ONCE
+from frontend.failover.replay_log import Replay, ReplayLog
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
 LENGTHS_S = (8, 24, 48, 96, 176)
@@ -53,9 +53,9 @@ async def _bench(settings: Settings) -> list[Move]:
         await link.close()
 
 
-def _reading(settings: Settings, turns: int) -> Reading:
+def _reading(settings: Settings, turns: int) -> Replay:
     """Of a conversation of so many turns, the users' of noise."""
-    history, tick_ms = History(settings), settings.audio.tick_ms
+    history, tick_ms = ReplayLog(settings), settings.audio.tick_ms
     random = np.random.RandomState(0)
     for turn in range(1, turns + 1):
         begin_ms = history.clock_ms
@@ -74,7 +74,7 @@ def _reading(settings: Settings, turns: int) -> Reading:
     return history.reading()
 
 
-async def _read(link: TritonLink, reading: Reading, settings: Settings) -> float:
+async def _read(link: TritonLink, reading: Replay, settings: Settings) -> float:
     """Seconds until the tick after a reading is answered."""
     room = asyncio.Semaphore(READ_AT_ONCE)
     silence = bytes(2 * settings.audio.input_samples)

@@ -20,8 +20,8 @@ from benchmarks.caller import FRAME, Caller, opus_frame
 from benchmarks.paced import LOUDNESS
 from benchmarks.stand_in import FRAME_MS
 from config import Settings
-from frontend.realtime.call_sound import OPUS_HZ
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
+from frontend.webrtc.tracks import OPUS_HZ
 
 FRAME_S = FRAME_MS / 1000
 PCM16, REALTIME, CALLS = "/ws/pcm16", "/v1/realtime", "/v1/realtime/calls"

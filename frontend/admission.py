@@ -45,14 +45,14 @@ class Admission:
         return None
 
     @contextmanager
-    def socket(self, caller: Caller, resumes: bool = False) -> Iterator[Place]:
+    def socket(self, caller: Caller, resumes: bool = False) -> Iterator[Reservation]:
         """A WebSocket of a caller, for as long as it is open; one that resumes has its place. Raises `RefusedError`."""
         if not resumes and (refusal := self.refusal(caller)):
             raise refusal
         if self.sockets >= self._settings.sockets:
             message = f"{self.sockets} WebSockets are open (bridge.sockets), try again later"
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_sockets", message, RETRY_AFTER_S)
-        place = Place(self, caller)
+        place = Reservation(self, caller)
         self.sockets += 1
         try:
             yield place
@@ -72,7 +72,7 @@ class Admission:
         self._places += Counter()  # drops callers without one
 
 
-class Place:
+class Reservation:
     """The place that a WebSocket's conversation may take."""
 
     def __init__(self, admission: Admission, caller: Caller):

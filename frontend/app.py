@@ -18,16 +18,17 @@ from config import Settings
 from config.loader import shown
 from frontend import metrics, traces
 from frontend.access import RefusedError
-from frontend.admission import Place
+from frontend.admission import Reservation
 from frontend.bridge import Bridge
-from frontend.conversation import Conversation
 from frontend.headers import SecurityHeaders
 from frontend.log import log_to_stderr, logger
-from frontend.protocol import CloseCode, ProtocolError, error_event
-from frontend.realtime.call import Calls
+from frontend.pcm16.conversation import Pcm16Conversation
+from frontend.pcm16.frames import ProtocolError, error_event
 from frontend.realtime.client_secrets import make_client_secret
 from frontend.realtime.connection import RealtimeConnection
+from frontend.session.ended import CloseCode
 from frontend.suggestions import suggestions
+from frontend.webrtc.calls import Calls
 
 PAGE = Path(__file__).parent / "static"
 MAX_DIGITS = 19
@@ -123,7 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
         if "resume" in socket.query_params:
             await _resume(socket, bridge)
         else:
-            await _hold(socket, bridge, "pcm16", lambda place: Conversation(socket, bridge, place))
+            await _hold(socket, bridge, "pcm16", lambda place: Pcm16Conversation(socket, bridge, place))
 
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
@@ -168,7 +169,7 @@ async def _hold(
     socket: WebSocket,
     bridge: Bridge,
     subprotocol: str,
-    begin: Callable[[Place], Conversation | RealtimeConnection],
+    begin: Callable[[Reservation], Pcm16Conversation | RealtimeConnection],
 ) -> None:
     """Lets a client in, or says why not before the upgrade, and holds its conversation."""
     async with _refusals_told(socket):

@@ -12,11 +12,12 @@ from typing import Protocol
 from config import Settings, SettingsError
 from frontend.access import Access
 from frontend.admission import Admission
-from frontend.line import Line
-from frontend.moving import Mover
-from frontend.protocol import CloseCode, Event, ProtocolError
+from frontend.failover.mover import Mover
+from frontend.failover.servers import Server, Servers
+from frontend.pcm16.frames import Event, ProtocolError
+from frontend.pcm16.resumable_socket import ResumableSocket
 from frontend.recording import recorded
-from frontend.servers import Server, Servers
+from frontend.session.ended import CloseCode
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Bridge:
         self.admission = Admission(settings.bridge)
         self.engine = EngineFacts()
         self.open: set[OpenConversation] = set()
-        self._lines: dict[str, Line] = {}  # that a client may come back to, by their tokens
+        self._lines: dict[str, ResumableSocket] = {}  # that a client may come back to, by their tokens
         self._not_ready: str | None = "Triton has not answered yet"
 
     async def connect(self) -> None:
@@ -110,7 +111,7 @@ class Bridge:
         return converse(sequence_id, ticks)
 
     @contextmanager
-    def resumable(self, line: Line) -> Iterator[None]:
+    def resumable(self, line: ResumableSocket) -> Iterator[None]:
         """While its conversation goes on, a client may come back to it if it has a token."""
         if line.token:
             self._lines[line.token] = line
@@ -119,7 +120,7 @@ class Bridge:
         finally:
             self._lines.pop(line.token or "", None)
 
-    def line(self, token: str) -> Line:
+    def line(self, token: str) -> ResumableSocket:
         """The line of a token. Raises `ProtocolError`."""
         if token not in self._lines:
             message = "no conversation waits for this token: it has ended, or nobody came back in bridge.resume_s"

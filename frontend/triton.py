@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from config import Settings
 from frontend import traces
 from frontend.metrics import TICK
-from frontend.protocol import CloseCode
+from frontend.session.ended import CloseCode
 
 logger = logging.getLogger(__name__)
 MODEL = "duplex"

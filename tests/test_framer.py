@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from frontend.framer import Framer
+from frontend.session.client_clock import ClientClock
 
 
 @pytest.mark.parametrize("sizes", [[1] * 25, [3, 9, 1, 12], [25], [10, 10, 5]])
 def test_the_framer_cuts_the_same_ticks_of_any_frames(sizes):
     data = bytes(range(25))
-    framer, ticks, start = Framer(10), [], 0
+    framer, ticks, start = ClientClock(10), [], 0
     for size in sizes:
         ticks += framer.feed(data[start : start + size])
         start += size

@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_websocket import talk
 from config.settings import OPTIONS
-from frontend.protocol import Control
+from frontend.pcm16.frames import Control
 from frontend.realtime.events import CLIENT_EVENTS
 from tests.conftest import Served
 from tests.test_bridge import wait_until_empty

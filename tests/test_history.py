@@ -11,19 +11,19 @@ import pytest
 
 from config import Settings, SettingsError
 from frontend.bridge import Bridge
-from frontend.history import ITEMS_AT_ONCE, History, Part
-from frontend.moving import Mover
+from frontend.failover.mover import Mover
+from frontend.failover.replay_log import ITEMS_AT_ONCE, Part, ReplayLog
 from frontend.triton import TickError, TickIn, TickOut
 
 TICK_BYTES = 10_240
 
 
 @pytest.fixture
-def history(settings: Settings) -> History:
-    return History(settings.with_values(engine={"dialect": "turn", "context_s": 8}))
+def history(settings: Settings) -> ReplayLog:
+    return ReplayLog(settings.with_values(engine={"dialect": "turn", "context_s": 8}))
 
 
-def pass_ticks(history: History, count: int, *events: dict[str, Any], **parameters: Any) -> None:
+def pass_ticks(history: ReplayLog, count: int, *events: dict[str, Any], **parameters: Any) -> None:
     """Ticks of the bytes of their numbers; events with the last, parameters with the first."""
     for number in range(count):
         ticks = history.clock_ms // 320
@@ -46,11 +46,11 @@ def done(turn: int, text: str) -> list[dict[str, Any]]:
     ]
 
 
-def what(history: History) -> list[tuple[str, str, int]]:
+def what(history: ReplayLog) -> list[tuple[str, str, int]]:
     return [(part.role, part.text, len(part.sound)) for part in history.parts]
 
 
-def test_a_reading_has_the_turns_to_the_sample_and_the_options(history: History):
+def test_a_reading_has_the_turns_to_the_sample_and_the_options(history: ReplayLog):
     pass_ticks(history, 6, committed(1, 130, 1700), *done(1, "hello"), voice="aiden", silence_duration_ms=700)
     items = json.dumps([{"role": "system", "text": "be brief"}, {"role": "user", "text": "typed"}])
     pass_ticks(history, 1, committed(2), committed(3), *done(3, "yes"), items=items, turn='{"threshold": 0.7}')
@@ -78,7 +78,7 @@ def test_a_reading_has_the_turns_to_the_sample_and_the_options(history: History)
     assert not reading.is_due
 
 
-def test_an_answer_that_was_due_is_asked_for(history: History):
+def test_an_answer_that_was_due_is_asked_for(history: ReplayLog):
     pass_ticks(history, 3, committed(1, 0, 900))
     assert history.reading().is_due
     pass_ticks(history, 1, {"type": "answer_started", "at_ms": 0, "turn": 1})
@@ -92,7 +92,7 @@ def test_an_answer_that_was_due_is_asked_for(history: History):
     assert history.give_up_answer() is None
 
 
-def test_what_is_answered_out_of_band_is_no_part_of_it_and_ends_with_its_server(history: History):
+def test_what_is_answered_out_of_band_is_no_part_of_it_and_ends_with_its_server(history: ReplayLog):
     apart = [{**event, "turn": 0, "out_of_band": True} for event in done(0, "yes")]
     pass_ticks(history, 1, *apart, out_of_band='{"instructions": "yes or no"}')
     assert history.give_up_answer() is None
@@ -108,7 +108,7 @@ def test_what_is_answered_out_of_band_is_no_part_of_it_and_ends_with_its_server(
     assert not history.reading().is_due
 
 
-def test_what_is_cut_or_forgotten_is_not_read(history: History):
+def test_what_is_cut_or_forgotten_is_not_read(history: ReplayLog):
     pass_ticks(history, 1, committed(1), *done(1, "one two"), message="first")
     heard = {"at_ms": 0, "turn": 1, "heard_text": "one"}
     pass_ticks(history, 1, {"type": "truncated", **heard})
@@ -126,7 +126,7 @@ def test_what_is_cut_or_forgotten_is_not_read(history: History):
     assert len(history.reading().ticks) == 2, "a START, and that tick"
 
 
-def test_no_more_is_kept_than_a_context(history: History):
+def test_no_more_is_kept_than_a_context(history: ReplayLog):
     """8 s: 25 ticks."""
     for turn in range(1, 5):
         begin_ms = history.clock_ms
@@ -143,7 +143,7 @@ def test_no_more_is_kept_than_a_context(history: History):
     assert late.side == "user"
 
 
-def test_an_item_asks_for_no_answer_and_a_message_does(history: History):
+def test_an_item_asks_for_no_answer_and_a_message_does(history: ReplayLog):
     item = json.dumps([{"role": "user", "text": "for your information"}])
     pass_ticks(history, 1, committed(1), items=item)
     assert not history.reading().is_due
@@ -154,7 +154,7 @@ def test_an_item_asks_for_no_answer_and_a_message_does(history: History):
     assert not history.reading().is_due
 
 
-def test_an_item_that_waits_for_the_end_of_an_answer_is_added_later(history: History):
+def test_an_item_that_waits_for_the_end_of_an_answer_is_added_later(history: ReplayLog):
     started, *_ = done(1, "long")
     pass_ticks(history, 1, committed(1), started, message="tell me")
     item = {"role": "system", "text": "be brief"}
@@ -166,7 +166,7 @@ def test_an_item_that_waits_for_the_end_of_an_answer_is_added_later(history: His
     assert history.reading().waiting == [item], "the other one's tick comes again"
 
 
-def test_a_respond_on_its_way_is_not_asked_for_twice(history: History):
+def test_a_respond_on_its_way_is_not_asked_for_twice(history: ReplayLog):
     pass_ticks(history, 1, committed(1, 0, 320), turn='{"create_response": false}')
     history.ask(TickIn(b"", parameters={"respond": True}))
     assert not history.reading().is_due
@@ -174,20 +174,20 @@ def test_a_respond_on_its_way_is_not_asked_for_twice(history: History):
     assert history.reading().is_due
 
 
-def test_a_reset_keeps_what_is_asked_with_it(history: History):
+def test_a_reset_keeps_what_is_asked_with_it(history: ReplayLog):
     pass_ticks(history, 3, committed(1, 0, 900))
     pass_ticks(history, 1, {"type": "reset", "at_ms": 0}, committed(1), reset=True, message="anew")
     assert what(history) == [("user", "anew", 0)]
 
 
-def test_a_turn_that_is_too_long_is_none(history: History):
+def test_a_turn_that_is_too_long_is_none(history: ReplayLog):
     pass_ticks(history, 3, committed(1, 0, 900))
     pass_ticks(history, 1, {"type": "error", "at_ms": 0, "code": "turn_too_long", "message": "it is dropped"})
     assert what(history) == []
     assert not history.reading().is_due
 
 
-def test_many_messages_are_read_in_portions(history: History):
+def test_many_messages_are_read_in_portions(history: ReplayLog):
     for turn in range(1, 21):
         pass_ticks(history, 1, committed(turn), *done(turn, f"answer {turn}"), message=f"message {turn}")
     items = [json.loads(tick.parameters["items"]) for tick in history.reading().ticks if "items" in tick.parameters]

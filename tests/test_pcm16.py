@@ -18,12 +18,12 @@ from websockets.asyncio.server import serve
 from client.python_websocket import talk
 from config import Settings
 from frontend import recording
-from frontend.conversation import Conversation
-from frontend.from_the_first import FromTheFirst
-from frontend.realtime.channel import MAX_FRAGMENTS, MAX_STREAMS, bound_fragments
+from frontend.failover.replayable import ReplayableTicks
+from frontend.floor import Floor
+from frontend.pcm16.conversation import Pcm16Conversation
 from frontend.recording import Recorder
 from frontend.triton import TickIn, TickOut
-from frontend.turns import Turns
+from frontend.webrtc.data_channel import MAX_FRAGMENTS, MAX_STREAMS, bound_fragments
 
 TICK, ANSWER = bytes(10240), bytes(15360)
 
@@ -67,7 +67,7 @@ async def hold(client: Client, converse, **engine: Any) -> None:
         resumable=lambda _: contextlib.nullcontext(),
     )
     place = SimpleNamespace(caller=SimpleNamespace(name="test"), take=lambda: None, leave=lambda: None)
-    await asyncio.wait_for(Conversation(client, bridge, place).run(), 20)
+    await asyncio.wait_for(Pcm16Conversation(client, bridge, place).run(), 20)
 
 
 def test_a_client_is_not_idle_while_its_server_is_away():
@@ -101,7 +101,7 @@ def test_a_client_that_leaves_while_its_last_tick_is_answered_leaves_nothing():
 
 def test_nobody_speaks_in_a_conversation_that_has_begun_anew():
     """The engine sends no `speech_stopped` for who spoke before."""
-    turns = Turns(creates_responses=True)
+    turns = Floor(creates_responses=True)
     turns.note({"type": "speech_started"})
     turns.note({"type": "reset"})
     assert turns.is_quiet
@@ -117,7 +117,7 @@ def test_a_tick_that_comes_while_others_are_given_again_is_not_lost():
             while True:
                 yield await source.get()
 
-        given = FromTheFirst(ticks())
+        given = ReplayableTicks(ticks())
         refused, seen = given.again(), []
         for number in (1, 2):
             source.put_nowait(number)

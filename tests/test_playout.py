@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frontend.playout import BYTES_A_SECOND, Playout
+from frontend.pcm16.playout import BYTES_A_SECOND, Playout
 
 TICK_S = 0.32
 SILENCE = bytes(int(TICK_S * BYTES_A_SECOND))

@@ -22,7 +22,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from client.python_websocket import talk
-from frontend.from_the_first import FromTheFirst, Shared
+from frontend.failover.replayable import HandOver, ReplayableTicks
 from frontend.triton import TickIn
 from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
 from tests.test_access import RunningBridge, bridge
@@ -261,7 +261,7 @@ def test_a_reader_that_was_left_behind_takes_no_tick():
             yield number
 
     async def check() -> None:
-        shared = Shared(ticks())
+        shared = HandOver(ticks())
         left_behind = asyncio.ensure_future(anext(shared.read(shared.take_over()), "nothing"))
         await asyncio.sleep(0)
         assert [tick async for tick in shared.read(shared.take_over())] == [0, 1, 2]
@@ -279,7 +279,7 @@ def test_ticks_are_given_again_until_they_are_answered():
             yield TickIn(bytes([number]))
 
     async def check() -> None:
-        given = FromTheFirst(ticks())
+        given = ReplayableTicks(ticks())
         first = given.again()
         assert [(await anext(first)).pcm[0] for _ in range(2)] == [0, 1]
         waiting = asyncio.ensure_future(anext(first))

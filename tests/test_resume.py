@@ -16,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_grpc import converse
 from client.python_websocket import talk
-from frontend.line import Line
+from frontend.pcm16.resumable_socket import ResumableSocket
 from tests.conftest import RESUME_S, Served
 from tests.sound import is_same_sound
 from tests.test_bridge import event, health, rest, wait_until_empty
@@ -252,7 +252,7 @@ def test_a_stalled_network_does_not_hold_up_who_comes_back(served: Served):
     """What was being sent to it is sent again, at once, and not after bridge.read_timeout_s."""
 
     async def come_back() -> None:
-        line = Line(Stalled(), served.settings.bridge, is_resumable=True)
+        line = ResumableSocket(Stalled(), served.settings.bridge, is_resumable=True)
         sending = asyncio.create_task(line.send(b"first"))
         await asyncio.sleep(0.05)
         assert not sending.done()

@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from commands import serve as serve_command
 from commands.console import UserError
 from config import Settings, SettingsError
-from frontend.servers import Servers
+from frontend.failover.servers import Servers
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut
 from tests.conftest import Served, serve, serve_environment
 from tests.test_bridge import send_unless_closed

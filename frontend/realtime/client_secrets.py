@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import Request
 
 from config.loader import shown
+from frontend.body import bad_request, read_body
 from frontend.bridge import Bridge
-from frontend.realtime.body import bad_request, read_body
 from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
 from frontend.realtime.session import Session
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from config.settings import INPUT_HZ
-from frontend.protocol import SAMPLE_BYTES
+from frontend.audio.pcm import SAMPLE_BYTES
 
 LATE_S = 0.25  # sound that is so late is waited for, from a client whose sound has been coming
 WRITES_FASTER = 4  # times than it would be spoken, so that the other conversations keep most of the engine

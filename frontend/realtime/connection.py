@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator
 from fastapi import WebSocketDisconnect
 
 from frontend.access import RefusedError
-from frontend.admission import Place
+from frontend.admission import Reservation
 from frontend.bridge import Bridge
-from frontend.inbox import Inbox
 from frontend.log import Journal
 from frontend.metrics import BEHIND
-from frontend.protocol import CloseCode
-from frontend.realtime.channel import Channel
 from frontend.realtime.conversation import Player, RealtimeConversation
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse, weight
+from frontend.session.channel import Channel
+from frontend.session.ended import CloseCode
+from frontend.session.inbox import Inbox
 from frontend.triton import TickError, TickIn, new_sequence_id
 
 FRAME_CHARACTERS = 4  # times bridge.max_frame_bytes: of an event, whose sound is base64 of a higher rate
@@ -33,7 +33,7 @@ class RealtimeConnection:
         self,
         channel: Channel,
         bridge: Bridge,
-        place: Place,
+        place: Reservation,
         model: str = "",
         session: Event | None = None,
         player: Player | None = None,

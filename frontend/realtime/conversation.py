@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from config import Settings
+from frontend.audio.sound import Microphone
+from frontend.floor import Floor
 from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
 from frontend.realtime.input_buffer import InputBuffer
@@ -17,10 +19,8 @@ from frontend.realtime.items import Item, Items
 from frontend.realtime.out_of_band import OutOfBand, Wanted
 from frontend.realtime.response import Request, Response, State, parse_request
 from frontend.realtime.session import Session
-from frontend.realtime.sound import Microphone
 from frontend.realtime.unconfirmed import Commit, Unconfirmed
 from frontend.triton import TickError, TickOut
-from frontend.turns import Turns
 
 
 class Cut(NamedTuple):
@@ -97,7 +97,7 @@ class RealtimeConversation:
         self._dropped: deque[Request] = deque()  # that were cancelled before they could begin, and not told of yet
         self._truncations: deque[Truncation] = deque()  # that the engine has not done yet
         self._to_delete: list[Item] = []  # that are being spoken, and are deleted after it
-        self._turns = Turns(creates_responses=True)
+        self._turns = Floor(creates_responses=True)
         self._out_of_band = OutOfBand(self.clock, self.session, send, self._fall_silent)
 
     def open(self) -> None:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from frontend.audio.sound import Microphone
 from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import RealtimeError
-from frontend.realtime.sound import Microphone
 
 MIN_COMMIT_MS = 100
 

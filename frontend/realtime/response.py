@@ -9,11 +9,11 @@ from typing import Any
 
 from config.loader import shown
 from config.settings import CODE2WAV_DELAY, OUTPUT_HZ
-from frontend.protocol import SAMPLE_BYTES
+from frontend.audio.pcm import SAMPLE_BYTES
+from frontend.audio.sound import Loudspeaker
 from frontend.realtime import session as sessions
 from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.items import Item
-from frontend.realtime.sound import Loudspeaker
 
 CONVERSATIONS = ("auto", "none")
 MAX_METADATA, MAX_NAME, MAX_VALUE = 16, 64, 512  # texts, and characters of each and of its name

@@ -9,8 +9,8 @@ from typing import Any
 from config import Settings
 from config.loader import shown
 from config.settings import MAX_PROMPT_CHARACTERS
+from frontend.audio.sound import RATES
 from frontend.realtime.events import Event, RealtimeError, expect_text
-from frontend.realtime.sound import RATES
 
 BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 VAD_NUMBERS = {"threshold": (0.0, 1.0), "prefix_padding_ms": (0, 5000), "silence_duration_ms": (0, 10_000)}

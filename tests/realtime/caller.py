@@ -18,7 +18,7 @@ from av import AudioFrame
 import benchmarks.caller
 from benchmarks.caller import FRAME, opus_frame
 from benchmarks.manners import said_by_flite
-from frontend.realtime.call_sound import OPUS_HZ
+from frontend.webrtc.tracks import OPUS_HZ
 
 HOST_CANDIDATE = re.compile(r"^(a=candidate:\S+ 1 udp \d+) (\d+\.\d+\.\d+\.\d+) (\d+) (typ host)(?=\r?$)", re.M)
 

@@ -13,7 +13,9 @@ from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
 from benchmarks.caller import FRAME
-from frontend.realtime.call_sound import (
+from frontend.audio.sound import Resampler
+from frontend.realtime.conversation import Cut
+from frontend.webrtc.tracks import (
     HELD_PACKETS,
     OPUS_HZ,
     Loudspeaker,
@@ -21,8 +23,6 @@ from frontend.realtime.call_sound import (
     heard,
     order_packets,
 )
-from frontend.realtime.conversation import Cut
-from frontend.realtime.sound import Resampler
 from tests.realtime.caller import Caller, Network
 
 NO_SERVERS = RTCConfiguration(iceServers=[])

@@ -12,7 +12,7 @@ import pytest
 from aiortc import RTCRtpReceiver
 from openai import OpenAI
 
-from frontend.realtime.call import CONNECTS_S
+from frontend.webrtc.calls import CONNECTS_S
 from tests.conftest import Served
 from tests.realtime.caller import Caller, Network, calling
 from tests.test_bridge import health, wait_until_empty

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from config import Settings
+from frontend.audio.sound import Microphone
 from frontend.realtime.events import RealtimeError, parse, weight
-from frontend.realtime.sound import Microphone
 from tests.realtime.talk import MANUAL, USAGE, Silent, Talk, spoken_turn, typed
 
 DETECTED = {"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}}

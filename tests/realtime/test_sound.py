@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import soxr
 
+from frontend.audio.sound import Loudspeaker, Microphone, Resampler
 from frontend.realtime.events import RealtimeError
-from frontend.realtime.sound import Loudspeaker, Microphone, Resampler
 
 G711 = {"audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
 SOON_S = 0.031  # 10 to 30 ms, the lower the rate the longer the filter

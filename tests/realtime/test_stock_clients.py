@@ -215,7 +215,7 @@ def test_the_sound_is_that_of_ws_pcm16_to_the_sample(served_barista: Served):
 @pytest.mark.parametrize("kind", ["audio/pcm", "audio/pcmu", "audio/pcma"])
 def test_a_committed_turn_is_answered_when_asked_for(served_barista: Served, kind: str):
     """No detection: sound faster than real time, a commit, `response.create`; in each of the three formats."""
-    from frontend.realtime.sound import Loudspeaker
+    from frontend.audio.sound import Loudspeaker
 
     async def talk() -> None:
         formats = {"audio": {"input": {"turn_detection": None, "format": {"type": kind}}}}

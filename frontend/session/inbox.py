@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Coroutine
+from typing import Any
+
+from frontend.session.channel import Source
 
 MAX_BYTES = 2**21  # that wait before no more is read of the client: a minute of sound
 MESSAGE_BYTES = 64  # that a message costs beside its own
 MIN_CHARACTERS = 10  # of text, that a message counts as
 CUT_OFF = 1006  # close code of a WebSocket that ended without one (RFC 6455, section 7.4.1)
 BURST_S = 5.0  # seconds of text that may come at once
-
-
-class Source(Protocol):
-    """What messages come from: a WebSocket, or what behaves so; they are ASGI's."""
-
-    def receive(self) -> Awaitable[Any]:
-        """The client's next message."""
 
 
 class Inbox:

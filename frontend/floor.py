@@ -8,10 +8,10 @@ from opentelemetry.trace import Span
 
 from frontend import traces
 from frontend.metrics import RESPONSE
-from frontend.protocol import Event
+from frontend.pcm16.frames import Event
 
 
-class Turns:
+class Floor:
     """Whether the user speaks, and whether an answer is due or being given."""
 
     def __init__(self, creates_responses: bool):

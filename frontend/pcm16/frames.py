@@ -20,10 +20,10 @@ from config import Settings, SettingsError
 from config.loader import is_unicode, shown
 from config.options import DEFAULT_VOICE, options_of
 from config.settings import INPUT_HZ, MAX_TYPED, OPTIONS, OUTPUT_HZ
+from frontend.audio.pcm import SAMPLE_BYTES
 
 Event = dict[str, Any]
 GREATEST_INTEGER = 2**63 - 1  # of a request parameter: a larger one would cut off the whole gRPC stream
-SAMPLE_BYTES = 2
 MAX_TEXT = 150_000  # characters of a text frame: the longest system prompt, every character escaped
 
 
@@ -40,17 +40,6 @@ class Control(Enum):
     PING = "ping"  # answered by a pong with the same "sent", and what ticks take
     PLAYBACK = "playback"  # the loudspeaker ran out of sound so many times more: "gaps"
     END = "end"  # the sound so far is answered, then the bridge closes
-
-
-class CloseCode(int, Enum):
-    """Why the bridge closes (RFC 6455, section 7.4.1, and its registry)."""
-
-    NORMAL = 1000
-    GOING_AWAY = 1001
-    POLICY_VIOLATION = 1008
-    MESSAGE_TOO_BIG = 1009
-    INTERNAL_ERROR = 1011
-    TRY_AGAIN_LATER = 1013
 
 
 @dataclass(eq=False)

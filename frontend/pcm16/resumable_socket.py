@@ -13,14 +13,15 @@ from collections import deque
 from fastapi import WebSocket, WebSocketDisconnect
 
 from config.bridge import BridgeSettings
-from frontend.inbox import Inbox
-from frontend.protocol import CloseCode, Event, ProtocolError, event_text
+from frontend.pcm16.frames import Event, ProtocolError, event_text
+from frontend.session.ended import CloseCode
+from frontend.session.inbox import Inbox
 
 GOODBYE = (1000, 1001)  # close codes of a client that hangs up, or whose page is left
 KEPT_BYTES = 2**21  # of what was sent last, for a client that comes back: 40 s of sound
 
 
-class Line:
+class ResumableSocket:
     """Sends and receives until the conversation is over; `inbox.is_over` once nobody will come back."""
 
     def __init__(self, socket: WebSocket, settings: BridgeSettings, is_resumable: bool):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from aiortc import RTCDataChannel, RTCSctpTransport
 from aiortc.rtcsctptransport import DataChunk
-
-from frontend.inbox import Source
 
 LABEL = "oai-events"
 MAX_WAITING = 2000  # events of a client that have not been read,
@@ -20,26 +18,13 @@ MAX_BUFFERED = 2**20  # bytes on their way to a client, past which the next even
 LOOK_S = 0.02  # between two looks at what is on its way
 
 
-class Channel(Source, Protocol):
-    """As much of starlette's WebSocket as a conversation needs."""
-
-    def send_text(self, data: str) -> Awaitable[None]:
-        """Sends an event; returns when there is room for the next."""
-
-    def close(self, code: int = 1000) -> Awaitable[None]:
-        """Nothing more is sent."""
-
-
 def bound_fragments(transport: RTCSctpTransport, hang_up: Callable[[], None]) -> None:
     """Hangs up on a client whose messages do not end: aiortc keeps their fragments, and looks through all at each."""
     receive = transport._receive_data_chunk
 
     async def receive_some(chunk: DataChunk) -> None:
         streams = transport._inbound_streams
-        if (
-            len(streams) > MAX_STREAMS
-            or len(transport._get_inbound_stream(chunk.stream_id).reassembly) > MAX_FRAGMENTS
-        ):
+        if len(streams) > MAX_STREAMS or len(transport._get_inbound_stream(chunk.stream_id).reassembly) > MAX_FRAGMENTS:
             hang_up()
         else:
             await receive(chunk)

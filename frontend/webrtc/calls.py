@@ -16,14 +16,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from config import Settings
 from config.loader import shown
 from frontend.access import Caller, RefusedError
-from frontend.admission import Place
+from frontend.admission import Reservation
+from frontend.body import bad_request, read_body
 from frontend.bridge import Bridge
-from frontend.realtime.body import bad_request, read_body
-from frontend.realtime.call_sound import Loudspeaker, heard, order_packets
-from frontend.realtime.channel import DataChannel, bound_fragments
 from frontend.realtime.clock import BYTES_A_SECOND
 from frontend.realtime.connection import RealtimeConnection
 from frontend.realtime.events import Event, RealtimeError, new_id, parse_object
+from frontend.webrtc.data_channel import DataChannel, bound_fragments
+from frontend.webrtc.tracks import Loudspeaker, heard, order_packets
 
 MAX_CANDIDATES = 100  # addresses of a client, each of which is tried
 MAX_SECTIONS = 4  # of an SDP: sound and events, with room for what is not served
@@ -106,7 +106,7 @@ class Calls:
 class Call:
     """One client's peer connection, and the conversation over it."""
 
-    def __init__(self, bridge: Bridge, place: Place, offer: Offer):
+    def __init__(self, bridge: Bridge, place: Reservation, offer: Offer):
         """Raises `RealtimeError` where the offer's session cannot be."""
         self.id, self.caller = new_id("rtc"), place.caller
         self._channel = DataChannel("m=application" in offer.sdp)

@@ -16,9 +16,9 @@ from aiortc.utils import uint16_add, uint16_gt
 from av import AudioFrame
 
 from config.settings import INPUT_HZ, OUTPUT_HZ
-from frontend.protocol import SAMPLE_BYTES
+from frontend.audio.pcm import SAMPLE_BYTES
+from frontend.audio.sound import Resampler
 from frontend.realtime.conversation import Cut
-from frontend.realtime.sound import Resampler
 
 OPUS_HZ = 48_000
 FRAME_S = 0.02

@@ -10,17 +10,14 @@ from typing import Any
 from fastapi import WebSocket
 
 from frontend.access import RefusedError
-from frontend.admission import Place
+from frontend.admission import Reservation
+from frontend.audio.pcm import SAMPLE_BYTES
 from frontend.bridge import Bridge
-from frontend.framer import Framer
-from frontend.line import Line
+from frontend.floor import Floor
 from frontend.log import Journal
 from frontend.metrics import GAPS, LAG
-from frontend.playout import Playout
-from frontend.protocol import (
+from frontend.pcm16.frames import (
     GREATEST_INTEGER,
-    SAMPLE_BYTES,
-    CloseCode,
     Control,
     Event,
     ProtocolError,
@@ -34,17 +31,20 @@ from frontend.protocol import (
     parameters_of,
     parse_control,
 )
+from frontend.pcm16.playout import Playout
+from frontend.pcm16.resumable_socket import ResumableSocket
+from frontend.session.client_clock import ClientClock
+from frontend.session.ended import CloseCode
 from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
-from frontend.turns import Turns
 
 MAX_GAPS = 1000  # that a page tells of at once
 MAX_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
 
 
-class Conversation:
+class Pcm16Conversation:
     """Runs from the opened event to the close. Whatever becomes of the client, Triton gets an END."""
 
-    def __init__(self, socket: WebSocket, bridge: Bridge, place: Place):
+    def __init__(self, socket: WebSocket, bridge: Bridge, place: Reservation):
         """Its options are the query's parameters. Raises `ProtocolError` for one that is not known."""
         settings = bridge.settings
         self.sequence_id = new_sequence_id()
@@ -54,11 +54,11 @@ class Conversation:
         self._settings = settings
         self._place = place
         self._bridge = bridge
-        self._line = Line(socket, settings.bridge, is_resumable)
+        self._line = ResumableSocket(socket, settings.bridge, is_resumable)
         self._inbox = self._line.inbox
-        self._framer = Framer(settings.audio.input_samples * SAMPLE_BYTES)
+        self._framer = ClientClock(settings.audio.input_samples * SAMPLE_BYTES)
         self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
-        self._turns = Turns(settings.turn.create_response)
+        self._turns = Floor(settings.turn.create_response)
         self._playout = Playout(settings.bridge.max_lag_ms / 1000)
         self._started = False
         self._sent = self._answered = 0  # ticks

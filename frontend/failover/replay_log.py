@@ -14,7 +14,8 @@ from typing import Any
 from config import Settings
 from config.loader import typed
 from config.settings import OPTIONS
-from frontend.protocol import SAMPLE_BYTES, Event
+from frontend.audio.pcm import SAMPLE_BYTES
+from frontend.pcm16.frames import Event
 from frontend.triton import TickIn
 
 RECENT_TICKS = 8  # that a server hears again where no turn is open: its speech detector has to find its feet
@@ -40,7 +41,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Replay:
     """How a server gets to know a conversation."""
 
     ticks: list[TickIn]  # the first one has START; their answers are nobody's
@@ -49,7 +50,7 @@ class Reading:
     waiting: list[dict[str, str]]  # messages that waited for the end of an answer, likewise
 
 
-class History:
+class ReplayLog:
     """Takes every tick and every answer of a conversation, and gives the reading."""
 
     def __init__(self, settings: Settings):
@@ -234,7 +235,7 @@ class History:
         about = {"turn": answer.number, "by": "move", "heard_ms": heard_ms, "heard_text": ""}
         return {"type": "interrupted", "at_ms": self.clock_ms, **about}
 
-    def reading(self) -> Reading:
+    def reading(self) -> Replay:
         """For a server that knows nothing of it. The answer that was being given has been given up."""
         self.parts = [part for part in self.parts if part.text.strip() or part.sound]
         quiet = {"detection": "manual", "create_response": False}
@@ -264,7 +265,7 @@ class History:
             for part in self._pending
             if part.item_of and not any(part.item_of is tick for tick in self.unanswered)
         ]
-        return Reading([*ticks, *self._again()], list(self.parts), self._is_due, waiting)
+        return Replay([*ticks, *self._again()], list(self.parts), self._is_due, waiting)
 
     def _spoken(self, part: Part) -> list[TickIn]:
         """A user's turn, to the sample."""

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from config.settings import OUTPUT_HZ
-from frontend.protocol import SAMPLE_BYTES, Event
+from frontend.audio.pcm import SAMPLE_BYTES
+from frontend.pcm16.frames import Event
 
 BYTES_A_SECOND = OUTPUT_HZ * SAMPLE_BYTES
 CAUGHT_UP_S = 0.1

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from config import Settings
-from frontend.from_the_first import FromTheFirst
-from frontend.pulse import Pulse
+from frontend.failover.health_probe import HealthProbe
+from frontend.failover.replayable import ReplayableTicks
 from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
 
 ENDS_S = 1.0  # that conversations which are ending have for it, where a newcomer waits for their slots
@@ -20,7 +20,7 @@ class Server:
 
     def __init__(self, settings: Settings, url: str):
         self.link = TritonLink(settings, url)
-        self.pulse = Pulse(settings, self.link)
+        self.pulse = HealthProbe(settings, self.link)
         self.facts: EngineFacts | None = None  # once it was ready
         self.conversations = 0
 
@@ -73,7 +73,7 @@ class Servers:
         """
         candidates = sorted(self.members, key=lambda member: (not member.is_well, member.conversations))
         attempts = [member for member in candidates for _ in range(self._attempts)]
-        given = FromTheFirst(ticks)
+        given = ReplayableTicks(ticks)
         refusals: list[TickError] = []
         full: dict[Server, TickError] = {}
         try:
@@ -104,7 +104,7 @@ class Servers:
             given.close()
 
     async def _attempt(
-        self, member: Server, sequence_id: int, given: FromTheFirst[TickIn]
+        self, member: Server, sequence_id: int, given: ReplayableTicks[TickIn]
     ) -> AsyncGenerator[TickOut | TickError]:
         """On one server. Raises `_RefusedError` where it has no room or is not there, before its first answer."""
         try:

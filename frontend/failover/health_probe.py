@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncIterator
 
 from config import Settings
+from frontend.audio.pcm import SAMPLE_BYTES
 from frontend.log import logger
-from frontend.protocol import SAMPLE_BYTES
 from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
 
 PULSE_S = 3.0  # without an answer to anybody, then the engine is asked
@@ -16,7 +16,7 @@ ANSWER_S = 5.0  # that it has for it
 FAILURES = 2  # in a row, until it counts as dead
 
 
-class Pulse:
+class HealthProbe:
     """Asks the engine for a tick of silence where nobody else has had one for a while."""
 
     def __init__(self, settings: Settings, link: TritonLink):

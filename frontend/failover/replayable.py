@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shared(Generic[T]):
+class HandOver(Generic[T]):
     """Ticks that one reader after the other takes; what a reader did not get is for the next one."""
 
     def __init__(self, ticks: AsyncIterator[T]):
@@ -41,11 +41,11 @@ class Shared(Generic[T]):
             self._next.cancel()
 
 
-class FromTheFirst(Generic[T]):
+class ReplayableTicks(Generic[T]):
     """A conversation's ticks, which are given again from the first on until it has been answered."""
 
     def __init__(self, ticks: AsyncIterator[T]):
-        self._shared = Shared(ticks)
+        self._shared = HandOver(ticks)
         self._kept: list[T] = []
         self.is_settled = False
 

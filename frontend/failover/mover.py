@@ -10,12 +10,12 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from config import Settings
-from frontend.from_the_first import Shared
-from frontend.history import ITEMS_AT_ONCE, History, Part, Reading
+from frontend.failover.replay_log import ITEMS_AT_ONCE, Part, Replay, ReplayLog
+from frontend.failover.replayable import HandOver
+from frontend.failover.servers import Servers
 from frontend.log import logger
 from frontend.metrics import MOVED
-from frontend.protocol import Event
-from frontend.servers import Servers
+from frontend.pcm16.frames import Event
 from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
 
 RETRY_S = 0.5
@@ -24,10 +24,10 @@ DECIDES = {"respond", "message", "commit", "cancel", "listen", "reset"}  # wheth
 TIMES = ("at_ms", "audio_start_ms", "audio_end_ms")
 
 
-class Translation:
+class Renumbering:
     """A server's turn numbers and times, which begin with its reading, and the client's."""
 
-    def __init__(self, reading: Reading | None, history: History):
+    def __init__(self, reading: Replay | None, history: ReplayLog):
         self._history = history
         self._parts = iter(reading.parts if reading else ())
         self._known: dict[int, Part] = {}  # the server's number: the client's part
@@ -73,7 +73,7 @@ class Translation:
             self._numbers[number] = max([self._history.next_number - 1, *self._numbers.values()]) + 1
         return self._numbers[number]
 
-    def asked(self, tick: TickIn, reading: Reading | None = None) -> TickIn:
+    def asked(self, tick: TickIn, reading: Replay | None = None) -> TickIn:
         """A tick as the server is to have it; the first one after a reading asks for what is due."""
         found = dict(tick.parameters)
         if reading and reading.is_due and not DECIDES & found.keys():
@@ -101,8 +101,8 @@ class Mover:
     def __init__(self, servers: Servers, settings: Settings):
         self._servers = servers
         self._within_s = settings.bridge.move_within_s
-        self._history = History(settings)
-        self._translation = Translation(None, self._history)
+        self._history = ReplayLog(settings)
+        self._translation = Renumbering(None, self._history)
         self._left = 0  # ticks of the reading that were not answered
         self._room = asyncio.Semaphore(READ_AT_ONCE)
         self._events: list[Event] = []  # that are told with the next answer
@@ -113,11 +113,11 @@ class Mover:
 
         Raises `TickError` when no other server has read it in time, or one has and fails with the same tick.
         """
-        source, reading = Shared(ticks), None
+        source, reading = HandOver(ticks), None
         try:
             while True:
                 self._translation, self._left = (
-                    Translation(reading, self._history),
+                    Renumbering(reading, self._history),
                     len(reading.ticks) if reading else 0,
                 )
                 try:
@@ -171,7 +171,7 @@ class Mover:
         logger.warning("moved", extra={"about": {"conversation": str(sequence_id), "took_ms": took_ms}})
         return {"type": "moved", "at_ms": self._history.clock_ms, "took_ms": took_ms}
 
-    async def _fed(self, source: Shared[TickIn], reading: Reading | None) -> AsyncIterator[TickIn]:
+    async def _fed(self, source: HandOver[TickIn], reading: Replay | None) -> AsyncIterator[TickIn]:
         """The reading, the ticks that were not answered, and those that come."""
         translation, first = self._translation, reading
         self._room = room = asyncio.Semaphore(READ_AT_ONCE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
-class Framer:
+class ClientClock:
     """Holds what is not yet a whole tick."""
 
     def __init__(self, tick_bytes: int):

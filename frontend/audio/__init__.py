@@ -1,0 +1,1 @@
+"""Audio formats of the protocols: PCM16, G.711, base64 and resampling."""

@@ -1,0 +1,1 @@
+"""WebRTC calls: SDP offers, audio tracks and the data channel."""
