@@ -16,6 +16,7 @@ RUN deploy/install.sh server /opt/venv
 COPY deploy/serve-triton.sh deploy/serve-triton.sh
 COPY commands commands
 COPY config config
+COPY contract contract
 COPY checkpoints checkpoints
 COPY engine engine
 COPY export export

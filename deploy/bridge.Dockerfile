@@ -9,6 +9,7 @@ RUN deploy/install.sh bridge /opt/venv
 
 COPY commands commands
 COPY config config
+COPY contract contract
 COPY checkpoints checkpoints
 COPY frontend frontend
 

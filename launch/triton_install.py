@@ -82,7 +82,7 @@ class TritonInstall:
         )
 
         python.mkdir()
-        for package in ("config", "engine"):
+        for package in ("config", "contract", "engine"):
             (python / package).symlink_to(ROOT / package)
         for part in (Path(sys.prefix) / "triton_numpy").glob("numpy*"):  # on Python 3.13 alone: see deploy/install.sh
             (python / part.name).symlink_to(part)  # its metadata too, from which others read its version
