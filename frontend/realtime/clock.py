@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -52,7 +54,9 @@ NOTHING = Spoken(0, 0)
 class Clock:
     """Sound and controls go in as they come, ticks come out when they are due."""
 
-    def __init__(self, tick_ms: int, keep_alive_s: float):
+    def __init__(self, tick_ms: int, keep_alive_s: float, now: Callable[[], float] = time.monotonic):
+        """`keep_alive_s`: interval of ticks while nothing else is due; `now`: current time in seconds."""
+        self._now = now
         self._tick_s = tick_ms / 1000
         self._tick_bytes = tick_ms * BYTES_A_SECOND // 1000
         self._keep_alive_s = keep_alive_s
@@ -62,11 +66,11 @@ class Clock:
         self._spoken = deque([(0, NOTHING)], maxlen=MAX_SPOKEN)  # where in the ticks, and what
         self._planned: deque[Planned] = deque()
         self._asked: deque[dict[str, Any]] = deque()
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()  # set when the next tick may be due earlier than `poll` returned
         self._room = asyncio.Event()
         self._room.set()
         self._came_s = -COMING_S  # when sound came last
-        self._due_s = 0.0  # when the next tick is due, on the loop's clock
+        self._due_s = 0.0  # time at which the next tick is due
         self.holds = False  # sound waits for `commit`
         self.is_active = False  # speech or an answer goes on: time has to pass
         self.is_answering = False  # in speech
@@ -95,7 +99,7 @@ class Clock:
         self._came_s = self._now()
         if len(self._held) > MAX_HELD_BYTES and not self.holds:
             self._room.clear()
-        self._changed.set()
+        self.changed.set()
 
     def _hold(self, pcm: bytes) -> None:
         self._held += pcm
@@ -117,7 +121,7 @@ class Clock:
             self._asked[-1] |= asked
         else:
             self._asked.append(asked)
-        self._changed.set()
+        self.changed.set()
 
     def plan(
         self, pcm: bytes, first: Mapping[str, Any], last: Mapping[str, Any], spoken_from: int | None = None
@@ -135,7 +139,7 @@ class Clock:
             at, length = number * size, min(size, len(pcm) - number * size)
             spoken = None if spoken_from is None else Spoken(spoken_from + at, length)
             self._planned.append(Planned(part, asked, spoken))
-        self._changed.set()
+        self.changed.set()
 
     def commit(self, rest: bytes, first: Mapping[str, Any], last: Mapping[str, Any] = MappingProxyType({})) -> None:
         """The sound that waits, and `rest`, go now, and the user's turn ends with it, in a tick that has `last` too."""
@@ -151,23 +155,26 @@ class Clock:
 
     def wake(self) -> None:
         """Something that decides when a tick is due has changed."""
-        self._changed.set()
+        self.changed.set()
+
+    def poll(self) -> Planned | float | None:
+        """Return the next tick if it is due; otherwise the seconds until it is due, None before `changed` is set."""
+        self.changed.clear()
+        self._due_s = self._due_s or self._now()
+        tick, wait_s = self._take()
+        if tick is None:
+            return wait_s
+        self._note_spoken(tick)
+        now = self._now()
+        self._due_s = min(max(self._due_s, now - LATE_S), now) + self._tick_s
+        return tick
 
     async def next(self) -> Planned:
-        """The next tick, when it is due."""
-        self._due_s = self._due_s or self._now()
-        while True:
-            self._changed.clear()
-            tick, wait_s = self._take()
-            if tick is not None:
-                self._note_spoken(tick)
-                now = self._now()
-                self._due_s = min(max(self._due_s, now - LATE_S), now) + self._tick_s
-                return tick
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
-            except asyncio.TimeoutError:
-                continue
+        """Return the next tick as soon as it is due."""
+        while not isinstance(found := self.poll(), Planned):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), found)
+        return found
 
     def _note_spoken(self, tick: Planned) -> None:
         if tick.spoken:
@@ -208,9 +215,6 @@ class Clock:
         if len(self._held) <= MAX_HELD_BYTES / 2:
             self._room.set()
         return Planned(pcm.ljust(self._tick_bytes, b"\0"), self._asked.popleft() if self._asked else {}, spoken)
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
 
 
 def _last(asked: Mapping[str, Any]) -> int:

@@ -5,6 +5,7 @@ engine's events and sound the protocol's.
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -77,9 +78,11 @@ class RealtimeConversation:
         send: Callable[..., None],
         start: Callable[[], None],
         player: Player | None = None,
+        now: Callable[[], float] = time.monotonic,
     ):
+        """`now`: current time in seconds."""
         self.session = Session(new_id("sess"), settings, voices, model, expires_at, is_call=player is not None)
-        self.clock = Clock(settings.audio.tick_ms, settings.engine.idle_timeout_s / 3)
+        self.clock = Clock(settings.audio.tick_ms, settings.engine.idle_timeout_s / 3, now)
         self._send = send
         self._start_engine = start
         self._player = player
@@ -89,7 +92,7 @@ class RealtimeConversation:
         self._items = Items()
         self._unconfirmed = Unconfirmed()
         self._to_forget: list[tuple[int, str]] = []  # turns and parts that are being answered, and leave after it
-        self._is_answered = True  # whether the engine answers a turn of the user's by itself, as of this tick
+        self._engine_options: dict[str, Any] = {}  # the engine's options of turns as of the latest tick
         self._response: Response | None = None
         self._speech_item = ""  # the id that the user's turn will have
         self._spoken_until_ms = 0  # where the turn before ended, of which no next one holds anything
@@ -98,7 +101,7 @@ class RealtimeConversation:
         self._truncations: deque[Truncation] = deque()  # that the engine has not done yet
         self._to_delete: list[Item] = []  # that are being spoken, and are deleted after it
         self._turns = Floor(creates_responses=True)
-        self._out_of_band = OutOfBand(self.clock, self.session, send, self._fall_silent)
+        self._out_of_band = OutOfBand(self.clock, send, self._fall_silent)
 
     def open(self) -> None:
         """The first event."""
@@ -254,7 +257,8 @@ class RealtimeConversation:
         wanted = parse_request(event.mapping("response"))
         if wanted.is_out_of_band:
             self._start()
-            self._out_of_band.ask(Wanted(self._new_response(wanted), wanted))
+            own = self.session.answer_options(wanted.modality, wanted.max_tokens)
+            self._out_of_band.ask(Wanted(self._new_response(wanted), wanted.instructions, own))
             self._begin_out_of_band()
             self._follow()
             return
@@ -358,6 +362,11 @@ class RealtimeConversation:
         """Whether a response is open."""
         return self._response is not None and self._response.state is not State.DONE
 
+    @property
+    def _unrequested(self) -> Request:
+        """The response that the engine gives without a request, with the options that it has as of this tick."""
+        return Request(modality="audio" if self._engine_options.get("speech", True) else "text")
+
     def _begin_response(self, wanted: Request) -> None:
         self._response = self._new_response(wanted)
         self._send(*self._response.created())
@@ -410,7 +419,7 @@ class RealtimeConversation:
     def _note_asked(self, parameters: Mapping[str, Any]) -> None:
         """What holds in the engine from this tick on, which a later `session.update` may have changed here already."""
         turn = {**parameters, **json.loads(parameters.get("turn", "{}"))}
-        self._is_answered = turn.get("create_response", self._is_answered)
+        self._engine_options |= {name: turn[name] for name in ("create_response", "speech") if name in turn}
         if turn.get("detection") == "manual" and self.session.detection is None:
             self.clock.holds = True
         self._unconfirmed.note_asked(parameters)
@@ -468,7 +477,7 @@ class RealtimeConversation:
                 self._confirm(event)
             case "answer_started":
                 if response is None or response.state is not State.CREATED:
-                    self._begin_response(Request())
+                    self._begin_response(self._unrequested)
                     response = self._response
                 assert response is not None
                 self._send(*response.begin(event["turn"], self._items.last))
@@ -503,8 +512,9 @@ class RealtimeConversation:
             {"type": "conversation.item.added", "previous_item_id": previous, "item": about},
             {"type": "conversation.item.done", "previous_item_id": previous, "item": about},
         )
-        if self._is_answered and (self._response is None or self._response.state is State.DONE):
-            self._begin_response(Request())
+        is_answered = self._engine_options.get("create_response", True)
+        if is_answered and (self._response is None or self._response.state is State.DONE):
+            self._begin_response(self._unrequested)
 
     def _confirm_truncation(self, heard_text: str | None = None) -> None:
         """The engine has cut an answer to what was heard of it; None: there was nothing to cut."""

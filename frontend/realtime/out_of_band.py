@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from frontend.realtime.clock import Clock
 from frontend.realtime.events import Event, RealtimeError
-from frontend.realtime.response import Request, Response, State
-from frontend.realtime.session import Session
+from frontend.realtime.response import Response, State
 
 MAX_WAITING = 8  # of one conversation
 
 
 class Wanted(NamedTuple):
-    """A response that the client knows of, and what it asked for."""
+    """A response that the client knows of, its instructions, and its options of turns, fixed when it was requested."""
 
     response: Response
-    request: Request
+    instructions: str
+    options: Mapping[str, Any]
 
 
 class OutOfBand:
     """One at a time, each when nobody speaks and no other response is open; the user's speech ends it."""
 
-    def __init__(self, clock: Clock, session: Session, send: Callable[..., None], fall_silent: Callable[[], object]):
+    def __init__(self, clock: Clock, send: Callable[..., None], fall_silent: Callable[[], object]):
         """`fall_silent` ends what is being played."""
-        self._clock, self._session, self._send, self._fall_silent = clock, session, send, fall_silent
+        self._clock, self._send, self._fall_silent = clock, send, fall_silent
         self._waiting: deque[Wanted] = deque()
         self._given: Wanted | None = None  # that the engine has been asked for
         self._is_refused = False  # the engine was busy, and nothing has happened since
@@ -60,9 +60,8 @@ class OutOfBand:
         if self._given or self._is_refused or not self._waiting:
             return
         self._given = self._waiting.popleft()
-        request = self._given.request
-        own = self._session.answer_options(request.modality, request.max_tokens)
-        self._clock.ask(out_of_band=json.dumps({"instructions": request.instructions, "turn": own}))
+        wanted = {"instructions": self._given.instructions, "turn": self._given.options}
+        self._clock.ask(out_of_band=json.dumps(wanted))
 
     def note_other(self, event: Event) -> None:
         """What the engine was busy with may be over."""
@@ -115,8 +114,8 @@ class OutOfBand:
 
     def fail(self, code: str, message: str) -> None:
         """The engine cannot go on."""
-        for response, _ in [*([self._given] if self._given else []), *self._waiting]:
-            self._send(*response.fail(code, message))
+        for wanted in [*([self._given] if self._given else []), *self._waiting]:
+            self._send(*wanted.response.fail(code, message))
         self._waiting.clear()
         self._given = None
 

@@ -1,180 +1,156 @@
-"""When a tick goes, on a loop whose time is the test's own."""
+"""The Realtime protocol's clock: which tick is due when. The test sets the time."""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
-from collections.abc import Coroutine
 
 import pytest
 
 from frontend.realtime.clock import Clock, Planned
 
-TICK = bytes(10_240)
+SILENCE = bytes(10_240)  # a tick
 SPEECH = b"\1" * 10_240
+KEEP_ALIVE_S = 10.0
 
 
-class Jump(selectors.SelectSelector):
-    """Instead of waiting it puts the clock forward."""
+class Timed:
+    """A clock and the time that it reads."""
 
-    now_s = 0.0
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.clock = Clock(tick_ms=320, keep_alive_s=KEEP_ALIVE_S, now=lambda: self.now_s)
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.now_s += max(0.0, timeout or 0.0)
-        return super().select(0)
+    def append(self, pcm: bytes) -> None:
+        asyncio.run(self.clock.append(pcm))
 
+    def next(self) -> tuple[Planned, float]:
+        """Return the next tick and the seconds until it was due."""
+        begun_s = self.now_s
+        while not isinstance(found := self.clock.poll(), Planned):
+            assert found is not None
+            self.now_s += found
+        return found, self.now_s - begun_s
 
-def run(play: Coroutine[None, None, None]) -> None:
-    jump = Jump()
-    loop = asyncio.SelectorEventLoop(jump)
-    loop.time = lambda: jump.now_s
-    try:
-        loop.run_until_complete(play)
-    finally:
-        loop.close()
-
-
-def clock() -> Clock:
-    return Clock(tick_ms=320, keep_alive_s=10)
-
-
-async def takes(one: Clock) -> tuple[Planned, float]:
-    """The next tick, and how many seconds it took."""
-    begun_s = asyncio.get_running_loop().time()
-    tick = await asyncio.wait_for(one.next(), 2)
-    return tick, asyncio.get_running_loop().time() - begun_s
+    def expect_idle(self) -> None:
+        """Assert that the next tick only keeps the conversation alive."""
+        tick, waited_s = self.next()
+        assert tick == (SILENCE, {}, None)
+        assert waited_s >= KEEP_ALIVE_S
 
 
-def test_whole_ticks_go_as_fast_as_they_come():
-    async def play() -> None:
-        one = clock()
-        await one.append(SPEECH * 5)
-        for _ in range(5):
-            tick, took_s = await takes(one)
-            assert tick.pcm == SPEECH
-            assert took_s < 0.1
-
-    run(play())
+@pytest.fixture
+def timed() -> Timed:
+    return Timed()
 
 
-def test_while_an_answer_is_given_they_go_as_it_is_heard():
-    async def play() -> None:
-        one = clock()
-        one.is_active = one.is_answering = True
-        await one.append(SPEECH * 4)
-        begun_s = asyncio.get_running_loop().time()
-        for _ in range(4):
-            await takes(one)
-        assert asyncio.get_running_loop().time() - begun_s > 0.9
-
-    run(play())
+def test_whole_ticks_of_sound_are_due_at_once(timed: Timed):
+    timed.append(SPEECH * 5)
+    for _ in range(5):
+        tick, waited_s = timed.next()
+        assert tick.pcm == SPEECH
+        assert waited_s == 0
 
 
-def test_controls_share_a_tick_where_the_engine_takes_them_in_their_order():
-    async def play() -> None:
-        one = clock()
-        for asked in ({"cancel": 1}, {"items": 1}, {"respond": 1}, {"cancel": 2}, {"items": 2}, {"items": 3}):
-            one.ask(**asked)
-        for asked in ({"cancel": 1, "items": 1, "respond": 1}, {"cancel": 2, "items": 2}, {"items": 3}):
-            assert (await takes(one))[0].asked == asked
-
-    run(play())
+def test_sound_during_a_spoken_answer_is_sent_at_the_pace_of_playback(timed: Timed):
+    timed.clock.is_active = timed.clock.is_answering = True
+    timed.append(SPEECH * 4)
+    waits = [timed.next()[1] for _ in range(4)]
+    assert waits == pytest.approx([0, 0.32, 0.32, 0.32])
 
 
-def test_where_nothing_goes_on_there_are_no_ticks():
-    async def play() -> None:
-        one = clock()
-        await one.append(SPEECH)
-        await takes(one)
-        with pytest.raises(asyncio.TimeoutError):
-            await takes(one)
-
-    run(play())
+def test_controls_share_a_tick_if_the_engine_applies_them_in_the_order_of_the_requests(timed: Timed):
+    for asked in ({"cancel": 1}, {"items": 1}, {"respond": 1}, {"cancel": 2}, {"items": 2}, {"items": 3}):
+        timed.clock.ask(**asked)
+    for asked in ({"cancel": 1, "items": 1, "respond": 1}, {"cancel": 2, "items": 2}, {"items": 3}):
+        assert timed.next()[0].asked == asked
 
 
-def test_silence_comes_where_something_goes_on_and_no_sound_does():
-    async def play() -> None:
-        one = clock()
-        one.is_active = True
-        tick, _ = await takes(one)
-        assert tick.pcm == TICK
+def test_idle_clock_only_keeps_the_conversation_alive(timed: Timed):
+    timed.append(SPEECH)
+    timed.next()
+    timed.expect_idle()
 
-    run(play())
+
+def test_silence_is_sent_while_the_conversation_is_active_without_sound(timed: Timed):
+    timed.clock.is_active = True
+    tick, waited_s = timed.next()
+    assert tick.pcm == SILENCE
+    assert waited_s == 0
 
 
 @pytest.mark.parametrize("sound_comes", [False, True])
-def test_what_is_written_comes_four_times_as_fast_as_speech_where_no_sound_comes(sound_comes: bool):
+def test_text_answer_is_four_times_as_fast_as_speech_if_no_sound_comes(timed: Timed, sound_comes: bool):
+    timed.clock.is_active = timed.clock.is_writing = True
+    if sound_comes:
+        timed.append(SPEECH)
+    timed.next()
+    assert timed.next()[1] == pytest.approx(0.32 + 0.25 if sound_comes else 0.08)
+
+
+def test_sound_without_detection_waits_for_its_commit(timed: Timed):
+    one = timed.clock
+    one.holds = one.is_active = True
+    timed.append(SPEECH + SPEECH[:100])
+    assert timed.next()[0].pcm == SILENCE
+    one.commit(b"", {"listen": True})
+    first, last = timed.next()[0], timed.next()[0]
+    assert first == (SPEECH, {"listen": True}, (0, len(SPEECH)))
+    assert last == (SPEECH[:100].ljust(len(SILENCE), b"\0"), {"commit": True}, (len(SPEECH), 100))
+
+
+def test_controls_do_not_wait_for_sound(timed: Timed):
+    timed.clock.ask(respond=True)
+    assert timed.next() == ((SILENCE, {"respond": True}, None), 0)
+
+
+def test_controls_and_planned_sound_keep_their_order_and_are_sent_once(timed: Timed):
+    one = timed.clock
+    one.ask(items="before")
+    one.plan(SPEECH * 2, {"listen": True}, {"commit": True})
+    one.ask(respond=True)
+    asked = [timed.next()[0].asked for _ in range(4)]
+    assert asked == [{"items": "before"}, {"listen": True}, {"commit": True}, {"respond": True}]
+    timed.expect_idle()
+
+
+def test_time_of_the_ticks_maps_to_the_microphones_own_sound(timed: Timed):
+    """Ticks of inserted silence and of another sound are not counted; cleared sound is."""
+    one = timed.clock
+    one.ask(respond=True)
+    timed.next()  # 0 to 320 ms: silence
+    timed.append(SPEECH * 2)
+    timed.next()  # 320 to 640
+    timed.next()  # 640 to 960
+    one.plan(SPEECH, {}, {})
+    timed.next()  # 960 to 1280: sound of an item
+    timed.append(SPEECH[:3200])
+    one.clear()  # 100 ms
+    one.holds = True
+    timed.append(SPEECH[:6400])
+    one.commit(SPEECH[:320], {})  # 210 ms, the rest of the tick is silence
+    timed.next()  # 1280 to 1600
+    expected = {0: 0, 320: 0, 330: 10, 960: 640, 1200: 640, 1280: 740, 1400: 860, 1490: 950, 1600: 950}
+    assert {at: one.spoken_ms(at) for at in expected} == expected
+
+
+def test_waiting_reader_gets_a_tick_that_becomes_due_by_a_change(timed: Timed):
     async def play() -> None:
-        one = clock()
-        one.is_active = one.is_writing = True
-        if sound_comes:
-            await one.append(SPEECH)
-        await takes(one)
-        _, took_s = await takes(one)
-        assert took_s == pytest.approx(0.32 + 0.25 if sound_comes else 0.08)
+        reader = asyncio.create_task(timed.clock.next())
+        await asyncio.sleep(0)
+        timed.clock.ask(respond=True)
+        assert (await reader).asked == {"respond": True}
 
-    run(play())
+    asyncio.run(play())
 
 
-def test_sound_without_detection_waits_for_its_commit():
+def test_append_waits_while_a_minute_of_sound_has_not_been_sent(timed: Timed):
     async def play() -> None:
-        one = clock()
-        one.holds = one.is_active = True
-        await one.append(SPEECH + SPEECH[:100])
-        tick, _ = await takes(one)
-        assert tick.pcm == TICK
-        one.commit(b"", {"listen": True})
-        first, last = (await takes(one))[0], (await takes(one))[0]
-        assert first == (SPEECH, {"listen": True}, (0, len(SPEECH)))
-        assert last == (SPEECH[:100].ljust(len(TICK), b"\0"), {"commit": True}, (len(SPEECH), 100))
+        await timed.clock.append(SPEECH * 188)
+        more = asyncio.create_task(timed.clock.append(SPEECH))
+        await asyncio.sleep(0)
+        assert not more.done()
+        while timed.clock.held_ms > 30_000:
+            await timed.clock.next()
+        await more
 
-    run(play())
-
-
-def test_controls_do_not_wait_for_sound():
-    async def play() -> None:
-        one = clock()
-        one.ask(respond=True)
-        tick, took_s = await takes(one)
-        assert tick == (TICK, {"respond": True}, None)
-        assert took_s < 0.1
-
-    run(play())
-
-
-def test_controls_and_planned_sound_go_in_the_order_in_which_they_came_and_once():
-    async def play() -> None:
-        one = clock()
-        one.ask(items="before")
-        one.plan(SPEECH * 2, {"listen": True}, {"commit": True})
-        one.ask(respond=True)
-        asked = [(await takes(one))[0].asked for _ in range(4)]
-        assert asked == [{"items": "before"}, {"listen": True}, {"commit": True}, {"respond": True}]
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(one.next(), 0.1)
-
-    run(play())
-
-
-def test_a_moment_of_the_ticks_is_known_in_the_microphones_own_sound():
-    """Ticks of silence that were put in between are left out, and so is another sound; what was forgotten counts."""
-
-    async def play() -> None:
-        one = clock()
-        one.ask(respond=True)
-        await takes(one)  # 0 to 320 ms: silence
-        await one.append(SPEECH * 2)
-        await takes(one)  # 320 to 640
-        await takes(one)  # 640 to 960
-        one.plan(SPEECH, {}, {})
-        await takes(one)  # 960 to 1280: an item's
-        await one.append(SPEECH[:3200])
-        one.clear()  # 100 ms
-        one.holds = True
-        await one.append(SPEECH[:6400])
-        one.commit(SPEECH[:320], {})  # 210 ms, the rest of the tick is silence
-        await takes(one)  # 1280 to 1600
-        expected = {0: 0, 320: 0, 330: 10, 960: 640, 1200: 640, 1280: 740, 1400: 860, 1490: 950, 1600: 950}
-        assert {at: one.spoken_ms(at) for at in expected} == expected
-
-    run(play())
+    asyncio.run(play())

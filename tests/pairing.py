@@ -1,0 +1,239 @@
+"""The engine's turn conversation and the Realtime protocol's conversation, connected in one process.
+
+The model is scripted and time is a number, so thousands of conversations take seconds. Several ticks are in flight, and
+the response to each arrives after a drawn delay: what the bridge knows of the engine is always late.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from frontend.realtime.clock import Planned
+from frontend.realtime.conversation import Cut, RealtimeConversation
+from frontend.realtime.events import RealtimeError, error_event, parse
+from frontend.triton import TickOut
+from tests.realtime.ledger import Event, Ledger
+from tests.scripted_engine import CONFIG, VOICES, ScriptedEngine, settings
+
+IDLE_S = 5.0  # without a tick, if nothing goes on
+MAX_WAIT_S = 0.6  # for the next tick, if something goes on
+
+
+class ScriptedPlayer:
+    """Plays the sound of a call at its own pace."""
+
+    def __init__(self, pair: Pair):
+        self._pair = pair
+        self._queue: deque[tuple[str, float, float]] = deque()  # response, begin and end of its playback
+        self.sounds: dict[str, bytes] = {}
+
+    def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
+        begin_s = max([self._pair.now_s, *(end_s for _, _, end_s in self._queue)])
+        self._queue.append((response_id, begin_s, begin_s + len(pcm) / 48_000))
+        self.sounds[response_id] = self.sounds.get(response_id, b"") + pcm
+
+    def clear(self) -> Cut | None:
+        waiting = [each for each in self._queue if each[2] > self._pair.now_s]
+        of_first = [each for each in self._queue if waiting and each[0] == waiting[0][0]]
+        self._queue.clear()
+        if not waiting:
+            return None
+        heard_s = sum(
+            min(end_s, self._pair.now_s) - begin_s for _, begin_s, end_s in of_first if begin_s < self._pair.now_s
+        )
+        return Cut(waiting[0][0], round(heard_s * 1000))
+
+
+class Pair:
+    """A client, the bridge's conversation and the engine's, without a socket and without a model."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        is_call: bool = False,
+        delay_s: tuple[float, float] = (0.0, 0.4),
+        in_flight: int = 8,
+        **config: Any,
+    ):
+        """`delay_s`: range from which the time to a tick's response is drawn; `config`: fields of `TurnConfig`."""
+        self._chance = random.Random(seed)
+        self.now_s = 1000.0
+        self.ledger = Ledger()
+        self.told: list[Event] = []
+        self.engine = ScriptedEngine(self._chance, replace(CONFIG, **config))
+        self.player = ScriptedPlayer(self) if is_call else None
+        self.bridge = RealtimeConversation(
+            settings(), VOICES, "", 0, self._send, self._start, self.player, now=lambda: self.now_s
+        )
+        self.ticks = 0  # that the engine has computed
+        self._delay_s, self._max_in_flight = delay_s, in_flight
+        self._options: Event | None = None
+        self._has_started = False
+        self._due_s = math.inf
+        self._taken: Planned | None = None  # waits for one of the ticks in flight
+        self._in_flight: deque[tuple[float, TickOut, Event]] = deque()  # arrival, response, parameters
+        self._said = 0
+        self.bridge.open()
+
+    def say(self, kind: str, **fields: Any) -> str:
+        """Send a client event with an id; return the id."""
+        self._said += 1
+        event_id = f"event {self._said}"
+        self._expect(kind, event_id, fields)
+        before = len(self.told)
+        try:
+            run(self.bridge.take(parse(json.dumps({"type": kind, "event_id": event_id, **fields}))))
+        except RealtimeError as error:
+            self._refuse(kind, event_id, fields)
+            self._send(error_event(error, event_id))
+        self._expect_reply(kind, event_id, self.told[before:])
+        return event_id
+
+    def append(self, sound: Callable[[int], str], ms: int) -> None:
+        """Send `speech` or `silence`: as events, in a call as the sound of its track."""
+        if self.player:
+            pcm = np.full(ms * 16, 1000, np.int16) if sound is speech else np.zeros(ms * 16, np.int16)
+            run(self.bridge.hear(pcm.tobytes()))
+        else:
+            self.say("input_audio_buffer.append", audio=sound(ms))
+
+    def respond(self, **wanted: Any) -> str:
+        """Send `response.create` with the event's id as its name; return the id."""
+        return self.say("response.create", response={**wanted, "metadata": {"name": f"event {self._said + 1}"}})
+
+    def update(self, **changes: Any) -> None:
+        """Send `session.update`."""
+        session: Event = {"type": "realtime", **changes}
+        if "turn_detection" in session:
+            session["audio"] = {"input": {"turn_detection": session.pop("turn_detection")}}
+        self.say("session.update", session=session)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let ticks and their responses go until the time has passed."""
+        until_s = self.now_s + seconds
+        while True:
+            while self._in_flight and self._in_flight[0][0] <= self.now_s:
+                _, response, parameters = self._in_flight.popleft()
+                self.bridge.deliver(response, parameters)
+            self._send_ticks()
+            arrival_s = self._in_flight[0][0] if self._in_flight else math.inf
+            next_s = min(arrival_s, math.inf if self._taken else self._due_s)
+            self._expect_pace(next_s)
+            if next_s > until_s:
+                break
+            self.now_s = max(self.now_s, next_s)
+        self.now_s = until_s
+
+    def settle(self, max_s: float = 120.0) -> None:
+        """Pass time until every request has had its answer, and only a tick that keeps the conversation is due."""
+        for _ in range(round(max_s)):
+            self.pass_time(1.0)
+            is_idle = not self._in_flight and not self._taken and self._due_s > self.now_s + IDLE_S
+            if self.ledger.is_settled and is_idle:
+                return
+        raise AssertionError(f"after {max_s:g} s: {self.ledger}")
+
+    def _expect_pace(self, next_s: float) -> None:
+        """While a response is open or the user speaks, a tick is sent in time."""
+        is_active = self.ledger.user_speaks or self.ledger.current or any(each.item_id for each in self.ledger.open)
+        if self._taken or not is_active:
+            return
+        assert min(next_s, self._due_s) <= self.now_s + MAX_WAIT_S, "no tick is due"
+
+    def _start(self) -> None:
+        assert not self._has_started
+        self._has_started, self._options = True, self.bridge.session.options()
+
+    def _send_ticks(self) -> None:
+        """As the connection does: a tick is taken when it is due, and waits for one of the ticks in flight."""
+        clock = self.bridge.clock
+        while self._has_started:
+            if self._taken is None:
+                if not clock.changed.is_set() and self.now_s < self._due_s:
+                    return
+                found = clock.poll()
+                if not isinstance(found, Planned):
+                    self._due_s = math.inf if found is None else self.now_s + max(found, 1e-6)
+                    continue
+                self._due_s, self._taken = self.now_s, found
+            if len(self._in_flight) >= self._max_in_flight:
+                return
+            tick, self._taken = self._taken, None
+            parameters = {**(self._options or {}), **tick.asked}
+            response = self.engine.tick(tick.pcm, parameters, start=self._options is not None)
+            self._options = None
+            self.ticks += 1
+            earliest_s = self._in_flight[-1][0] if self._in_flight else self.now_s
+            arrival_s = max(earliest_s, self.now_s + self._chance.uniform(*self._delay_s))
+            self._in_flight.append((arrival_s, response, parameters))
+
+    def _send(self, *events: Event) -> None:
+        for event in events:
+            event = json.loads(json.dumps(event))
+            self.told.append(event)
+            self.ledger.take(event)
+
+    # What the client may expect
+
+    def _expect(self, kind: str, event_id: str, fields: Event) -> None:
+        ledger = self.ledger
+        if kind == "response.create":
+            ledger.pending_responses[event_id] = fields.get("response", {})
+        elif kind == "input_audio_buffer.commit":
+            ledger.pending_commits.append(event_id)
+        elif kind == "conversation.item.delete":
+            ledger.pending_deletions.add(fields["item_id"])
+        elif kind == "conversation.item.truncate":
+            ledger.pending_truncations.append((fields["item_id"], fields["audio_end_ms"]))
+
+    def _refuse(self, kind: str, event_id: str, fields: Event) -> None:
+        ledger = self.ledger
+        if kind == "conversation.item.delete" and fields["item_id"] not in ledger.items:
+            ledger.pending_deletions.discard(fields["item_id"])
+        elif kind == "conversation.item.truncate":
+            ledger.pending_truncations.remove((fields["item_id"], fields["audio_end_ms"]))
+
+    def _expect_reply(self, kind: str, event_id: str, told: list[Event]) -> None:
+        """Events whose effect is immediate have one reply."""
+        replies = {
+            "session.update": ["session.updated"],
+            "input_audio_buffer.clear": ["input_audio_buffer.cleared"],
+            "conversation.item.create": ["conversation.item.added", "conversation.item.done"],
+            "conversation.item.retrieve": ["conversation.item.retrieved"],
+        }
+        kinds = [event["type"] for event in told]
+        if event_id in self.ledger.refused:
+            assert kinds == ["error"]
+        elif kind in replies:
+            assert [each for each in kinds if each in replies[kind]] == replies[kind]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that has nothing to wait for."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("the coroutine waits")
+
+
+def base64_of(pcm: bytes) -> str:
+    return base64.b64encode(pcm).decode()
+
+
+def speech(ms: int) -> str:
+    """Sound that the scripted VAD takes for speech, PCM16 at 24 kHz in base64."""
+    return base64_of(np.full(ms * 24, 1000, np.int16).tobytes())
+
+
+def silence(ms: int) -> str:
+    return base64_of(bytes(ms * 48))
