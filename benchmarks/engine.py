@@ -22,10 +22,10 @@ from benchmarks.report import BASELINE, Row
 from config import Settings
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import CodePredictor, OnnxCodePredictor
-from engine.conversation import TickInput
 from engine.engine import Engine
 from engine.log_mel import normalise
 from engine.sca.conversation import ScaConversation
+from engine.tick import TickInput
 from export.code_predictor import export_code_predictor
 from tests.oracle import ScaOracle
 

@@ -18,7 +18,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from benchmarks.full_size import full_config
 from config import Settings
-from engine.talker_prefix import TALKER_PREFIX
+from engine.cache_layout import TALKER_PREFIX
 from export.code2wav import Code2Wav
 
 CUDA_COPY, CPU_COPY = 2**32, 2**28  # bytes; several times any cache

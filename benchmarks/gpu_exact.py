@@ -25,11 +25,11 @@ from engine import layer
 from engine.attention import CachePositions
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.fused_layer import FusedLayer
 from engine.layer import Layer, Places, rotations
 from engine.options import Controls
+from engine.tick import TickInput, TickOutput
 from export.random_checkpoint import make_random_checkpoint
 from tests.oracle import ScaOracle
 from tests.sound import official_stream, stream_inputs, with_knock

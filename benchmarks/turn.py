@@ -19,9 +19,9 @@ from benchmarks.engine import GREEDY, LOG_MELS, memory_in_use, served_predictor,
 from benchmarks.report import Row
 from config import Settings
 from engine.checkpoint import Checkpoint
-from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.options import Controls
+from engine.tick import TickInput, TickOutput
 from engine.turn.conversation import TurnConversation
 
 SPOKEN_S = (1.5, 7.0)  # a user's turn

@@ -24,6 +24,7 @@ class Options:
     sampling: SamplingSettings
     turn: TurnSettings
     seed: int
+    report_state: bool = False  # emit `state` events: a bridge sets it, clients cannot
 
 
 def options_of(parameters: Mapping[str, Any], settings: Settings, voices: Sequence[str]) -> Options:

@@ -1,13 +1,47 @@
-"""What a dialect is to the engine: how a checkpoint interleaves audio, text and codec tokens."""
+"""The interface of a dialect: how a checkpoint interleaves audio, text and codec tokens. Free of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from config.options import Options
-from engine.conversation import Conversation, TickInput, TickResult
-from engine.options import Controls
+from contract.controls import Controls
+from engine.tick import TickInput, TickResult
+
+
+@dataclass
+class Conversation:
+    """The host state of a conversation, which every dialect extends by its state machine.
+
+    Tensors lie in slot `slot` of the engine's `SlotState`.
+    """
+
+    slot: int
+    options: Options
+    prompt: list[int]  # tokens before the conversation, for the thinker
+    prompt_prefilled: int = field(default=0, kw_only=True)  # number of prompt tokens in the thinker's cache
+
+    @property
+    def clock_ms(self) -> int:
+        """The input clock: milliseconds of audio that the conversation has received."""
+        raise NotImplementedError
+
+    @property
+    def thinker_length(self) -> int:
+        """Positions that the conversation takes in the thinker's cache."""
+        raise NotImplementedError
+
+    @property
+    def has_prompt_left(self) -> bool:
+        """True while a part of the prompt is not in the thinker's cache."""
+        return self.prompt_prefilled < len(self.prompt)
+
+    def prompt_chunk_prefilled(self, tokens: int) -> None:
+        """Count `tokens` more tokens of the prompt as prefilled."""
+        self.prompt_prefilled += tokens
+
 
 C = TypeVar("C", bound=Conversation)
 C_co = TypeVar("C_co", bound=Conversation, covariant=True)

@@ -14,9 +14,10 @@ import torch
 
 from config.options import Options
 from config.settings import Settings
+from contract.errors import ErrorCode
+from contract.events import Error, Reset
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.code_predictor import CodePredictor, OnnxCodePredictor, TorchCodePredictor
-from engine.conversation import TickInput, TickResult
 from engine.dialect import C, Dialect, Row
 from engine.errors import ConversationError, DeviceLostError, EngineFullError, KernelError
 from engine.graph_runner import GraphRunner
@@ -26,6 +27,7 @@ from engine.options import parse_options
 from engine.sca.dialect import ScaDialect
 from engine.slots import SlotState
 from engine.stage_timer import StageTimer
+from engine.tick import TickInput, TickResult
 from engine.tick_load import TickLoad
 from engine.turn.dialect import TurnDialect
 
@@ -201,13 +203,11 @@ class Engine(Generic[C]):
         if isinstance(result, ConversationError):
             self.close(key)
             return result
-        at_ms = row.conversation.clock_ms
-        if row.input.rejected:
-            result.events.insert(
-                0, {"type": "error", "at_ms": at_ms, "code": "bad_control", "message": row.input.rejected}
-            )
+        if rejected := row.input.rejected:
+            error = Error(at_ms=row.conversation.clock_ms, code=ErrorCode.BAD_CONTROL, message=rejected)
+            result.events.insert(0, error)
         if row.input.controls.reset:
-            result.events.insert(0, {"type": "reset", "at_ms": 0})
+            result.events.insert(0, Reset(at_ms=0))
         return result
 
     def _fail(self, keys: list[Hashable], error: BaseException) -> None:

@@ -15,32 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.clip import Clip
 from engine.log_mel import FLOOR_BELOW_PEAK, HOP, LogMel, normalise
 
 DELAY_FRAMES = 1  # of the stream (see export/mel_frontend.py)
 FIRST_FRAMES, LAST_FRAMES = 2, 1  # of a clip, that see past its ends
 EDGE_SAMPLES = 4 * HOP  # enough for any of them
-MIN_FRAMES = 100  # of a turn: the encoder reads a shorter clip differently alone and among others
-
-
-class Clip(NamedTuple):
-    """Frames `first` to before `end` of a turn that begins at frame `turn_first`, on the input clock."""
-
-    turn_first: int
-    first: int
-    end: int
-    turn_end: int | None = None  # None: the turn goes on
-
-    @property
-    def ends_turn(self) -> bool:
-        """Whether it is the turn's last."""
-        return self.end == self.turn_end
-
-    @property
-    def frames(self) -> int:
-        """Log-mel frames; a whole turn shorter than a second has silence in front of it."""
-        is_whole = self.ends_turn and self.first == self.turn_first
-        return max(self.end - self.first, MIN_FRAMES if is_whole else 0)
 
 
 class _Tick(NamedTuple):

@@ -12,8 +12,8 @@ import torch
 
 from config import Settings, SettingsError
 from engine.attention import cache_positions
+from engine.cache_layout import TALKER_PREFIX
 from engine.errors import MemoryRefusedError
-from engine.talker_prefix import TALKER_PREFIX
 
 PROMPT_CHUNK = 128  # tokens of a system prompt that are prefilled at once
 TURN_MARGIN = 144  # positions past a full context of the dialect turn, where padding is written

@@ -12,8 +12,8 @@ from torch import Tensor
 from config.settings import EngineSettings
 from engine.attention import CachePositions
 from engine.buckets import BatchPool, set_rows
-from engine.conversation import Conversation
-from engine.errors import OptionError
+from engine.dialect import Conversation
+from engine.errors import PromptTooLongError
 from engine.graph_runner import GraphRunner
 from engine.memory import PROMPT_CHUNK
 from engine.slots import SlotState
@@ -97,11 +97,10 @@ class PromptPrefill:
         return sum(prefix.nbytes for prefix in self._prefixes.values())
 
     def begin(self, slot: int, tokens: Sequence[int]) -> int:
-        """Loads a prompt that is kept; returns how many of its tokens are in the cache. Raises `OptionError`."""
+        """Loads a prompt that is kept; returns how many of its tokens are in the cache. Raises `PromptTooLongError`."""
         if len(tokens) > self._most:
-            raise OptionError(
-                f"system_prompt is {len(tokens)} tokens long, expected at most {self._most} (engine.prompt_positions)"
-            )
+            expected = f"expected at most {self._most} tokens (engine.prompt_positions)"
+            raise PromptTooLongError(f"system_prompt: {expected}, got {len(tokens)}")
         prefix = self._prefixes.get(tuple(tokens))
         if prefix is None:
             return 0

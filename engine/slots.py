@@ -14,13 +14,12 @@ import torch
 from config.options import Options
 from config.settings import Settings
 from engine.buckets import BatchBuckets, min_rows
-from engine.conversation import Evictions
+from engine.cache_layout import TALKER_PREFIX, Evictions
 from engine.kv_cache import KVCache
 from engine.log_mel import SILENCE, LogMel
 from engine.mel_buffer import MelBuffer
 from engine.memory import cache_sizes
 from engine.sampler import SamplingState
-from engine.talker_prefix import TALKER_PREFIX
 from engine.vad import VadState
 
 

@@ -1,4 +1,4 @@
-"""What the talker reads before the first codec frame of an answer; it names the voice."""
+"""The talker's input before the first codec frame of an answer, which names the voice."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from torch import Tensor
 from engine.talker import Talker
 from engine.thinker import Thinker
 
-TALKER_PREFIX = 5  # positions
-
 
 def talker_prefix(config: Any, thinker: Thinker, talker: Talker, voice: str) -> Tensor:
-    """Embeddings [1, 5, H'] of the prefix for a voice of the checkpoint.
+    """Return the embeddings [1, TALKER_PREFIX, H'] of the prefix for a voice of the checkpoint.
 
     As `_get_talker_assistant_parts` of `Qwen3OmniMoeForConditionalGeneration` (transformers 5.20.2).
     """

@@ -21,8 +21,8 @@ from transformers.utils import logging
 from config import Settings
 from config.settings import QwenSettings
 from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.conversation import TickInput
 from engine.engine import Engine
+from engine.tick import TickInput
 from export.code_predictor import export_code_predictor
 from export.repository import find_checkpoint
 from tests.sound import SENTENCE, said_by_espeak, speech, stream_inputs, with_knock

@@ -11,7 +11,7 @@ import torch
 
 from commands.replay import ROUNDING
 from config.settings import INPUT_HZ
-from engine.conversation import TickInput
+from engine.tick import TickInput
 from export.mel_frontend import MelFrontend
 from tests.turn_oracle import official_log_mel
 

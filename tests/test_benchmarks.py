@@ -23,8 +23,8 @@ from benchmarks.perf_analyzer import PerfAnalyzerError, input_data, read_wav, ro
 from benchmarks.report import Row, show
 from config.settings import INPUT_HZ
 from engine.checkpoint import Checkpoint, load_checkpoint
-from engine.conversation import TickOutput
 from engine.engine import Engine
+from engine.tick import TickOutput
 from engine.turn.chat_template import ChatTemplate
 from export.byte_tokenizer import make_tokenizer
 from export.random_checkpoint import random_config

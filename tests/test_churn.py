@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from engine.checkpoint import Checkpoint
-from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.sca.dialect import AudioBatch
+from engine.tick import TickInput, TickOutput
 from tests.conftest import note_uniforms
 from tests.inspect_objects import found_in
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine.checkpoint import Checkpoint
-from engine.conversation import TickOutput
 from engine.engine import Engine
 from engine.errors import ContextFullError, ConversationError, EngineFullError, OptionError
+from engine.tick import TickOutput
 
 
 class Clock:

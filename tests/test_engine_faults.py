@@ -7,12 +7,12 @@ import torch
 
 from config.settings import MAX_PROMPT_CHARACTERS
 from engine.checkpoint import Checkpoint
-from engine.conversation import TickOutput
 from engine.engine import Engine
 from engine.errors import ConversationError, DeviceLostError, EngineFullError, OptionError
 from engine.options import Controls
 from engine.prompt import PrefillBudget
 from engine.stage_timer import StageTimer
+from engine.tick import TickOutput
 from engine.tick_load import MIN_TICKS, TickLoad
 
 

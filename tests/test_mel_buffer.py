@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.clip import Clip
 from engine.log_mel import LogMel
-from engine.mel_buffer import Clip, MelBuffer
+from engine.mel_buffer import MelBuffer
 from tests.sound import stream_inputs
 from tests.turn_oracle import official_log_mel
 from tests.turns import lengthened

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.cache_layout import Eviction, Evictions
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import OnnxCodePredictor
-from engine.conversation import Eviction, Evictions
 from engine.engine import Engine
 from engine.options import Controls
 from engine.slots import SlotState

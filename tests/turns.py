@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.conversation import TickInput, TickOutput
 from engine.engine import Engine
 from engine.options import Controls
+from engine.tick import TickInput, TickOutput
 from export.mel_frontend import MelFrontend
 from tests.sound import with_knock
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from config.settings import Settings
-from engine.conversation import Conversation, Event, Eviction, Evictions
+from contract.events import Event, Text
+from engine.cache_layout import TALKER_PREFIX, Eviction, Evictions
 from engine.detokenizer import Detokenizer
+from engine.dialect import Conversation
 from engine.errors import ContextFullError
-from engine.talker_prefix import TALKER_PREFIX
 
 LEAVING_SHARE = 8  # when a context is full, one in so many of its ticks leaves
 
@@ -106,7 +107,7 @@ class ScaConversation(Conversation):
         self.ticks += 1
         self.decoded_ticks += 1
         text = self.detokenizer.feed(tokens)
-        return text, [{"type": "text", "at_ms": self.clock_ms, "text": text}] if text else []
+        return text, [Text(at_ms=self.clock_ms, text=text)] if text else []
 
     def _eviction(self, prefix: int, step: int, leaving: int) -> Eviction:
         return Eviction(kept=prefix + step, leaving=leaving * step, length=prefix + self.ticks * step)

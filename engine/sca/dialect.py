@@ -20,18 +20,17 @@ from torch import Tensor
 
 from config.options import Options
 from config.settings import Settings
+from contract.controls import Controls
 from engine.attention import CachePositions
 from engine.buckets import BatchPool
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import CodePredictor
 from engine.codec_decoder import CodecBatch, CodecDecoder, CodecRow, no_frames
-from engine.conversation import TickOutput, TickResult
 from engine.detokenizer import Detokenizer
 from engine.dialect import Row
 from engine.errors import ContextFullError, ConversationError
 from engine.graph_runner import GraphRunner
 from engine.log_mel import normalise
-from engine.options import Controls
 from engine.prompt import PrefillBudget, PromptChunk, PromptPrefill
 from engine.sampler import ALL, FEW, GREEDY, candidates
 from engine.sca.conversation import ScaConfig, ScaConversation
@@ -40,6 +39,7 @@ from engine.talker import Talker
 from engine.talker_prefix import talker_prefix
 from engine.text_decoder import TextBatch, TextRow, next_token
 from engine.thinker import Thinker
+from engine.tick import TickOutput, TickResult
 
 
 class AudioBatch:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from config.settings import TurnSettings
-from engine.conversation import Evictions
+from engine.cache_layout import TALKER_PREFIX, Evictions
+from engine.clip import Clip
 from engine.detokenizer import Detokenizer
-from engine.mel_buffer import Clip
-from engine.talker_prefix import TALKER_PREFIX
 from engine.turn.chat_template import ChatTemplate
 from engine.turn.history import Turn
 

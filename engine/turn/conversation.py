@@ -11,12 +11,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from config.options import Options
 from config.settings import TurnSettings
-from engine.conversation import Conversation, Event, Evictions
+from contract.controls import Controls, ForgetControl, ItemControl, OutOfBandControl, TruncateControl
+from contract.errors import ErrorCode
+from contract.events import (
+    AnswerDone,
+    AnswerStarted,
+    Committed,
+    Emotion,
+    Error,
+    Event,
+    Forgotten,
+    Interrupted,
+    Language,
+    SpeechStarted,
+    SpeechStopped,
+    Text,
+    Transcript,
+    Truncated,
+    TurnsDropped,
+)
+from engine.cache_layout import TALKER_PREFIX, Evictions
+from engine.clip import Clip
+from engine.dialect import Conversation
 from engine.errors import OptionError
-from engine.mel_buffer import Clip
-from engine.options import Controls, Forgetting, Item, Options, OutOfBand, Truncation, changed_turn
-from engine.talker_prefix import TALKER_PREFIX
+from engine.options import changed_turn
 from engine.turn.actions import Decode, Decoded, Prefill, PrefillChunk, Question, TurnConfig
 from engine.turn.answer import Answer
 from engine.turn.history import History, Turn
@@ -25,6 +45,7 @@ from engine.turn.speech_detector import SpeechDetector
 
 FRAME_MS = 10  # of a log-mel frame
 RECENT_MS = 1000  # of sound that is kept beside what the options need
+LABELS: dict[str, type[Event]] = {"emotion": Emotion, "language": Language}
 TEXT_RNG_OFFSET = 2**40  # where a conversation's random numbers for text begin: far past those for codes
 
 
@@ -50,7 +71,7 @@ class TurnConversation(Conversation):
     _queued: int = 0  # ... whose windows are queued up to this one
     _windows: list[PrefillChunk] = field(default_factory=list)  # those of the latest turn that were prefilled
     _earliest: int = 0  # no later turn begins before this frame
-    _items: list[Item] = field(default_factory=list)  # that wait for the end of an answer
+    _items: list[ItemControl] = field(default_factory=list)  # that wait for the end of an answer
     _turns: int = 0  # begun so far
     _evictions: list[Evictions] = field(default_factory=list)  # that come before all else of the next prefill
     _respond_due: bool = False  # the open turn is answered when it ends, whatever the options say
@@ -138,7 +159,7 @@ class TurnConversation(Conversation):
             self._answer_out_of_band(controls.out_of_band)
         self._queue_windows(self.clock)
         if controls.transcript:
-            self._tell("transcript", turns=list(self.history.transcript(self.config.decode)))
+            self._emit(Transcript, turns=list(self.history.transcript(self.config.decode)))
         self.oldest_frame = max(self.oldest_frame, self._oldest_needed())
 
     def _oldest_needed(self) -> int:
@@ -152,7 +173,7 @@ class TurnConversation(Conversation):
         detector.feed([probability])
         stopped = was_speech and not detector.is_speech
         if detector.is_speech and not was_speech:
-            self._tell("speech_started", at_ms=detector.started_ms)
+            self._emit(SpeechStarted, at_ms=detector.started_ms)
         if self._ignores_speech:
             self._ignores_speech = not stopped
         elif detector.is_speech or stopped:
@@ -163,7 +184,7 @@ class TurnConversation(Conversation):
             if not self._answer and not self._turn and detector.voiced_until_ms > self._earliest * FRAME_MS:
                 self._begin_turn(detector.started_ms // FRAME_MS - turn.prefix_padding_ms // FRAME_MS)
         if stopped:
-            self._tell("speech_stopped", at_ms=detector.stopped_ms)
+            self._emit(SpeechStopped, at_ms=detector.stopped_ms)
             if self._turn:
                 self._end_turn(detector.stopped_ms // FRAME_MS)
 
@@ -189,7 +210,7 @@ class TurnConversation(Conversation):
         turn.audio_tokens = (clip.first - clip.turn_first) // window * tokens(window) + tokens(clip.frames)
         audio = [*self._audio(tokens(clip.frames)), *chat.after_audio]
         self._earliest, self._turn = end, None
-        self._tell("committed", turn=turn.number, audio_start_ms=turn.sound_ms[0], audio_end_ms=turn.sound_ms[1])
+        self._emit(Committed, turn=turn.number, audio_start_ms=turn.sound_ms[0], audio_end_ms=turn.sound_ms[1])
         answers = self.options.turn.create_response or self._respond_due
         self._respond_due = False
         last: tuple[list[int], Clip | None] = audio, clip
@@ -229,10 +250,10 @@ class TurnConversation(Conversation):
         tokens = self.config.chat.typed(message)
         if len(tokens) > self.longest_turn:
             reason = f"it is {len(tokens)} tokens long, expected at most {self.longest_turn} (engine.context_s)"
-            self._tell("error", code="turn_too_long", message=f"the user's message is dropped: {reason}")
+            self._emit(Error, code=ErrorCode.TURN_TOO_LONG, message=f"the user's message is dropped: {reason}")
         else:
             turn = self._new_turn(typed=message)
-            self._tell("committed", turn=turn.number)
+            self._emit(Committed, turn=turn.number)
             self._answer_turn(turn, tokens)
 
     def _add_items(self) -> None:
@@ -243,13 +264,13 @@ class TurnConversation(Conversation):
         if self._turn:
             self._take_back_open_turn(self._turn)
         for item in items:
-            turn = self._new_turn(role=item.role, typed=item.text)
-            tokens = chat.typed(item.text) if item.role == "user" else chat.message(item.role, item.text)
+            turn = self._new_turn(role=item.role.value, typed=item.text)
+            tokens = chat.typed(item.text) if item.role == "user" else chat.message(item.role.value, item.text)
             if len(tokens) > self.longest_turn:
                 reason = f"{len(tokens)} tokens came, expected at most {self.longest_turn} (engine.context_s)"
-                self._tell("error", code="turn_too_long", what="item", message=f"an item is dropped: {reason}")
+                self._emit(Error, code=ErrorCode.TURN_TOO_LONG, what="item", message=f"an item is dropped: {reason}")
                 continue
-            self._tell("committed", turn=turn.number)
+            self._emit(Committed, turn=turn.number)
             if item.role == "user":
                 self._queue.add(turn, [*tokens, *chat.close], None)
             else:
@@ -270,7 +291,7 @@ class TurnConversation(Conversation):
         """An answer to the history as it is; while the user speaks, when they have stopped."""
         self._respond_due = False
         if self._answer:
-            self._tell("error", code="answer_active", message="respond came while an answer is being given")
+            self._emit(Error, code=ErrorCode.ANSWER_ACTIVE, message="respond came while an answer is being given")
         elif self._turn and not self._opened_itself:
             self._respond_due = True
         else:
@@ -279,7 +300,7 @@ class TurnConversation(Conversation):
                 self._earliest = self.clock
             self._queue_answer(self._new_turn(), [])
 
-    def _answer_out_of_band(self, wanted: OutOfBand) -> None:
+    def _answer_out_of_band(self, wanted: OutOfBandControl) -> None:
         """An answer to the history that leaves nothing in it; the user's speech ends it, and comes first."""
         if wanted.cancel:
             if self._answer and self._answer.is_out_of_band:
@@ -290,10 +311,11 @@ class TurnConversation(Conversation):
         tokens = len(message) + len(chat.answer_opening)
         if self._answer or self.detector.is_speech or (self._turn and not self._opened_itself):
             reason = "out_of_band came while the user speaks or an answer is being given"
-            self._tell("error", code="answer_active", message=reason, out_of_band=True)
+            self._emit(Error, code=ErrorCode.ANSWER_ACTIVE, message=reason, out_of_band=True)
         elif tokens > self.longest_turn:
             reason = f"{tokens} tokens came, expected at most {self.longest_turn} (engine.context_s)"
-            self._tell("error", code="turn_too_long", message=f"instructions are dropped: {reason}", out_of_band=True)
+            message = f"instructions are dropped: {reason}"
+            self._emit(Error, code=ErrorCode.TURN_TOO_LONG, message=message, out_of_band=True)
         elif options := self._changed(wanted.turn, out_of_band=True):
             if self._turn:
                 self._abandon_turn()
@@ -332,15 +354,16 @@ class TurnConversation(Conversation):
             turn = changed_turn(self.options.turn, changes)
             self.config.expect_possible(turn)
         except OptionError as error:
-            self._tell("error", code="bad_control", message=str(error), **kind)
+            self._emit(Error, code=ErrorCode.BAD_CONTROL, message=str(error), **kind)
             return None
         return turn
 
-    def _truncate(self, heard: Truncation) -> None:
+    def _truncate(self, heard: TruncateControl) -> None:
         """An answer's text in the history ends where its user has heard it to."""
         turn, chat = self.history.find(heard.turn), self.config.chat
         if turn is None or not turn.answer or turn.role != "user" or (self._answer and self._answer.turn is turn):
-            self._tell("error", code="nothing_to_truncate", message=f"turn {heard.turn} has no answer that has ended")
+            reason = f"turn {heard.turn} has no answer that has ended"
+            self._emit(Error, code=ErrorCode.NOTHING_TO_TRUNCATE, message=reason)
             return
         had, closing = len(turn.tokens), self._closing_of(turn)
         if turn.interrupted or not turn.spoken_ms:
@@ -354,29 +377,30 @@ class TurnConversation(Conversation):
             self._queue.close(chat.close)
         elif len(turn.tokens) < had:
             self._evictions.append(self.history.cut_inside(turn, had - len(turn.tokens), closing))
-        self._tell("truncated", turn=turn.number, heard_text=self.config.decode(turn.tokens))
+        self._emit(Truncated, turn=turn.number, heard_text=self.config.decode(turn.tokens))
 
     def _closing_of(self, turn: Turn) -> int:
         """How many positions of an answer's end are in the thinker's cache."""
         return turn.answer - len(self.config.chat.answer_opening) - len(turn.tokens)
 
-    def _forget(self, what: Forgetting) -> None:
+    def _forget(self, what: ForgetControl) -> None:
         """A turn's part leaves the history. What was read after it has seen it."""
         turn = self.history.find(what.turn) or self._queue.find(what.turn)
-        about: dict[str, Any] = {"turn": what.turn, "part": what.part}
+        part = what.part.value
+        about: dict[str, Any] = {"turn": what.turn, "part": part}
         if turn is None or turn is self._turn or (self._answer and self._answer.turn is turn):
             reason = "is being spoken or answered" if turn else "is not in the history"
-            self._tell("error", code="nothing_to_forget", message=f"turn {what.turn} {reason}", **about)
+            self._emit(Error, code=ErrorCode.NOTHING_TO_FORGET, message=f"turn {what.turn} {reason}", **about)
             return
-        if what.part == ("user" if turn.role == "user" else "answer"):
+        if part == ("user" if turn.role == "user" else "answer"):
             self._queue.drop(turn)
         if turn in self.history.turns:
-            if what.part == "answer" and self.history.turns[-1] is turn:
+            if part == "answer" and self.history.turns[-1] is turn:
                 self._queue.close([])
-            self._evictions.append(self.history.forget(turn, what.part, self._spoken_positions()))
-        if what.part == "user":
+            self._evictions.append(self.history.forget(turn, part, self._spoken_positions()))
+        if part == "user":
             self._questions = [question for question in self._questions if question.turn is not turn]
-        self._tell("forgotten", **about)
+        self._emit(Forgotten, **about)
 
     def take_evictions(self) -> list[Evictions]:
         """What leaves the caches in this tick before anything else is computed: a client asked for it, mostly."""
@@ -385,8 +409,8 @@ class TurnConversation(Conversation):
 
     def _commit(self, frame: int) -> None:
         if self._turn is None or frame <= self._turn_first:
-            self._tell(
-                "error", code="nothing_to_commit", message="commit came, but no sound of a user's turn before it"
+            self._emit(
+                Error, code=ErrorCode.NOTHING_TO_COMMIT, message="commit came, but no sound of a user's turn before it"
             )
             return
         self._end_speech()
@@ -403,14 +427,14 @@ class TurnConversation(Conversation):
     def _cancel(self) -> None:
         if self._answer is None or self._answer.is_out_of_band:
             self._respond_due = False
-            self._tell("error", code="nothing_to_cancel", message="cancel came, but no answer is being given")
+            self._emit(Error, code=ErrorCode.NOTHING_TO_CANCEL, message="cancel came, but no answer is being given")
         else:
             self._interrupt("cancel")
 
     def _end_speech(self) -> None:
         """The speech so far has been dealt with; what is heard next is another's."""
         if self.detector.is_speech:
-            self._tell("speech_stopped")
+            self._emit(SpeechStopped)
         self.detector.end_speech()
         self._ignores_speech = False
 
@@ -450,8 +474,8 @@ class TurnConversation(Conversation):
             if not self._queue.last.user:
                 self._queue.drop(turn)
         turn.spoken_ms = heard_ms
-        self._tell(
-            "interrupted",
+        self._emit(
+            Interrupted,
             turn=turn.number,
             by=by,
             heard_ms=heard_ms,
@@ -531,7 +555,7 @@ class TurnConversation(Conversation):
             if not history.turns:  # the end of an answer would follow nothing
                 self._queue.close([])
             self._questions = [question for question in self._questions if question.turn is not oldest]
-            self._tell("turns_dropped", turn=oldest.number, count=1, left=len(history.turns))
+            self._emit(TurnsDropped, turn=oldest.number, count=1, left=len(history.turns))
         return tuple(evictions), True
 
     def _spoken_positions(self) -> int:
@@ -549,7 +573,7 @@ class TurnConversation(Conversation):
             self._answer = None
         if turn.is_out_of_band:
             message = "the answer out of band is dropped: the context has no room for it (engine.context_s)"
-            self._tell("error", code="turn_too_long", message=message, out_of_band=True)
+            self._emit(Error, code=ErrorCode.TURN_TOO_LONG, message=message, out_of_band=True)
             return
         if self._turn is turn or not self._turn:
             self._turn = None
@@ -561,7 +585,7 @@ class TurnConversation(Conversation):
             if self.config.stops_when_full and has_older
             else f"it is longer than the context of {self.config.talker_positions} positions (engine.context_s)"
         )
-        self._tell("error", code="turn_too_long", message=f"the user's turn is dropped: {reason}")
+        self._emit(Error, code=ErrorCode.TURN_TOO_LONG, message=f"the user's turn is dropped: {reason}")
 
     def _begin_answer(self) -> None:
         """The turn has been prefilled: this tick begins to answer it."""
@@ -572,7 +596,7 @@ class TurnConversation(Conversation):
         span = {"audio_start_ms": turn.sound_ms[0], "audio_end_ms": turn.sound_ms[1]} if turn.sound_ms else {}
         answer.input_tokens = self.history.thinker_length
         answer.input_audio_tokens = sum(other.audio_tokens for other in self.history.turns)
-        self._tell("answer_started", turn=turn.number, **span, **answer.kind)
+        self._emit(AnswerStarted, turn=turn.number, **span, **answer.kind)
         if answer.is_out_of_band:
             return
         asked = (name for name in ("emotion", "language") if self.options.turn.asked(name) and span)
@@ -623,7 +647,7 @@ class TurnConversation(Conversation):
         self.history.add(answer.turn, 0, len(taken))
         text = answer.detokenizer.feed(taken)
         if text:
-            self._tell("text", text=text, **answer.kind)
+            self._emit(Text, text=text, **answer.kind)
         return taken, text
 
     def _finish(self, reason: str = "") -> None:
@@ -634,8 +658,8 @@ class TurnConversation(Conversation):
         if not answer.text_ended:
             self._queue.close(self.config.chat.close)
         answer.turn.spoken_ms = answer.spoken_ms
-        self._tell(
-            "answer_done",
+        self._emit(
+            AnswerDone,
             turn=answer.turn.number,
             spoken_ms=answer.spoken_ms,
             text=self.config.decode(answer.turn.tokens),
@@ -664,13 +688,13 @@ class TurnConversation(Conversation):
         """The answer to a question, as an event."""
         assert question.turn.sound_ms is not None
         start_ms, end_ms = question.turn.sound_ms
-        self._tell(
-            question.name,
+        self._emit(
+            LABELS[question.name],
             label=label,
             probability=round(probability, 4),
             audio_start_ms=start_ms,
             audio_end_ms=end_ms,
         )
 
-    def _tell(self, kind: str, at_ms: int | None = None, **details: Any) -> None:
-        self.events.append({"type": kind, "at_ms": self.clock_ms if at_ms is None else at_ms, **details})
+    def _emit(self, kind: type[Event], at_ms: int | None = None, **details: Any) -> None:
+        self.events.append(kind(at_ms=self.clock_ms if at_ms is None else at_ms, **details))

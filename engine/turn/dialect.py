@@ -18,15 +18,15 @@ from torch import Tensor
 
 from config.options import Options
 from config.settings import Settings, TurnSettings
+from contract.controls import Controls
 from engine.buckets import BatchPool
+from engine.cache_layout import Evictions
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import CodePredictor
 from engine.codec_decoder import CodecBatch, CodecDecoder, no_frames
-from engine.conversation import Evictions, TickOutput, TickResult
 from engine.detokenizer import Detokenizer
 from engine.dialect import Row
 from engine.graph_runner import GraphRunner
-from engine.options import Controls
 from engine.prompt import PrefillBudget, PromptPrefill
 from engine.sampler import ALL, FEW, GREEDY
 from engine.slots import SlotState
@@ -34,6 +34,7 @@ from engine.talker import Talker
 from engine.talker_prefix import talker_prefix
 from engine.text_decoder import TextBatch, next_token
 from engine.thinker import Thinker
+from engine.tick import TickOutput, TickResult
 from engine.turn.actions import Decode, Prefill, TurnConfig
 from engine.turn.chat_template import ChatTemplate
 from engine.turn.conversation import TurnConversation

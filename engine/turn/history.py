@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.conversation import Eviction, Evictions
+from engine.cache_layout import Eviction, Evictions
 
 
 @dataclass(eq=False)

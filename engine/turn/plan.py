@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.cache_layout import Evictions
 from engine.codec_decoder import CodecBatch, CodecRow
-from engine.conversation import Evictions
 from engine.errors import ConversationError
 from engine.prompt import PromptChunk
 from engine.sampler import candidates

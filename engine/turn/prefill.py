@@ -16,10 +16,10 @@ from torch import Tensor
 
 from engine.attention import CachePositions
 from engine.buckets import BatchBuckets, set_rows
+from engine.cache_layout import TALKER_PREFIX
 from engine.graph_runner import GraphRunner
 from engine.slots import SlotState
 from engine.talker import Talker
-from engine.talker_prefix import TALKER_PREFIX
 from engine.thinker import Thinker
 from engine.turn.actions import Prefill, PrefillChunk
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from engine.mel_buffer import Clip
+from engine.clip import Clip
 from engine.turn.actions import PrefillChunk
 from engine.turn.history import Turn
 

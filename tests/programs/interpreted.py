@@ -16,13 +16,13 @@ from engine import attention_kernel, code_predictor, decoder, layer
 from engine.attention import CachePositions, CpuAttention
 from engine.attention_kernel import KernelAttention
 from engine.checkpoint import load_checkpoint
-from engine.conversation import TickInput
 from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.experts_kernel import KernelExperts
 from engine.fused_layer import FusedLayer, FusedMixture
 from engine.layer import Layer, Places, rotations
 from engine.onnx_steps import OnnxSteps
+from engine.tick import TickInput
 
 CAPACITY = 1024
 SHAPES = [  # rows, new positions, query heads, key heads, head size

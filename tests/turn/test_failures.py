@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.conversation import TickOutput
 from engine.engine import Engine
+from engine.tick import TickOutput
 from tests.turns import (
     MANUAL,
     TICK,

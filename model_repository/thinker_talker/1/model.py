@@ -1,4 +1,4 @@
-"""Triton's requests -> calls of the engine -> Triton's responses. All thinking is in `engine/`."""
+"""Triton's requests -> calls of the engine -> Triton's responses. The logic is in `engine/`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ import triton_python_backend_utils as pb_utils
 from metrics import EngineMetrics
 
 from config import Settings
-from engine.conversation import TickInput, TickOutput, TickResult
+from contract.controls import CONTROLS, Controls
+from contract.errors import ErrorCode, coded
 from engine.engine import load_engine
 from engine.errors import ConversationError, DeviceLostError, OptionError
-from engine.options import CONTROLS, Controls, parse_controls
+from engine.options import parse_controls
+from engine.tick import TickInput, TickOutput, TickResult
 
 
 class TritonPythonModel:
     """The thinker and the talker behind Triton's sequence batcher."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the checkpoint that `./sca export` named in the model's config."""
+        """Load the checkpoint that `./sca export` named in the model's config."""
         parameters = json.loads(args["model_config"])["parameters"]
         settings = Settings.from_json(parameters["settings"]["string_value"])
         predictor = Path(args["model_repository"]) / "code_predictor"
@@ -36,9 +38,9 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"the engine takes {self.engine.memory}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One tick of every conversation that the batcher collected, computed together."""
+        """Compute one tick of every conversation that the batcher collected, all of them together."""
         if self.lost:
-            return [_error(self.lost) for _ in requests]
+            return [_error(DeviceLostError.code, self.lost) for _ in requests]
         for key in self.engine.sweep():
             pb_utils.Logger.log_info(f"conversation {key!r} was idle and is closed")
         responses: list[Any] = [None] * len(requests)
@@ -49,14 +51,14 @@ class TritonPythonModel:
         except DeviceLostError as error:
             self._end_server(error)
         self.metrics.update()
-        return [response or _error(self.lost) for response in responses]
+        return [response or _error(DeviceLostError.code, self.lost) for response in responses]
 
     def finalize(self) -> None:
-        """Lets go of the weights."""
+        """Release the weights."""
         del self.metrics, self.engine
 
     def _tick(self, requests: Sequence[Any]) -> list[Any]:
-        """Responses to requests of different conversations. Raises `DeviceLostError`."""
+        """Return the responses to requests of different conversations. Raises `DeviceLostError`."""
         results: dict[Any, TickResult] = {}
         inputs: dict[Any, TickInput] = {}
         for request in requests:
@@ -65,7 +67,7 @@ class TritonPythonModel:
                 inputs[key] = self._input(key, request)
             except ConversationError as error:
                 results[key] = error
-            except Exception as error:  # whatever one request does to itself, the others in its batch go on
+            except Exception as error:  # the failure of one request does not affect the others in its batch
                 pb_utils.Logger.log_error(f"conversation {key!r} is closed: {error!r}")
                 self.engine.close(key)
                 results[key] = ConversationError(f"conversation {key!r} failed and is closed: {error!r}")
@@ -76,9 +78,9 @@ class TritonPythonModel:
         return [_response(results[request.correlation_id()]) for request in requests]
 
     def _input(self, key: Any, request: Any) -> TickInput:
-        """Opens or resets the conversation as the request says; returns its tick. Raises `ConversationError`.
+        """Open or reset the conversation as the request requires and return its tick. Raises `ConversationError`.
 
-        In mid-conversation a bad parameter is told as an event of the tick: its sound is heard like any other.
+        In mid-conversation a bad parameter is reported by an event of the tick, whose audio is processed as usual.
         """
         log_mel, pcm = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0] for name in ("LOG_MEL", "AUDIO_IN")
@@ -86,7 +88,7 @@ class TritonPythonModel:
         tick = TickInput(torch.from_numpy(log_mel.copy()), pcm.copy())
         parameters = json.loads(request.parameters() or "{}")
         if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
-            self.engine.close(key)  # of an id used again, whatever becomes of the new conversation
+            self.engine.close(key)  # an id that is used again: also if the new conversation is refused
             controls = parse_controls(parameters, self.engine.settings)
             self.engine.open(key, self.engine.parse_options(parameters))
             return tick._replace(controls=controls)
@@ -101,14 +103,12 @@ class TritonPythonModel:
     def _controls(self, parameters: dict[str, Any]) -> Controls:
         controls = parse_controls(parameters, self.engine.settings)
         if parameters:
-            raise OptionError(
-                f"request parameter {', '.join(parameters)} came in mid-conversation: "
-                f"expected options on the START request, and here only {', '.join(CONTROLS)}"
-            )
+            expected = f"expected options on the START request, and here only {', '.join(CONTROLS)}"
+            raise OptionError(f"request parameters in mid-conversation: {expected}; got {', '.join(parameters)}")
         return controls
 
     def _end_server(self, error: DeviceLostError) -> None:
-        """Ends the whole server: Triton would stay ready and fail every request. Who supervises it starts it anew."""
+        """End the whole server: Triton would stay ready and fail every request. The supervisor starts it again."""
         self.lost = f"the device is lost and the server ends: {error}"
         pb_utils.Logger.log_error(self.lost)
         os.kill(os.getppid(), signal.SIGTERM)  # tritonserver, whose child this process is
@@ -116,27 +116,29 @@ class TritonPythonModel:
 
 def _response(result: TickResult) -> Any:
     if isinstance(result, ConversationError):
-        return _error(str(result))
+        return _error(result.code, str(result))
     return pb_utils.InferenceResponse(_tensors(result))
 
 
 def _tensors(output: TickOutput) -> list[Any]:
+    events = json.dumps([event.to_json() for event in output.events])
     return [
         pb_utils.Tensor("CODES", np.ascontiguousarray(output.codes[None].numpy())),
         pb_utils.Tensor("BEGIN", np.array([[int(output.begins)]], np.int64)),
         pb_utils.Tensor("TEXT", np.array([[output.text.encode()]], np.object_)),
-        pb_utils.Tensor("EVENTS", np.array([[json.dumps(output.events).encode()]], np.object_)),
+        pb_utils.Tensor("EVENTS", np.array([[events.encode()]], np.object_)),
     ]
 
 
-def _error(message: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+def _error(code: ErrorCode, message: str) -> Any:
+    error = pb_utils.TritonError(coded(code, message), pb_utils.TritonError.INVALID_ARG)
+    return pb_utils.InferenceResponse(error=error)
 
 
 def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:
-    """Indices of requests, each conversation once a round.
+    """Yield the indices of requests in rounds, each conversation at most once a round.
 
-    One round, but for an id used again at once: its END and its next START may come in one batch.
+    There is one round, except if an id is used again at once: its END and its next START may come in one batch.
     """
     waiting = list(range(len(requests)))
     while waiting:
