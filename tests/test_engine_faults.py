@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from config.settings import MAX_PROMPT_CHARACTERS
+from contract.controls import Controls
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import ConversationError, DeviceLostError, EngineFullError, OptionError
-from engine.options import Controls
 from engine.prompt import PrefillBudget
 from engine.stage_timer import StageTimer
 from engine.tick import TickOutput
@@ -177,14 +177,14 @@ def test_a_long_message_holds_nobody_up(checkpoint: Checkpoint, turn_settings, t
     message = ticks[4]._replace(controls=Controls(message="word " * 300))
     committed = ticks[4]._replace(controls=Controls(commit=True))
     outputs = engine.tick({"writer": message, "speaker": committed})
-    kinds = [event["type"] for event in outputs["speaker"].events]
+    kinds = [event.type for event in outputs["speaker"].events]
     assert "answer_started" in kinds, "not a tick later"
     lengths, begun = [], None
     for number in range(5, 40):
         before = engine.thinker_length("writer")
         output = engine.tick({"writer": ticks[number % len(ticks)], "speaker": ticks[0]})["writer"]
         lengths.append(engine.thinker_length("writer") - before)
-        if any(event["type"] == "answer_started" for event in output.events):
+        if any(event.type == "answer_started" for event in output.events):
             begun = number
             break
     assert begun, "the message is answered in the end"
@@ -224,5 +224,5 @@ def test_a_rejected_control_is_an_event_and_its_sound_is_heard(engine: Engine, t
     outputs = engine.tick({"a": ticks[0], "b": rejected})
     assert torch.equal(outputs["a"].codes, outputs["b"].codes)
     error = outputs["b"].events[0]
-    assert (error["type"], error["code"]) == ("error", "bad_control")
-    assert error["message"] == "voice came in mid-conversation"
+    assert (error.type, error.code) == ("error", "bad_control")
+    assert error.message == "voice came in mid-conversation"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from contract.controls import Controls
 from engine.cache_layout import Eviction, Evictions
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import OnnxCodePredictor
 from engine.engine import Engine
-from engine.options import Controls
 from engine.slots import SlotState
 from tests.inspect_objects import walk
 

@@ -176,7 +176,7 @@ def test_an_option_in_mid_conversation_is_an_event(triton, pcm):
     answer = tick(triton, pcm[:TICK], key, voice="ethan")
     (event,) = [event for event in json.loads(answer.as_numpy("EVENTS").item()) if event["type"] == "error"]
     assert event["code"] == "bad_control"
-    assert "voice came in mid-conversation: expected options on the START" in event["message"]
+    assert "expected options on the START request" in event["message"]
     assert answer.as_numpy("AUDIO_OUT").any(), "its sound is heard and answered like any other's"
     tick(triton, pcm[:TICK], key, end=True)
 

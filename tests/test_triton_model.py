@@ -87,20 +87,21 @@ def test_a_lost_device_ends_the_server_with_its_reason(model, backend, monkeypat
     monkeypatch.setattr(model.engine, "tick", lambda _: (_ for _ in ()).throw(lost))
     responses = model.execute([Request("a", flags=1), Request("b", flags=1)])
     reason = "the device is lost and the server ends: CUDA error: device-side assert triggered"
-    assert [response.error.message for response in responses] == [reason] * 2
+    coded = f"[tick_failed] {reason}"
+    assert [response.error.message for response in responses] == [coded] * 2
     assert killed == [(os.getppid(), signal.SIGTERM)]
     assert backend.logged[-1] == reason
-    assert model.execute([Request("c", flags=1)])[0].error.message == reason
+    assert model.execute([Request("c", flags=1)])[0].error.message == coded
     assert len(killed) == 1, "once"
 
 
 def test_a_bad_control_is_an_event_and_a_bad_start_an_error(model):
     (bad,) = model.execute([Request("a", flags=1, voice="nobody")])
-    assert "voice is 'nobody'" in bad.error.message
+    assert bad.error.message.startswith("[bad_option] voice is 'nobody'")
     (begun,) = model.execute([Request("a", flags=1)])
     assert begun.error is None
     (told,) = model.execute([Request("a", commit=True)])
     assert told.error is None
     events = json.loads(told.tensors[3].array.item())
     assert events[0]["code"] == "bad_control"
-    assert "commit is a control of the dialect 'turn'" in events[0]["message"]
+    assert "commit: expected a server of the dialect 'turn', got 'sca'" in events[0]["message"]

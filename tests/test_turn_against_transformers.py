@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from contract.controls import Controls
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
-from engine.options import Controls
 from export.code2wav import DELAY_SAMPLES, Code2Wav
 from export.mel_frontend import MelFrontend
 from tests.oracle import signal_to_noise_db

@@ -4,6 +4,8 @@ to be prefilled and decoded, and events, come out.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from config import Settings
 from config.options import Options
 from config.settings import TurnSettings
-from engine.options import Controls
+from contract.controls import Controls
 from engine.turn.actions import TurnConfig
 from engine.turn.conversation import TurnConversation
+from tests.conftest import ROOT
 
 TICK = 32  # log-mel frames
 TICK_MS = 320
@@ -69,7 +72,7 @@ def advance(one: TurnConversation, count: int = 1, probabilities=SILENCE, **cont
     for number in range(count):
         asked = Controls(**controls) if number == count - 1 else Controls()
         one.advance(TICK, asked, probabilities)
-        kinds += [event["type"] for event in one.events if event["type"] != "committed"]
+        kinds += [event.type for event in one.events if event.type != "committed"]
     return kinds
 
 
@@ -98,9 +101,9 @@ def test_speech_that_begins_on_a_ticks_border_interrupts_at_the_ticks_end():
     assert advance(one, 1, SILENCE) == []
     assert advance(one, 1, SPEECH) == ["speech_started", "interrupted"]
     started, interrupted = one.events
-    assert started["at_ms"] == 5 * TICK_MS, "the border"
-    assert interrupted["at_ms"] == 6 * TICK_MS
-    assert interrupted["heard_ms"] == 320
+    assert started.at_ms == 5 * TICK_MS, "the border"
+    assert interrupted.at_ms == 6 * TICK_MS
+    assert interrupted.heard_ms == 320
 
 
 def test_windows_are_queued_when_they_are_complete_and_not_the_last():
@@ -129,7 +132,7 @@ def test_an_answer_begins_when_its_turn_is_prefilled_and_not_before():
     assert advance(one, 2) == []
     assert one.waited_ticks == 2
     prefill_all(one)
-    assert [event["type"] for event in one.events] == ["answer_started"]
+    assert [event.type for event in one.events] == ["answer_started"]
     assert one.next_decode().is_first
 
 
@@ -138,7 +141,7 @@ def test_an_answer_that_is_due_can_be_cancelled():
     one = conversation(detection="manual")
     advance(one, 5, commit=True)
     assert advance(one, cancel=True) == ["interrupted"]
-    assert one.events[0]["heard_ms"] == 0
+    assert one.events[0].heard_ms == 0
     assert prefill_all(one) == [3 + 20 + 1 + 2], "and nothing of an answer"
     assert one.next_decode() is None
     assert [turn.answer for turn in one.history.turns] == [0]
@@ -149,7 +152,7 @@ def test_a_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
     advance(one, 3, SPEECH)
     assert advance(one, respond=True, probabilities=SPEECH) == []
     assert advance(one, cancel=True, probabilities=SPEECH) == ["error"]
-    assert one.events[0]["code"] == "nothing_to_cancel"
+    assert one.events[0].code == "nothing_to_cancel"
     assert advance(one, 4)[-1] == "speech_stopped"
     prefill_all(one)
     assert one.next_decode() is None
@@ -177,8 +180,8 @@ def test_positions_are_those_of_what_was_prefilled_and_decoded():
     assert (decode.thinker_start, decode.talker_start) == (user + 7, user + 12)
     assert (decode.text_rng_offset, decode.codec_rng_offset) == (2**40 + 4, 64)
     one.decoded([30, END, 40, 41], [1, 512, 5, 6])
-    assert one.events[-1]["type"] == "answer_done"
-    assert one.events[-1]["spoken_ms"] == 5 * 80
+    assert one.events[-1].type == "answer_done"
+    assert one.events[-1].spoken_ms == 5 * 80
     assert one.thinker_length == user + 3 + 4 + 2
     assert one.history.talker_length == user, "the talker keeps users' parts alone"
 
@@ -190,7 +193,7 @@ def test_an_answer_that_is_not_spoken_asks_for_no_frames():
     decode = one.next_decode()
     assert (decode.emits_text, decode.emits_frames, decode.is_first) == (True, False, False)
     one.decoded([30, END, 40, 41], [])
-    assert one.events[-1]["type"] == "answer_done"
+    assert one.events[-1].type == "answer_done"
 
 
 def test_windows_are_taken_back_to_be_prefilled_again():
@@ -243,7 +246,7 @@ def test_frames_are_needed_until_their_turn_is_prefilled():
 def test_what_makes_no_sense_is_told(control):
     one = conversation()
     assert advance(one, **{control: True}) == ["error"]
-    assert one.events[0]["code"] == f"nothing_to_{control}"
+    assert one.events[0].code == f"nothing_to_{control}"
 
 
 def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
@@ -256,9 +259,9 @@ def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
     advance(one, message="x" * 180)
     assert advance(one, message="hello") == ["interrupted"]
     prefill_all(one)
-    assert [event["type"] for event in one.events] == ["interrupted", "committed", "error"]
+    assert [event.type for event in one.events] == ["interrupted", "committed", "error"]
     prefill_all(one)
-    assert [event["type"] for event in one.events] == ["interrupted", "committed", "error", "answer_started"]
+    assert [event.type for event in one.events] == ["interrupted", "committed", "error", "answer_started"]
     assert [turn.typed for turn in one.history.turns] == ["x" * 150, "hello"]
     assert one.thinker_length == sum(turn.user + turn.answer for turn in one.history.turns)
 
@@ -295,3 +298,10 @@ def test_speech_that_stops_and_starts_within_a_tick_is_two():
     advance(one, 2, SPEECH)
     kinds = advance(one, 1, [*[0.0] * 4, *[0.9] * 6])
     assert kinds[:2] == ["speech_stopped", "speech_started"]
+
+
+def test_state_machine_imports_no_torch():
+    """Checked in a fresh process: the modules of the host side only."""
+    modules = "conversation, actions, answer, chat_template, history, prefill_queue, speech_detector"
+    program = f"from engine.turn import {modules}; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

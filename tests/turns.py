@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contract.controls import Controls
+from contract.events import Event
 from engine.engine import Engine
-from engine.options import Controls
 from engine.tick import TickInput, TickOutput
 from export.mel_frontend import MelFrontend
 from tests.sound import with_knock
@@ -44,7 +45,7 @@ class Call:
         self._script = script
         self.pcm: list[np.ndarray] = []
         self.spoken: list[TickOutput] = []
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.answers: list[Given] = []
         engine.open(key, engine.parse_options(options))
         self._next = next(script)
@@ -78,10 +79,10 @@ class Call:
     def _note(self, spoken: TickOutput) -> None:
         typed = self._next[1].message
         for event in spoken.events:
-            if event["type"] == "interrupted":
+            if event.type == "interrupted":
                 self._end("interrupted", event)
-            elif event["type"] == "answer_started":
-                span = (event["audio_start_ms"], event["audio_end_ms"]) if "audio_start_ms" in event else None
+            elif event.type == "answer_started":
+                span = (event.audio_start_ms, event.audio_end_ms) if event.audio_start_ms is not None else None
                 self.answers.append(Given(span, typed=typed))
         if self.answers and not self.answers[-1].end:
             self.answers[-1].tokens += spoken.tokens
@@ -89,13 +90,13 @@ class Call:
         else:
             assert (spoken.codes == -1).all()
         for event in spoken.events:
-            if event["type"] == "answer_done":
+            if event.type == "answer_done":
                 self._end("answer_done", event)
 
-    def _end(self, how: str, event: Mapping[str, Any]) -> None:
+    def _end(self, how: str, event: Any) -> None:
         given = self.answers[-1]
         given.end = how
-        if event.get("out_of_band"):
+        if getattr(event, "out_of_band", False):
             return
         turns = self.engine.conversation(self.key).history.turns
         given.kept = list(turns[-1].tokens if turns[-1].answer else turns[-2].tokens)
@@ -146,13 +147,13 @@ class User:
 
     def note(self, spoken: TickOutput) -> TickOutput:
         for event in spoken.events:
-            if event["type"] == "speech_started":
+            if event.type == "speech_started":
                 self.speakers.add("user")
-            elif event["type"] == "speech_stopped":
+            elif event.type == "speech_stopped":
                 self.speakers.discard("user")
-            elif event["type"] == "answer_started":
+            elif event.type == "answer_started":
                 self.speakers.add("assistant")
-            elif event["type"] in ("answer_done", "interrupted"):
+            elif event.type in ("answer_done", "interrupted"):
                 self.speakers.discard("assistant")
         return spoken
 
@@ -176,11 +177,11 @@ class User:
 
 
 def kinds(call: Call) -> list[str]:
-    return [event["type"] for event in call.events if event["type"] not in ("text", "committed")]
+    return [event.type for event in call.events if event.type not in ("text", "committed")]
 
 
-def event_of(call: Call, kind: str) -> dict[str, Any]:
-    return next(event for event in call.events if event["type"] == kind)
+def event_of(call: Call, kind: str) -> Any:
+    return next(event for event in call.events if event.type == kind)
 
 
 def converse(engine: Engine, frontend: MelFrontend, script: Script, key: Any = "test", **options: Any) -> Call:

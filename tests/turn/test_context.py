@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from contract.controls import Controls, ItemControl, Role
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.kv_cache import KVCache
-from engine.options import Controls, Item
 from tests.turns import (
     MANUAL,
     TICK,
@@ -32,11 +32,11 @@ def test_a_full_context_drops_whole_oldest_turns(small: Engine, frontend, questi
         yield silence(), Controls(transcript=True)
 
     call = converse(small, frontend, script(), system_prompt="Be kind.", **MANUAL)
-    dropped = [event for event in call.events if event["type"] == "turns_dropped"]
+    dropped = [event for event in call.events if event.type == "turns_dropped"]
     assert dropped
     assert "error" not in kinds(call)
     assert kinds(call).count("answer_done") == 5
-    transcript = event_of(call, "transcript")["turns"]
+    transcript = event_of(call, "transcript").turns
     assert len([turn for turn in transcript if turn["role"] == "user"]) == 5 - len(dropped)
 
 
@@ -69,8 +69,8 @@ def test_a_turn_longer_than_the_context_is_told_and_forgotten(small: Engine, fro
 
     call = converse(small, frontend, script(), **MANUAL)
     error = event_of(call, "error")
-    assert error["code"] == "turn_too_long"
-    assert "it is longer than the context of 152 positions (engine.context_s)" in error["message"]
+    assert error.code == "turn_too_long"
+    assert "it is longer than the context of 152 positions (engine.context_s)" in error.message
     assert kinds(call)[-2:] == ["answer_started", "answer_done"]
 
 
@@ -85,7 +85,7 @@ def test_a_context_that_stops_refuses_the_turn(checkpoint, turn_settings, fronte
 
     call = converse(engine, frontend, script(), **MANUAL)
     assert "turns_dropped" not in kinds(call)
-    told = [event for event in call.events if event["type"] == "error" or event.get("reason") == "context"]
+    told = [event for event in call.events if event.type == "error" or getattr(event, "reason", "") == "context"]
     assert told
 
 
@@ -95,7 +95,7 @@ def test_an_answer_ends_with_the_context(checkpoint, turn_settings, talkative, f
         turn_settings.with_values(engine={"slots": 1, "context_s": 12}, turn={"answer_frames": 4096}),
     )
     call = converse(engine, frontend, asking(questions[0][: 9 * TICK], then=40), **MANUAL)
-    assert event_of(call, "answer_done")["reason"] == "context"
+    assert event_of(call, "answer_done").reason == "context"
     assert sum(spoken_frames(call)) > 80
 
 
@@ -111,7 +111,7 @@ def test_what_an_answer_pushes_out_before_it_fills_the_context_leaves_the_cache(
 
     def script() -> Script:
         user = User()
-        user.note((yield silence(), Controls(items=(Item("system", "Be brief."),))))
+        user.note((yield silence(), Controls(items=(ItemControl(Role.SYSTEM, "Be brief."),))))
         user.note((yield silence(), Controls(message="What is the weather like?")))
         history = engine.conversation("test").history
         item, turn = history.turns
@@ -122,5 +122,5 @@ def test_what_an_answer_pushes_out_before_it_fills_the_context_leaves_the_cache(
         assert torch.equal(cache.buffer[:, 0, values:, : turn.user], before)
 
     call = converse(engine, frontend, script(), **MANUAL)
-    assert event_of(call, "answer_done")["reason"] == "context"
+    assert event_of(call, "answer_done").reason == "context"
     assert "turns_dropped" in kinds(call)

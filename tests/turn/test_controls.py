@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from contract.controls import Controls
+from contract.errors import ErrorCode
 from engine.engine import Engine
-from engine.options import Controls
 from tests.turn_oracle import TurnOracle
 from tests.turns import (
     MANUAL,
@@ -37,7 +38,7 @@ def test_listen_begins_a_turn_and_ends_an_answer(talkative: Engine, frontend, qu
 
     call = converse(talkative, frontend, script(), **MANUAL)
     assert kinds(call) == ["answer_started", "interrupted", "answer_started"]
-    assert event_of(call, "interrupted")["by"] == "listen"
+    assert event_of(call, "interrupted").by == "listen"
     spans = [given.audio_ms for given in call.answers]
     assert spans == [(3 * 320, 8 * 320), (12 * 320, 16 * 320)], "silence before is not part of a turn"
 
@@ -50,8 +51,8 @@ def test_cancel_ends_an_answer(talkative: Engine, frontend, questions):
 
     call = converse(talkative, frontend, script(), **MANUAL)
     assert kinds(call) == ["answer_started", "interrupted", "error"]
-    assert event_of(call, "interrupted")["by"] == "cancel"
-    assert event_of(call, "error")["code"] == "nothing_to_cancel"
+    assert event_of(call, "interrupted").by == "cancel"
+    assert event_of(call, "error").code == "nothing_to_cancel"
     assert spoken_frames(call)[-2:] == [0, 0]
 
 
@@ -63,12 +64,8 @@ def test_a_commit_without_sound_is_told(engine: Engine, frontend):
 
     call = converse(engine, frontend, script())
     assert kinds(call) == ["error"]
-    assert call.events[0] == {
-        "type": "error",
-        "at_ms": 640,
-        "code": "nothing_to_commit",
-        "message": "commit came, but no sound of a user's turn before it",
-    }
+    error = call.events[0]
+    assert (error.at_ms, error.code) == (640, ErrorCode.NOTHING_TO_COMMIT)
 
 
 def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, frontend, checkpoint, questions):
@@ -87,7 +84,7 @@ def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, fr
     turns = engine.conversation(1).history.turns
     engine.close(1)
     assert [turn.typed for turn in turns] == ["Hello.", "And this."]
-    assert [event["type"] for event in call.events[:2]] == ["committed", "answer_started"]
+    assert [event.type for event in call.events[:2]] == ["committed", "answer_started"]
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(None, "Hello.")
     assert call.answers[0].tokens == oracle.answer(40, 80).tokens
@@ -116,11 +113,11 @@ def test_the_transcript_tells_the_conversation(talkative: Engine, frontend, ques
         yield silence(), Controls(transcript=True)
 
     call = converse(talkative, frontend, script())
-    turns = event_of(call, "transcript")["turns"]
+    turns = event_of(call, "transcript").turns
     assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
     assert turns[0]["audio_end_ms"] > turns[0]["audio_start_ms"]
     assert turns[1]["interrupted"] is True
-    assert turns[1]["text"] == event_of(call, "interrupted")["heard_text"]
+    assert turns[1]["text"] == event_of(call, "interrupted").heard_text
 
 
 def test_a_reset_forgets_the_conversation(engine: Engine, frontend, questions):
@@ -161,8 +158,8 @@ def test_a_message_that_is_too_long_keeps_the_history(small: Engine, frontend):
         yield silence(), Controls(transcript=True)
 
     call = converse(small, frontend, script())
-    assert event_of(call, "error")["code"] == "turn_too_long"
-    assert event_of(call, "transcript")["turns"][0]["text"] == "Hello."
+    assert event_of(call, "error").code == "turn_too_long"
+    assert event_of(call, "transcript").turns[0]["text"] == "Hello."
 
 
 def test_silence_that_nobody_asked_for_drops_no_history(small: Engine, frontend):
@@ -177,7 +174,7 @@ def test_silence_that_nobody_asked_for_drops_no_history(small: Engine, frontend)
 
     call = converse(small, frontend, script(), **MANUAL)
     assert "turns_dropped" not in kinds(call)
-    assert event_of(call, "transcript")["turns"][0]["text"] == "Hello."
+    assert event_of(call, "transcript").turns[0]["text"] == "Hello."
 
 
 def test_a_word_within_an_answer_is_no_turn_after_it(engine: Engine, frontend, questions, interruption):
@@ -194,10 +191,10 @@ def test_a_word_within_an_answer_is_no_turn_after_it(engine: Engine, frontend, q
     frames = 4 * (len(spoken_frames(converse(engine, frontend, script(0), interrupt="false"))) - 10)
     for at in range(0, frames // 4 - 2):
         call = converse(engine, frontend, script(at), interrupt="false")
-        done = event_of(call, "answer_done")["at_ms"]
+        done = event_of(call, "answer_done").at_ms
         for event in call.events:
-            if event["type"] == "answer_started" and event["at_ms"] > done:
-                assert event["audio_end_ms"] - 500 > done - 300 - 320, "something was said behind the answer"
+            if event.type == "answer_started" and event.at_ms > done:
+                assert event.audio_end_ms - 500 > done - 300 - 320, "something was said behind the answer"
 
 
 def test_a_commit_while_vad_listens_ends_the_speech(talkative: Engine, frontend, questions):
@@ -223,8 +220,8 @@ def test_what_is_being_said_when_detection_ends_is_kept_for_the_commit(engine: E
 
     call = converse(engine, frontend, script())
     started, committed = event_of(call, "speech_started"), event_of(call, "committed")
-    assert committed["audio_start_ms"] == max(0, started["at_ms"] - 300) // 10 * 10
-    assert committed["audio_end_ms"] == 11 * 320
+    assert committed.audio_start_ms == max(0, started.at_ms - 300) // 10 * 10
+    assert committed.audio_end_ms == 11 * 320
     assert event_of(call, "answer_done")
 
 
@@ -240,5 +237,5 @@ def test_listen_while_vad_listens_forgets_the_speech_before(talkative: Engine, f
 
     call = converse(talkative, frontend, script())
     assert kinds(call) == ["speech_started", "speech_stopped", "answer_started"]
-    assert call.events[-2]["type"] == "answer_started"
+    assert call.events[-2].type == "answer_started"
     assert call.answers[0].audio_ms is None

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from contract.controls import Controls, ForgetControl, ItemControl, Part, Role, TruncateControl
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
-from engine.options import Controls, Forgetting, Item, Truncation
 from tests.turn_oracle import TurnOracle
 from tests.turns import MANUAL, Call, Script, User, asking, converse, event_of, kinds, play, silence
 
@@ -38,10 +38,10 @@ def asked(then: Controls | None = None, **controls) -> Script:
 def test_messages_that_are_added_are_history_for_the_answer_that_is_asked_for(engine, frontend, checkpoint: Checkpoint):
     """Of all three roles; the oracle writes them with the checkpoint's own template."""
     items = (
-        Item("user", "Hello there."),
-        Item("assistant", "Hello. How can I help?"),
-        Item("system", "From now on, be brief. " * 30),
-        Item("user", "What is the weather like?"),
+        ItemControl(Role.USER, "Hello there."),
+        ItemControl(Role.ASSISTANT, "Hello. How can I help?"),
+        ItemControl(Role.SYSTEM, "From now on, be brief. " * 30),
+        ItemControl(Role.USER, "What is the weather like?"),
     )
     call = converse(engine, frontend, asked(items=items, respond=True), voice="ethan", system_prompt="Be kind.")
     oracle = TurnOracle(checkpoint, "ethan", "Be kind.")
@@ -55,11 +55,11 @@ def test_messages_that_are_added_are_history_for_the_answer_that_is_asked_for(en
     expected = oracle.answer(40, 80)
     assert answered(call) == expected.tokens
     assert torch.equal(torch.cat(call.answers[-1].codes, 1)[:, : expected.codes.shape[1]], expected.codes)
-    assert [event["turn"] for event in call.events if event["type"] == "committed"] == [1, 2, 3, 4]
+    assert [event.turn for event in call.events if event.type == "committed"] == [1, 2, 3, 4]
 
 
 def test_items_alone_ask_for_no_answer(engine: Engine, frontend):
-    call = converse(engine, frontend, asked(items=(Item("user", "Hello."),)))
+    call = converse(engine, frontend, asked(items=(ItemControl(Role.USER, "Hello."),)))
     assert kinds(call) == []
 
 
@@ -73,14 +73,14 @@ def test_an_answer_is_asked_for_before_anybody_has_spoken(engine: Engine, fronte
 def test_a_turn_that_asks_for_no_answer_is_answered_when_the_client_asks(engine, frontend, checkpoint, questions):
     def script() -> Script:
         yield from asking(questions[0], then=3)
-        yield from asked(items=(Item("user", "In one word."),), respond=True)
+        yield from asked(items=(ItemControl(Role.USER, "In one word."),), respond=True)
 
     call = Call(engine, 1, frontend, script(), **MANUAL, create_response=False)
     play(call)
     engine.close(1)
     assert kinds(call) == ["answer_started", "answer_done"]
-    spoken = next(event for event in call.events if event["type"] == "committed")
-    call.answers[0].audio_ms = (spoken["audio_start_ms"], spoken["audio_end_ms"])
+    spoken = next(event for event in call.events if event.type == "committed")
+    call.answers[0].audio_ms = (spoken.audio_start_ms, spoken.audio_end_ms)
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(call.sound(call.answers[0]))
     oracle.hear(None, "In one word.")
@@ -92,7 +92,7 @@ def test_a_truncated_answer_is_history_as_far_as_it_was_heard(engine, frontend, 
 
     def script() -> Script:
         yield from asked(message="Hello.")
-        yield from asked(truncate=Truncation(1, 4000))
+        yield from asked(truncate=TruncateControl(1, 4000))
         yield from asked(message=NEXT)
 
     call = Call(engine, 1, frontend, script())
@@ -121,7 +121,7 @@ def test_a_late_truncation_takes_what_was_not_heard_out_of_the_cache(engine: Eng
         conversation = engine.conversation(1)
         history, held = conversation.history, cache.buffer[:, conversation.slot]
         turn, before, length, had = history.turns[0], held.clone(), history.thinker_length, len(history.turns[0].tokens)
-        yield from asked(truncate=Truncation(1, round(heard * turn.spoken_ms)))
+        yield from asked(truncate=TruncateControl(1, round(heard * turn.spoken_ms)))
         left = had - len(turn.tokens)
         stays, values = turn.user + len(engine.dialect.chat.answer_opening) + len(turn.tokens), cache.key_heads
         assert left > 0
@@ -136,7 +136,7 @@ def test_a_late_truncation_takes_what_was_not_heard_out_of_the_cache(engine: Eng
     history = engine.conversation(1).history
     engine.close(1)
     assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
-    assert event_of(call, "truncated")["heard_text"] == checkpoint.tokenizer.decode(history.turns[0].tokens)
+    assert event_of(call, "truncated").heard_text == checkpoint.tokenizer.decode(history.turns[0].tokens)
     assert kinds(call).count("answer_done") == 3
 
 
@@ -144,8 +144,8 @@ def test_a_turn_that_is_forgotten_before_all_of_it_was_read_is_gone(checkpoint: 
     engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 1, "prefill_tokens": 1}))  # a chunk a tick
 
     def script() -> Script:
-        yield silence(), Controls(items=(Item("user", "I have a lot to say. " * 40),))
-        yield from asked(forget=Forgetting(1, "user"))
+        yield silence(), Controls(items=(ItemControl(Role.USER, "I have a lot to say. " * 40),))
+        yield from asked(forget=ForgetControl(1, Part.USER))
         yield from asked(message=NEXT)
 
     call = converse(engine, frontend, script())
@@ -158,7 +158,7 @@ def test_what_is_forgotten_leaves_both_caches(engine: Engine, frontend, part):
     def script() -> Script:
         yield from asked(message="Hello.")
         yield from asked(message=NEXT)
-        yield from asked(forget=Forgetting(1, part))
+        yield from asked(forget=ForgetControl(1, Part(part)))
         yield from asked(message="Go on.")
 
     call = Call(engine, 1, frontend, script())
@@ -174,8 +174,8 @@ def test_what_is_forgotten_leaves_both_caches(engine: Engine, frontend, part):
 def test_forgetting_the_only_turn_leaves_a_conversation_as_new(engine, frontend, checkpoint):
     def script() -> Script:
         yield from asked(message="Hello.")
-        yield from asked(forget=Forgetting(1, "answer"))
-        yield from asked(forget=Forgetting(1, "user"))
+        yield from asked(forget=ForgetControl(1, Part.ANSWER))
+        yield from asked(forget=ForgetControl(1, Part.USER))
         yield from asked(message=NEXT)
 
     call = converse(engine, frontend, script())
@@ -197,7 +197,7 @@ def test_the_detection_of_turns_changes_in_mid_conversation(engine, frontend, ch
     call = Call(engine, 1, frontend, script(), **MANUAL)
     play(call)
     engine.close(1)
-    assert event_of(call, "speech_started")["at_ms"] >= 320 * (manual_ticks + 1)
+    assert event_of(call, "speech_started").at_ms >= 320 * (manual_ticks + 1)
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(call.sound(call.answers[0]))
     assert answered(call) == oracle.answer(40, 80).tokens
@@ -206,8 +206,8 @@ def test_the_detection_of_turns_changes_in_mid_conversation(engine, frontend, ch
 @pytest.mark.parametrize(
     ("controls", "code"),
     [
-        ({"truncate": Truncation(7, 100)}, "nothing_to_truncate"),
-        ({"forget": Forgetting(7, "user")}, "nothing_to_forget"),
+        ({"truncate": TruncateControl(7, 100)}, "nothing_to_truncate"),
+        ({"forget": ForgetControl(7, Part.USER)}, "nothing_to_forget"),
         ({"turn": {"threshold": 2.0}}, "bad_control"),
         ({"turn": {"voice": "ethan"}}, "bad_control"),
     ],
@@ -218,7 +218,7 @@ def test_what_cannot_be_done_is_an_error_and_the_conversation_goes_on(engine: En
         yield from asked(message="Hello.")
 
     call = converse(engine, frontend, script())
-    assert event_of(call, "error")["code"] == code
+    assert event_of(call, "error").code == code
     assert kinds(call)[1:] == ["answer_started", "answer_done"]
 
 
@@ -232,7 +232,7 @@ def test_respond_while_an_answer_is_given_is_an_error(engine: Engine, frontend):
 
 def test_an_item_that_comes_during_an_answer_follows_it_in_the_history(engine, frontend, checkpoint):
     def script() -> Script:
-        yield from asked(message="Hello.", then=Controls(items=(Item("system", "Be brief."),)))
+        yield from asked(message="Hello.", then=Controls(items=(ItemControl(Role.SYSTEM, "Be brief."),)))
         yield from asked(message=NEXT)
 
     call = Call(engine, 1, frontend, script())
@@ -261,5 +261,5 @@ def test_an_answer_says_how_many_tokens_it_has_read(engine, frontend, checkpoint
     oracle.hear(call.sound(call.answers[0]))
     prompt = oracle.prompt()
     done = event_of(call, "answer_done")
-    assert done["input_tokens"] == len(prompt)
-    assert done["input_audio_tokens"] == prompt.count(checkpoint.model.config.thinker_config.audio_token_id)
+    assert done.input_tokens == len(prompt)
+    assert done.input_audio_tokens == prompt.count(checkpoint.model.config.thinker_config.audio_token_id)

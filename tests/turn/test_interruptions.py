@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from contract.controls import Controls
 from engine.engine import Engine
-from engine.options import Controls
 from tests.turns import (
     TICK,
     Call,
@@ -23,24 +23,24 @@ from tests.turns import (
 def test_speech_silences_an_answer_in_its_tick(talkative: Engine, frontend, questions, interruption):
     call = converse(talkative, frontend, interrupted(questions, interruption))
     interrupted_at = event_of(call, "interrupted")
-    speech = [event for event in call.events if event["type"] == "speech_started"][-1]
-    assert interrupted_at["by"] == "speech"
-    assert 0 < interrupted_at["at_ms"] - speech["at_ms"] <= 320, "at the end of the tick in which speech begins"
-    tick = interrupted_at["at_ms"] // 320 - 1
+    speech = [event for event in call.events if event.type == "speech_started"][-1]
+    assert interrupted_at.by == "speech"
+    assert 0 < interrupted_at.at_ms - speech.at_ms <= 320, "at the end of the tick in which speech begins"
+    tick = interrupted_at.at_ms // 320 - 1
     frames = spoken_frames(call)
     assert frames[tick - 1] == 4
     assert frames[tick] == 0, "not a frame of the old answer"
-    assert interrupted_at["heard_ms"] == 80 * sum(frames[:tick])
-    again = [event for event in call.events if event["type"] == "answer_started"][-1]
-    assert again["at_ms"] > interrupted_at["at_ms"], "what interrupted is answered"
+    assert interrupted_at.heard_ms == 80 * sum(frames[:tick])
+    again = [event for event in call.events if event.type == "answer_started"][-1]
+    assert again.at_ms > interrupted_at.at_ms, "what interrupted is answered"
     heard = len(call.answers[0].kept)
-    assert heard <= -(-interrupted_at["heard_ms"] * 35 // 10_000), "3.5 tokens a second"
+    assert heard <= -(-interrupted_at.heard_ms * 35 // 10_000), "3.5 tokens a second"
     assert call.answers[0].kept == call.answers[0].tokens[:heard]
 
 
 def test_no_work_is_done_for_an_interrupted_answer(talkative: Engine, frontend, questions, interruption):
     call = Call(talkative, 1, frontend, interrupted(questions, interruption))
-    while not any(event["type"] == "interrupted" for event in call.events):
+    while not any(event.type == "interrupted" for event in call.events):
         before = dict(talkative.stage_seconds)
         call.take(talkative.tick({1: call.hear()})[1])
     after = talkative.stage_seconds
@@ -62,14 +62,14 @@ def test_a_short_word_need_not_interrupt(talkative: Engine, frontend, questions,
     start = int(np.argmax(np.abs(interruption) > 1000))
     for sound, expected in ((interruption[start : start + 6400], False), (interruption, True)):
         call = converse(talkative, frontend, interrupted(questions, sound), interrupt_after_ms=1000)
-        speech = [event for event in call.events if event["type"] == "speech_started"]
+        speech = [event for event in call.events if event.type == "speech_started"]
         assert len(speech) >= 1 + expected
         assert ("interrupted" in kinds(call)) == expected
         if expected:
-            waited = event_of(call, "interrupted")["at_ms"] - speech[-1]["at_ms"]
+            waited = event_of(call, "interrupted").at_ms - speech[-1].at_ms
             assert 1000 <= waited < 2000, "a pause at the end does not count"
-            again = [event for event in call.events if event["type"] == "answer_started"][-1]
-            assert again["audio_start_ms"] <= speech[-1]["at_ms"], "the turn has its beginning"
+            again = [event for event in call.events if event.type == "answer_started"][-1]
+            assert again.audio_start_ms <= speech[-1].at_ms, "the turn has its beginning"
         else:
             assert kinds(call).count("answer_started") == 1, "it was no turn"
 
@@ -85,5 +85,5 @@ def test_an_answer_that_ends_leaves_the_floor_to_who_speaks(engine: Engine, fron
 
     call = converse(engine, frontend, script(), interrupt="false")
     first = event_of(call, "answer_done")
-    second = [event for event in call.events if event["type"] == "answer_started"][1]
-    assert second["audio_start_ms"] >= first["at_ms"] - 300 - 320
+    second = [event for event in call.events if event.type == "answer_started"][1]
+    assert second.audio_start_ms >= first.at_ms - 300 - 320

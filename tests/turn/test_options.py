@@ -17,15 +17,15 @@ from engine.turn.chat_template import ChatTemplate
 @pytest.mark.parametrize(
     ("parameters", "dialect", "message"),
     [
-        ({"cancel": 1}, "turn", "cancel is 1, expected true or false"),
-        ({"commit": 0}, "turn", "commit is 0, expected true, or milliseconds of the tick from 1 to 320"),
-        ({"listen": 321}, "turn", "listen is 321, expected true, or milliseconds of the tick from 1 to 320"),
-        ({"listen": 1.5}, "turn", "listen is 1.5, expected true or false"),
-        ({"message": 7}, "turn", "message is 7, expected text"),
-        ({"message": " "}, "turn", "message is empty"),
-        ({"message": "x" * 4001}, "turn", "message is 4001 characters long, expected at most 4000"),
-        ({"message": "\ud800"}, "turn", "message holds half a character"),
-        ({"commit": True}, "sca", "commit is a control of the dialect 'turn'"),
+        ({"cancel": 1}, "turn", "cancel: expected true or false, got 1"),
+        ({"commit": 0}, "turn", "commit: expected true, or milliseconds of the tick from 1 to 320, got 0"),
+        ({"listen": 321}, "turn", "listen: expected true, or milliseconds of the tick from 1 to 320, got 321"),
+        ({"listen": 1.5}, "turn", "listen: expected true or false, got 1.5"),
+        ({"message": 7}, "turn", "message: expected text, got 7"),
+        ({"message": " "}, "turn", "message: expected what the user has typed, got no text"),
+        ({"message": "x" * 4001}, "turn", "message: expected at most 4000 characters, got 4001"),
+        ({"message": "\ud800"}, "turn", "message: expected Unicode, got half a character"),
+        ({"commit": True}, "sca", "commit: expected a server of the dialect 'turn', got 'sca'"),
     ],
 )
 def test_bad_controls_are_refused(settings, parameters, dialect, message):
@@ -44,7 +44,10 @@ def test_bad_controls_are_refused(settings, parameters, dialect, message):
         ({"interrupt": "perhaps"}, "interrupt is 'perhaps', expected true or false"),
         ({"silence_duration_ms": -1}, "silence_duration_ms is -1, expected milliseconds, 0 to 10000"),
         ({"dialect": "sca"}, "dialect is 'sca', expected 'turn': a checkpoint speaks one"),
-        ({"system_prompt": "x" * 1800}, "system_prompt is 18.. tokens long, expected at most 1638"),
+        (
+            {"system_prompt": "x" * 1800},
+            r"system_prompt: expected at most 1638 tokens \(engine.prompt_positions\), got 18..",
+        ),
     ],
 )
 def test_bad_options_are_refused(engine: Engine, options, message):
@@ -87,7 +90,7 @@ def test_a_chat_template_may_have_a_system_prompt_of_its_own(checkpoint: Checkpo
 @pytest.mark.parametrize("control", ["truncate", "forget"])
 def test_numbers_of_controls_are_bounded(turn_settings, control: str):
     value = json.dumps({"turn": 10**400, **({"heard_ms": 1} if control == "truncate" else {"part": "user"})})
-    with pytest.raises(OptionError, match=f"{control} is "):
+    with pytest.raises(OptionError, match=f"{control}: expected "):
         parse_controls({control: value}, turn_settings)
 
 

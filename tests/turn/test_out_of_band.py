@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from contract.controls import Controls, ItemControl, OutOfBandControl, Role
+from contract.events import Event
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import OptionError
-from engine.options import Controls, Item, OutOfBand, parse_controls
+from engine.options import parse_controls
 from tests.turn_oracle import TurnOracle
 from tests.turns import MANUAL, Call, Script, User, converse, event_of, kinds, play, silence
 
@@ -29,8 +31,8 @@ def two_turns(between: Script) -> Script:
     yield from told(message=NEXT)
 
 
-def of_band(call: Call) -> list[dict]:
-    return [event for event in call.events if event.get("out_of_band") and event["type"] != "text"]
+def of_band(call: Call) -> list[Event]:
+    return [event for event in call.events if getattr(event, "out_of_band", False) and event.type != "text"]
 
 
 @pytest.mark.parametrize("speech", [True, False])
@@ -38,7 +40,7 @@ def test_it_answers_the_history_as_transformers_would_and_leaves_it_as_it_was(
     engine: Engine, frontend, checkpoint: Checkpoint, speech: bool
 ):
     """Its instructions are a last system message; the turn after it has tokens and codes as if nobody had asked."""
-    asked = told(out_of_band=OutOfBand(INSTRUCTIONS, {"speech": speech}))
+    asked = told(out_of_band=OutOfBandControl(INSTRUCTIONS, {"speech": speech}))
     call = Call(engine, 1, frontend, two_turns(asked), voice="ethan")
     play(call)
     history = engine.conversation(1).history
@@ -57,18 +59,18 @@ def test_it_answers_the_history_as_transformers_would_and_leaves_it_as_it_was(
         assert given.tokens == expected.tokens
         if given is not call.answers[1] or speech:
             assert torch.equal(torch.cat(given.codes, 1)[:, : expected.codes.shape[1]], expected.codes)
-    assert [event["type"] for event in of_band(call)] == ["answer_started", "answer_done"]
+    assert [event.type for event in of_band(call)] == ["answer_started", "answer_done"]
     assert [turn.number for turn in history.turns] == [1, 2]
     assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
 
 
-@pytest.mark.parametrize("ends", [{}, {"message": "Wait."}, {"out_of_band": OutOfBand(cancel=True)}])
+@pytest.mark.parametrize("ends", [{}, {"message": "Wait."}, {"out_of_band": OutOfBandControl(cancel=True)}])
 def test_what_is_sampled_after_it_is_the_same_however_it_ended(engine: Engine, frontend, ends: dict):
     """Speech is sampled too: the conversation's random numbers are those of one that nobody asked."""
 
     def ended() -> Script:
         user = User()
-        user.note((yield silence(), Controls(out_of_band=OutOfBand(INSTRUCTIONS))))
+        user.note((yield silence(), Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))))
         user.note((yield silence(), Controls(**ends)))
         yield from user.until_quiet()
 
@@ -77,7 +79,7 @@ def test_what_is_sampled_after_it_is_the_same_however_it_ended(engine: Engine, f
 
     sampled = {"text_temperature": 0.9, "temperature": 0.9, "seed": 5, **MANUAL}
     with_it, without = (converse(engine, frontend, two_turns(between), **sampled) for between in (ended(), plain()))
-    assert [event["type"] for event in of_band(with_it)][-1] == ("interrupted" if ends else "answer_done")
+    assert [event.type for event in of_band(with_it)][-1] == ("interrupted" if ends else "answer_done")
     own = with_it.answers.pop(1)
     assert own.tokens
     for given, expected in zip(with_it.answers, without.answers, strict=True):
@@ -87,7 +89,7 @@ def test_what_is_sampled_after_it_is_the_same_however_it_ended(engine: Engine, f
 
 def test_where_it_is_the_first_that_is_asked_nothing_is_left_of_it(engine: Engine, frontend, checkpoint):
     def script() -> Script:
-        yield from told(out_of_band=OutOfBand(INSTRUCTIONS))
+        yield from told(out_of_band=OutOfBandControl(INSTRUCTIONS))
         yield from told(transcript=True)
         yield from told(message=NEXT)
 
@@ -95,7 +97,7 @@ def test_where_it_is_the_first_that_is_asked_nothing_is_left_of_it(engine: Engin
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(None, NEXT)
     assert call.answers[-1].tokens == oracle.answer(40, 80).tokens
-    assert event_of(call, "transcript")["turns"] == []
+    assert event_of(call, "transcript").turns == []
 
 
 def test_the_users_speech_ends_it_and_is_heard_whole(talkative: Engine, frontend, questions, interruption):
@@ -103,7 +105,7 @@ def test_the_users_speech_ends_it_and_is_heard_whole(talkative: Engine, frontend
 
     def script() -> Script:
         user = User()
-        user.note((yield silence(), Controls(out_of_band=OutOfBand(INSTRUCTIONS))))
+        user.note((yield silence(), Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))))
         yield from user.wait(4)
         yield from user.say(interruption)
         yield from user.wait(16)
@@ -111,37 +113,37 @@ def test_the_users_speech_ends_it_and_is_heard_whole(talkative: Engine, frontend
     call = converse(talkative, frontend, script(), interrupt="false", interrupt_after_ms=1000)
     assert kinds(call)[:5] == ["answer_started", "speech_started", "interrupted", "speech_stopped", "answer_started"]
     ended = event_of(call, "interrupted")
-    assert (ended["by"], ended["out_of_band"]) == ("speech", True)
-    started = [event for event in call.events if event["type"] == "answer_started"][-1]
-    assert started["audio_start_ms"] <= event_of(call, "speech_started")["at_ms"]
+    assert (ended.by, ended.out_of_band) == ("speech", True)
+    started = [event for event in call.events if event.type == "answer_started"][-1]
+    assert started.audio_start_ms <= event_of(call, "speech_started").at_ms
 
 
 def test_while_another_is_given_or_the_user_speaks_it_is_refused(engine: Engine, frontend, questions):
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(message="Hello.")))
-        user.note((yield silence(), Controls(out_of_band=OutOfBand(INSTRUCTIONS))))
+        user.note((yield silence(), Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))))
         yield from user.until_quiet()
-        asked = Controls(out_of_band=OutOfBand(INSTRUCTIONS))
+        asked = Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))
         yield from user.say(np.concatenate([questions[0], silence()]), last=asked)
         yield from user.wait(6)
         yield from user.until_quiet()
 
     call = converse(engine, frontend, script())
-    assert [(event["type"], event["code"]) for event in of_band(call)] == [("error", "answer_active")] * 2
+    assert [(event.type, event.code) for event in of_band(call)] == [("error", "answer_active")] * 2
     assert kinds(call).count("answer_done") == 2
 
 
 def test_items_wait_until_it_has_ended_and_a_cancel_is_not_meant_for_it(engine: Engine, frontend, checkpoint):
     def script() -> Script:
         user = User()
-        user.note((yield silence(), Controls(out_of_band=OutOfBand(INSTRUCTIONS))))
-        user.note((yield silence(), Controls(items=(Item("user", NEXT),), cancel=True)))
+        user.note((yield silence(), Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))))
+        user.note((yield silence(), Controls(items=(ItemControl(Role.USER, NEXT),), cancel=True)))
         yield from user.until_quiet()
         yield from told(respond=True)
 
     call = converse(engine, frontend, script())
-    assert event_of(call, "error")["code"] == "nothing_to_cancel"
+    assert event_of(call, "error").code == "nothing_to_cancel"
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(None, NEXT)
     assert call.answers[-1].tokens == oracle.answer(40, 80).tokens
@@ -149,26 +151,28 @@ def test_items_wait_until_it_has_ended_and_a_cancel_is_not_meant_for_it(engine: 
 
 
 def test_options_that_cannot_be_are_an_error_and_nobody_elses(engine: Engine, frontend):
-    call = converse(engine, frontend, two_turns(told(out_of_band=OutOfBand("", {"answer_tokens": 0, "speech": False}))))
-    assert [(event["type"], event["code"]) for event in of_band(call)] == [("error", "bad_control")]
+    call = converse(
+        engine, frontend, two_turns(told(out_of_band=OutOfBandControl("", {"answer_tokens": 0, "speech": False})))
+    )
+    assert [(event.type, event.code) for event in of_band(call)] == [("error", "bad_control")]
     assert all(torch.cat(given.codes, 1).numel() for given in call.answers)
 
 
 def test_instructions_longer_than_the_context_are_refused(small: Engine, frontend):
-    call = converse(small, frontend, told(out_of_band=OutOfBand("Be kind. " * 300)))
-    assert [(event["type"], event["code"]) for event in of_band(call)] == [("error", "turn_too_long")]
+    call = converse(small, frontend, told(out_of_band=OutOfBandControl("Be kind. " * 300)))
+    assert [(event.type, event.code) for event in of_band(call)] == [("error", "turn_too_long")]
 
 
 @pytest.mark.parametrize(
     "value", ["x", "[]", '{"instructions": 1}', '{"cancel": 1}', '{"turn": []}', '{"other": 1}', "null", '"\\ud800"']
 )
 def test_a_value_that_is_none_is_refused_by_name(turn_settings, value: str):
-    with pytest.raises(OptionError, match="out_of_band is .*expected"):
+    with pytest.raises(OptionError, match="out_of_band: expected .*got"):
         parse_controls({"out_of_band": value}, turn_settings)
 
 
 def test_its_values(turn_settings):
     parsed = parse_controls({"out_of_band": '{"instructions": "Be brief."}'}, turn_settings).out_of_band
-    assert parsed == OutOfBand("Be brief.")
-    with pytest.raises(OptionError, match="out_of_band.instructions is 20001 characters long"):
+    assert parsed == OutOfBandControl("Be brief.")
+    with pytest.raises(OptionError, match="out_of_band.instructions: expected at most 20000 characters, got 20001"):
         parse_controls({"out_of_band": '{"instructions": "%s"}' % ("x" * 20_001)}, turn_settings)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from contract.controls import Controls
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
-from engine.options import Controls
 from tests.turn_oracle import TurnOracle
 from tests.turns import (
     MANUAL,
@@ -88,7 +88,7 @@ def test_the_tenth_turn_prefills_no_more_than_the_first(engine: Engine, frontend
     while going:
         before = engine.thinker_length(1)
         output = engine.tick({1: call.hear()})[1]
-        if any(event["type"] == "answer_started" for event in output.events):
+        if any(event.type == "answer_started" for event in output.events):
             prefilled.append(engine.thinker_length(1) - before)
         going = call.take(output)
     engine.close(1)
@@ -129,5 +129,5 @@ def test_a_message_that_has_no_room_beside_the_prompt_is_refused(small: Engine, 
         message += "x"
     assert kinds(converse(small, frontend, script())) == ["answer_started"]
     call = converse(small, frontend, script(), system_prompt=prompt)
-    assert event_of(call, "error")["code"] == "turn_too_long"
+    assert event_of(call, "error").code == "turn_too_long"
     assert kinds(call) == ["error"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.options import Truncation
+from contract.controls import TruncateControl
 from engine.turn.history import Turn
 from engine.turn.prefill_queue import MAX_TEXT_TOKENS, PrefillQueue
 from tests.test_turn_conversation import END, OPENING, advance, conversation, prefill_all
@@ -60,7 +60,7 @@ def test_an_answer_that_is_truncated_while_the_next_turn_waits_is_closed_whole()
     advance(one, message="again")
     chunk = one.next_chunk
     assert chunk.closing == CLOSE[1:]
-    advance(one, truncate=Truncation(1, 80))
+    advance(one, truncate=TruncateControl(1, 80))
     assert one.next_chunk is chunk
     assert chunk.closing == CLOSE
     turn = one.history.turns[-1]

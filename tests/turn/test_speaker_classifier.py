@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from contract.controls import Controls, ForgetControl, Part
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import OptionError
-from engine.options import Controls, Forgetting
 from tests.turn_oracle import TurnOracle
 from tests.turns import (
     MANUAL,
@@ -33,19 +33,19 @@ def test_perception_is_what_transformers_thinks_of_the_labels(engine: Engine, fr
     plain = converse(engine, frontend, asking(questions[0][: 9 * TICK], 6), **MANUAL)
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(call.spoken, plain.spoken, strict=True))
     assert [a.tokens for a in call.spoken] == [b.tokens for b in plain.spoken], "bit for bit the same"
-    assert not any(event["type"] in ("emotion", "language") for event in plain.events)
+    assert not any(event.type in ("emotion", "language") for event in plain.events)
     for name, labels in (("emotion", engine.settings.turn.labels("emotion")), ("language", ("Korean", "English"))):
         event = event_of(call, name)
-        assert event["at_ms"] > event_of(call, "answer_started")["at_ms"], "not on the answer's critical path"
+        assert event.at_ms > event_of(call, "answer_started").at_ms, "not on the answer's critical path"
         expected = label_probabilities(checkpoint, call, name, labels)
-        assert event["label"] == max(expected, key=lambda label: expected[label])
-        assert event["probability"] == pytest.approx(expected[event["label"]], abs=2e-4)
+        assert event.label == max(expected, key=lambda label: expected[label])
+        assert event.probability == pytest.approx(expected[event.label], abs=2e-4)
 
 
 @pytest.mark.parametrize(
     "controls",
     [
-        Controls(cancel=True, forget=Forgetting(1, "user")),
+        Controls(cancel=True, forget=ForgetControl(1, Part.USER)),
         Controls(turn={"emotion": "off"}),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_question_that_cannot_be_asked_is_refused_in_mid_conversation(checkpoi
         yield from asking(questions[0][: 4 * TICK])
 
     call = converse(engine, frontend, script(), **MANUAL)
-    assert "ask for fewer" in event_of(call, "error")["message"]
+    assert "ask for fewer" in event_of(call, "error").message
     assert kinds(call)[1:] == ["answer_started", "answer_done"]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from contract.controls import Controls
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
-from engine.options import Controls
 from tests.turn_oracle import TurnOracle
 from tests.turns import Script, User, converse, event_of, silence
 
@@ -32,8 +32,8 @@ def test_a_text_answer_ends_with_its_text_and_what_is_spoken_after_it_is_exact(
     assert written.tokens == expected.tokens
     assert not any(codes.numel() for codes in written.codes)
     done = event_of(call, "answer_done")
-    assert (done["spoken_ms"], done["output_audio_tokens"]) == (0, 0)
-    assert done["output_text_tokens"] > 0
+    assert (done.spoken_ms, done.output_audio_tokens) == (0, 0)
+    assert done.output_text_tokens > 0
     oracle.say([token for token in expected.tokens if token != checkpoint.tokenizer.eos_token_id])
     oracle.hear(None, "What is the weather like?")
     expected = oracle.answer(40, 80)
@@ -50,8 +50,8 @@ def test_an_interrupted_text_answer_keeps_what_was_written(engine: Engine, front
 
     call = converse(engine, frontend, script(), speech="false")
     stopped = event_of(call, "interrupted")
-    written = "".join(event["text"] for event in call.events if event["type"] == "text")
-    assert stopped["heard_text"] == written != ""
+    written = "".join(event.text for event in call.events if event.type == "text")
+    assert stopped.heard_text == written != ""
 
 
 def test_an_answer_keeps_the_options_that_it_was_asked_with(engine: Engine, frontend):
@@ -63,5 +63,5 @@ def test_an_answer_keeps_the_options_that_it_was_asked_with(engine: Engine, fron
 
     call = converse(engine, frontend, script())
     done = event_of(call, "answer_done")
-    assert done["output_text_tokens"] == 3
-    assert done["reason"] == "length"
+    assert done.output_text_tokens == 3
+    assert done.reason == "length"

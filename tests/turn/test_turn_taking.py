@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from contract.controls import Controls
 from engine.engine import Engine
-from engine.options import Controls
 from engine.turn.speech_detector import SpeechDetector
 from engine.vad import WINDOW, Vad, VadState
 from export.mel_frontend import MelFrontend
@@ -34,16 +34,16 @@ def test_the_end_of_speech_is_answered_in_its_tick(engine: Engine, frontend, que
     call = converse(engine, frontend, script())
     assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]
     stopped, started = event_of(call, "speech_stopped"), event_of(call, "answer_started")
-    assert 0 <= started["at_ms"] - stopped["at_ms"] < 320
-    assert started["audio_end_ms"] == stopped["at_ms"] // 10 * 10
-    speech_ms = event_of(call, "speech_started")["at_ms"]
-    assert started["audio_start_ms"] == max(0, (speech_ms // 10 - 30) * 10), "300 ms before the speech belong to it"
+    assert 0 <= started.at_ms - stopped.at_ms < 320
+    assert started.audio_end_ms == stopped.at_ms // 10 * 10
+    speech_ms = event_of(call, "speech_started").at_ms
+    assert started.audio_start_ms == max(0, (speech_ms // 10 - 30) * 10), "300 ms before the speech belong to it"
     first = spoken_frames(call).index(4)
-    assert (first + 1) * 320 == started["at_ms"], "the tick in which the turn ends speaks"
+    assert (first + 1) * 320 == started.at_ms, "the tick in which the turn ends speaks"
     assert kinds(call)[3:] == ["answer_done"]
     done = event_of(call, "answer_done")
-    assert done["spoken_ms"] == 80 * sum(spoken_frames(call))
-    assert done["text"] == "".join(spoken.text for spoken in call.spoken)
+    assert done.spoken_ms == 80 * sum(spoken_frames(call))
+    assert done.text == "".join(spoken.text for spoken in call.spoken)
 
 
 def test_text_is_no_further_than_the_talker_needs(talkative: Engine, frontend, questions):
