@@ -35,6 +35,9 @@ class Chat:
     def typed(self, text: str, after_audio: bool = False) -> list[int]:
         return [20] * len(text) if after_audio else [12, *[20] * len(text)]
 
+    def message(self, role: str, text: str) -> list[int]:
+        return [12, *[21] * len(text), *self.close]
+
 
 class Words:
     """A detokenizer of a word a token."""
@@ -60,10 +63,11 @@ CONFIG = TurnConfig(
 )
 
 
-def conversation(config: TurnConfig = CONFIG, **turn) -> TurnConversation:
+def conversation(config: TurnConfig = CONFIG, report_state: bool = False, **turn) -> TurnConversation:
     settings = Settings.load(environ={})
     chosen: TurnSettings = replace(settings.turn, **turn)
-    return TurnConversation.begin(0, Options("ethan", "", settings.sampling, chosen, 0), config, [])
+    options = Options("ethan", "", settings.sampling, chosen, 0, report_state)
+    return TurnConversation.begin(0, options, config, [])
 
 
 def advance(one: TurnConversation, count: int = 1, probabilities=SILENCE, **controls) -> list[str]:

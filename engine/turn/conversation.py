@@ -23,15 +23,18 @@ from contract.events import (
     Error,
     Event,
     Forgotten,
+    InputDropped,
     Interrupted,
     Language,
     SpeechStarted,
     SpeechStopped,
+    StateChanged,
     Text,
     Transcript,
     Truncated,
     TurnsDropped,
 )
+from contract.state import Entry, InputState, State
 from engine.cache_layout import TALKER_PREFIX, Evictions
 from engine.clip import Clip
 from engine.dialect import Conversation
@@ -42,6 +45,7 @@ from engine.turn.answer import Answer
 from engine.turn.history import History, Turn
 from engine.turn.prefill_queue import PrefillQueue
 from engine.turn.speech_detector import SpeechDetector
+from engine.turn.state_report import StateReport
 
 FRAME_MS = 10  # of a log-mel frame
 RECENT_MS = 1000  # of sound that is kept beside what the options need
@@ -76,7 +80,10 @@ class TurnConversation(Conversation):
     _evictions: list[Evictions] = field(default_factory=list)  # that come before all else of the next prefill
     _respond_due: bool = False  # the open turn is answered when it ends, whatever the options say
     _ignores_speech: bool = False  # that has filled the context, until it ends
-    _opened_itself: bool = False  # the open turn: nobody may have spoken yet
+    _open_state: InputState = InputState.IDLE  # meaningful while a turn is open
+    _is_respond_carried: bool = False  # a `respond` whose turn was dropped in this tick
+    _state_report: StateReport = field(default_factory=StateReport)
+    _turn_options: dict[str, Any] = field(default_factory=dict)  # changed since START
 
     @classmethod
     def begin(cls, slot: int, options: Options, config: TurnConfig, prompt: list[int]) -> TurnConversation:
@@ -119,6 +126,11 @@ class TurnConversation(Conversation):
         return recent_ms // FRAME_MS
 
     @property
+    def _opened_itself(self) -> bool:
+        """True if the open turn is the default one of manual detection: it may hold no speech."""
+        return self._turn is not None and self._open_state is InputState.DEFAULT
+
+    @property
     def answers(self) -> bool:
         """Whether an answer is due or being given."""
         return self._answer is not None
@@ -135,6 +147,8 @@ class TurnConversation(Conversation):
             self._change(controls.turn)
         if controls.cancel:
             self._cancel()
+        if controls.clear:
+            self._clear(begin)
         if controls.truncate:
             self._truncate(controls.truncate)
         if controls.forget:
@@ -149,12 +163,12 @@ class TurnConversation(Conversation):
             for probability in probabilities:
                 self._detect(probability)
         elif self._turn is None and self._answer is None:
-            self._begin_turn(begin)
-            self._opened_itself = True
+            self._begin_turn(begin, InputState.DEFAULT)
         if controls.commit:
             self._commit(self.clock if controls.commit is True else begin + controls.commit // FRAME_MS)
-        if controls.respond or self._respond_is_overdue:
+        if controls.respond or (self._is_respond_carried and not self._answer):
             self._respond()
+        self._is_respond_carried = False
         if controls.out_of_band:
             self._answer_out_of_band(controls.out_of_band)
         self._queue_windows(self.clock)
@@ -182,7 +196,8 @@ class TurnConversation(Conversation):
             if self._answer and (is_enough or self._answer.is_out_of_band):
                 self._interrupt("speech")
             if not self._answer and not self._turn and detector.voiced_until_ms > self._earliest * FRAME_MS:
-                self._begin_turn(detector.started_ms // FRAME_MS - turn.prefix_padding_ms // FRAME_MS)
+                first = detector.started_ms // FRAME_MS - turn.prefix_padding_ms // FRAME_MS
+                self._begin_turn(first, InputState.SPEECH)
         if stopped:
             self._emit(SpeechStopped, at_ms=detector.stopped_ms)
             if self._turn:
@@ -192,8 +207,8 @@ class TurnConversation(Conversation):
         self._turns += 1
         return Turn(self._turns, **about)
 
-    def _begin_turn(self, frame: int) -> None:
-        self._turn, self._opened_itself, self._windows = self._new_turn(), False, []
+    def _begin_turn(self, frame: int, state: InputState) -> None:
+        self._turn, self._open_state, self._windows = self._new_turn(), state, []
         self._turn_first = self._queued = max(frame, self._earliest, self.oldest_frame)
 
     def _end_turn(self, end: int) -> None:
@@ -282,11 +297,6 @@ class TurnConversation(Conversation):
         self.history.remove(turn)
         turn.user, self._windows, self._queued = 0, [], self._turn_first
 
-    @property
-    def _respond_is_overdue(self) -> bool:
-        """Whether the turn is gone whose end a `respond` has waited for."""
-        return self._respond_due and not self._answer and (self._turn is None or self._opened_itself)
-
     def _respond(self) -> None:
         """An answer to the history as it is; while the user speaks, when they have stopped."""
         self._respond_due = False
@@ -342,9 +352,12 @@ class TurnConversation(Conversation):
             if not (self._turn and self.detects_turns) or self._respond_due:  # else it is kept: a commit ends it
                 self._abandon_turn()
                 self._earliest = self.clock
+            elif self._turn:
+                self._open_state = InputState.KEPT
             self._end_speech()
             self.detector.begin_at(self.clock * FRAME_MS)
         self.options = replace(self.options, turn=turn)
+        self._turn_options |= changes
         self._questions = [question for question in self._questions if turn.asked(question.name)]
         self.detector.change(turn)
 
@@ -422,11 +435,21 @@ class TurnConversation(Conversation):
         self._abandon_turn()
         self._end_speech()
         self._earliest = frame
-        self._begin_turn(frame)
+        self._begin_turn(frame, InputState.PUSHED)
+        self._respond_due, self._is_respond_carried = self._is_respond_carried, False
+
+    def _clear(self, frame: int) -> None:
+        """Drop the open turn and all audio before a frame; speech that goes on is a new speech from there on."""
+        self._abandon_turn()
+        if self.detector.is_speech:
+            self._emit(SpeechStopped, at_ms=frame * FRAME_MS)
+        self.detector.begin_at(frame * FRAME_MS)
+        self._ignores_speech = False
+        self._earliest = frame
 
     def _cancel(self) -> None:
         if self._answer is None or self._answer.is_out_of_band:
-            self._respond_due = False
+            self._respond_due = self._is_respond_carried = False
             self._emit(Error, code=ErrorCode.NOTHING_TO_CANCEL, message="cancel came, but no answer is being given")
         else:
             self._interrupt("cancel")
@@ -439,11 +462,16 @@ class TurnConversation(Conversation):
         self._ignores_speech = False
 
     def _abandon_turn(self) -> None:
-        """Forgets the open turn."""
-        turn, self._turn = self._turn, None
+        """Drop the open turn; a `respond` that waits for its end is carried on to the end of the tick."""
+        turn, is_default = self._turn, self._opened_itself
+        self._turn = None
+        self._is_respond_carried |= self._respond_due
+        self._respond_due = False
         if turn:
             self._queue.drop(turn)
             self.history.remove(turn)
+            if not is_default:
+                self._emit(InputDropped, turn=turn.number)
 
     def _answer_turn(self, turn: Turn, user: list[int], clip: Clip | None = None) -> None:
         self._queue_answer(turn, [*user, *self.config.chat.close], clip)
@@ -576,6 +604,8 @@ class TurnConversation(Conversation):
             self._emit(Error, code=ErrorCode.TURN_TOO_LONG, message=message, out_of_band=True)
             return
         if self._turn is turn or not self._turn:
+            if self._turn and not self._opened_itself:
+                self._emit(InputDropped, turn=turn.number)
             self._turn = None
             self._ignores_speech = self.detector.is_speech
             self._respond_due = False
@@ -695,6 +725,52 @@ class TurnConversation(Conversation):
             audio_start_ms=start_ms,
             audio_end_ms=end_ms,
         )
+
+    def finish_tick(self) -> None:
+        """Report the state at the end of a tick's events, if it changed and the bridge wants reports."""
+        if not self.options.report_state:
+            return
+        is_stale = any(not isinstance(event, (Text, SpeechStarted, SpeechStopped)) for event in self.events)
+        if state := self._state_report.changed(self._scalars(), self._entries, is_stale):
+            self._emit(StateChanged, state=state)
+
+    def _scalars(self) -> State:
+        answer, turn, detector = self._answer, self._turn, self.detector
+        speech_ms = detector.started_ms if self.detects_turns and detector.is_speech else None
+        state = InputState.OVERFLOWED if self._ignores_speech else self._open_state if turn else InputState.IDLE
+        return State(
+            pending=tuple(Entry(0, item.role.value, item.text) for item in self._items),
+            answering=answer.turn.number if answer and answer.is_begun else None,
+            out_of_band=answer is not None and answer.is_out_of_band,
+            answer_due=self._respond_due or (answer is not None and not answer.is_begun),
+            input=state,
+            input_from_ms=self._earliest * FRAME_MS,
+            open_turn=turn.number if turn else None,
+            open_from_ms=self._turn_first * FRAME_MS if turn else None,
+            open_text=turn.typed if turn else "",
+            speech_from_ms=speech_ms,
+            awaits_silence=self.detects_turns and detector.awaits_silence,
+            turn_options=dict(self._turn_options),
+            next_turn=self._turns + 1,
+        )
+
+    def _entries(self) -> tuple[Entry, ...]:
+        """Return the history in order, with the turns that wait for prefill."""
+        found: list[Entry] = []
+        turns = [*self.history.turns, *(chunk.turn for chunk in self._queue)]
+        for turn in dict.fromkeys(turns):
+            if turn is self._turn or turn.is_out_of_band:
+                continue
+            if turn.role != "user":
+                found.append(Entry(turn.number, turn.role, turn.typed))
+                continue
+            if turn.sound_ms:
+                found.append(Entry(turn.number, "user", turn.typed, *turn.sound_ms))
+            elif turn.typed:
+                found.append(Entry(turn.number, "user", turn.typed))
+            if turn.answer and not (self._answer and self._answer.turn is turn):
+                found.append(Entry(turn.number, "assistant", self.config.decode(turn.tokens)))
+        return tuple(found)
 
     def _emit(self, kind: type[Event], at_ms: int | None = None, **details: Any) -> None:
         self.events.append(kind(at_ms=self.clock_ms if at_ms is None else at_ms, **details))

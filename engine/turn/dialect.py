@@ -235,6 +235,7 @@ class TurnDialect:
             if codes is not None and decoded.frames:
                 output.codes[:, : decoded.frames] = codes[: decoded.frames].T
                 output.begins = decode.is_first
+        conversation.finish_tick()
         output.events = conversation.events
         return output
 

@@ -29,9 +29,15 @@ class SpeechDetector:
         self._turn = turn
 
     def begin_at(self, clock_ms: int) -> None:
-        """The next window begins here: it did not listen for a while."""
+        """Begin again, in silence: the next window begins here."""
         self._clock_ms = self.voiced_until_ms = clock_ms
-        self._must_fall = False
+        self.is_speech = self._must_fall = False
+        self._silent_since = None
+
+    @property
+    def awaits_silence(self) -> bool:
+        """True while the speech in progress was dealt with: the next one begins after the probability has fallen."""
+        return self._must_fall
 
     @property
     def spoken_ms(self) -> int:
