@@ -15,7 +15,8 @@ from benchmarks.paced import LOUDNESS
 from config import Settings
 from frontend.failover.mover import READ_AT_ONCE
 from frontend.failover.replay_log import Replay, ReplayLog
-from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
+from frontend.tick import TickError, TickIn, new_sequence_id
+from frontend.triton import TritonLink
 
 LENGTHS_S = (8, 24, 48, 96, 176)
 SPOKEN_TICKS, ANSWER_TICKS = 15, 10  # a turn: 4.8 s of the user, 3.2 s of an answer

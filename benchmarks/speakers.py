@@ -20,7 +20,8 @@ from benchmarks.caller import FRAME, Caller, opus_frame
 from benchmarks.paced import LOUDNESS
 from benchmarks.stand_in import FRAME_MS
 from config import Settings
-from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
+from frontend.tick import TickError, TickIn, new_sequence_id
+from frontend.triton import TritonLink
 from frontend.webrtc.tracks import OPUS_HZ
 
 FRAME_S = FRAME_MS / 1000
@@ -44,7 +45,7 @@ async def over_grpc(address: str, settings: Settings, begin_s: float, ticks: int
         async for answer in link.converse(new_sequence_id(), microphone()):
             if isinstance(answer, TickError):
                 raise answer
-            heard = int(answer.events[-1]["text"])
+            heard = int(answer.events[-1].to_json()["text"])
             yield heard, time.monotonic() - (begin_s + heard * FRAME_S)
     finally:
         await link.close()

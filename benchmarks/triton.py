@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from benchmarks.paced import Microphone, measure
 from benchmarks.report import Row
 from config import Settings
-from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
+from frontend.tick import TickError, TickIn, new_sequence_id
+from frontend.triton import TritonLink
 
 
 def bench_triton(settings: Settings, conversations: Sequence[int], seconds: float) -> list[Row]:

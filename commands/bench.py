@@ -188,7 +188,7 @@ def _quality(settings: Settings, recordings: Path | None, conversations: list[in
 def _move(settings: Settings, path: Path) -> int:
     from benchmarks.dialogue import write
     from benchmarks.move import bench_move, show
-    from frontend.triton import TickError
+    from frontend.tick import TickError
 
     try:
         moves = bench_move(settings)
@@ -273,7 +273,7 @@ def _served(arguments: argparse.Namespace, settings: Settings, conversations: li
     from benchmarks.triton import bench_triton
     from benchmarks.turn_bridge import bench_turn_bridge
     from client.sound import SoundError, read_sound, to_pcm16
-    from frontend.triton import TickError
+    from frontend.tick import TickError
 
     try:
         slots = Counters.read(settings).slots * len(settings.triton.urls) * settings.triton.replicas

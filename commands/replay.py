@@ -13,7 +13,8 @@ import numpy as np
 from commands.console import UserError, load_settings
 from config import Settings
 from frontend.recording import RecordedTick, RecordingError, read_recording
-from frontend.triton import TickError, TickIn, TickOut, TritonLink, new_sequence_id
+from frontend.tick import TickError, TickIn, TickOut, new_sequence_id
+from frontend.triton import TritonLink
 
 IDENTICAL, DIFFERENT = 0, 1
 ROUNDING = 1
@@ -56,7 +57,8 @@ async def replay(settings: Settings, ticks: Sequence[RecordedTick]) -> list[Tick
         for number, tick in enumerate(ticks):
             await room.acquire()
             ends = number == len(ticks) - 1
-            yield TickIn(tick.said.tobytes(), start=number == 0, end=ends, parameters=dict(tick.parameters))
+            pcm, tick_ms = tick.said.tobytes(), settings.audio.tick_ms
+            yield TickIn.from_parameters(pcm, tick.parameters, tick_ms, start=number == 0, end=ends)
 
     link = TritonLink(settings)
     answers = []
@@ -91,4 +93,5 @@ def _compared(tick: RecordedTick, answer: TickOut | TickError) -> list[tuple[str
     heard = np.frombuffer(answer.pcm, np.int16)
     unequal = np.flatnonzero(np.abs(heard.astype(int) - tick.heard) > ROUNDING)
     sound = (f"sample {unequal[0]} is {tick.heard[unequal[0]]}", f"{heard[unequal[0]]}") if len(unequal) else ("", "")
-    return [("text", tick.text, answer.text), ("events", tick.events, answer.events), ("sound", *sound)]
+    events = [event.to_json() for event in answer.events]
+    return [("text", tick.text, answer.text), ("events", tick.events, events), ("sound", *sound)]

@@ -1,4 +1,4 @@
-"""Events of a conversation: what the engine reports about a tick.
+"""Events of a conversation: what the engine reports about a tick, and what the bridge adds after a move.
 
 On the wire an event is a JSON object with its `type`, `at_ms` on the conversation's input clock, and the fields of its
 class; a field without a value is left out.
@@ -238,6 +238,14 @@ class StateChanged(Event):
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the event."""
         return {"type": self.type, "at_ms": self.at_ms, "state": self.state.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved(Event):
+    """The bridge continued the conversation on another server, `took_ms` after the first one was lost."""
+
+    type = "moved"
+    took_ms: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from frontend.pcm16.frames import Event, ProtocolError
 from frontend.pcm16.resumable_socket import ResumableSocket
 from frontend.recording import recorded
 from frontend.session.ended import CloseCode
-from frontend.triton import EngineFacts, TickError, TickIn, TickOut
+from frontend.tick import TickError, TickIn, TickOut
+from frontend.triton import EngineFacts
 
 logger = logging.getLogger(__name__)
 WARM_UP_TICKS = 3

@@ -11,7 +11,7 @@ import logging
 import secrets
 import wave
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from config.settings import INPUT_HZ, OUTPUT_HZ
-from frontend.triton import TickError, TickIn, TickOut
+from frontend.tick import Converse, TickError, TickIn, TickOut
 
 logger = logging.getLogger(__name__)
 RATE = 48_000
@@ -50,8 +50,8 @@ class Recorder:
     async def ticks(self, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickIn]:
         """Passes the conversation's ticks on; a seed is given to one without, so that it can be replayed."""
         async for tick in ticks:
-            if tick.start and "seed" not in tick.parameters:
-                tick = replace(tick, parameters={**tick.parameters, "seed": secrets.randbelow(MAX_SEED)})
+            if tick.start and "seed" not in tick.options:
+                tick = replace(tick, options={**tick.options, "seed": secrets.randbelow(MAX_SEED)})
             self._asked.append(tick)
             yield tick
 
@@ -86,7 +86,7 @@ class Recorder:
                 entry["error"] = str(answer)
             else:
                 heard = np.frombuffer(answer.pcm, np.int16)
-                entry |= {"text": answer.text, "events": answer.events}
+                entry |= {"text": answer.text, "events": [event.to_json() for event in answer.events]}
             stereo = np.stack([_drawn(said, LEFT, self._last[0]), _drawn(heard, RIGHT, self._last[1])], axis=1)
             self._last = int(said[-1]), int(heard[-1])
             self._wav.writeframes(stereo.tobytes())
@@ -103,9 +103,6 @@ class Recorder:
                 self._wav.close()
         except OSError:
             logger.exception("%s cannot be written", self._path)
-
-
-Converse = Callable[[int, AsyncIterator[TickIn]], AsyncIterator[TickOut | TickError]]
 
 
 async def recorded(

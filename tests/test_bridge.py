@@ -18,7 +18,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_grpc import converse
 from client.python_websocket import talk
-from frontend.triton import TickIn, TritonLink, new_sequence_id
+from frontend.tick import TickIn, new_sequence_id
+from frontend.triton import TritonLink
 from tests.conftest import IDLE_TIMEOUT_S, Served
 from tests.sound import is_same_sound
 from tests.test_triton import TICK
@@ -231,9 +232,9 @@ def test_a_bad_value_in_the_query_closes_with_its_reason(served: Served, pcm):
     with connect(served.websocket + "?voice=bob") as socket:
         socket.send(pcm[:TICK].tobytes())
         error = event(socket, "error")
-        assert error["code"] == "tick_failed"
+        assert error["code"] == "bad_option"
         assert "voice is 'bob', expected one of aiden, chelsie, ethan" in error["message"]
-        assert rest(socket)[1] == 1011
+        assert rest(socket)[1] == 1008
 
 
 @pytest.mark.parametrize("name", ["vioce", "priority", "sequence_id", "triton_x"])

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from config import Settings, SettingsError
+from contract.controls import Controls
+from contract.events import Text
 from frontend.bridge import Bridge
 from frontend.failover.mover import Mover
 from frontend.failover.replay_log import ITEMS_AT_ONCE, Part, ReplayLog
-from frontend.triton import TickError, TickIn, TickOut
+from frontend.tick import TickError, TickIn, TickOut
 
 TICK_BYTES = 10_240
 
@@ -29,7 +31,7 @@ def pass_ticks(history: ReplayLog, count: int, *events: dict[str, Any], **parame
         ticks = history.clock_ms // 320
         pcm = bytes([ticks % 256]) * TICK_BYTES
         start = not history.has_begun
-        history.ask(TickIn(pcm, start=start, parameters=parameters if number == 0 else {}))
+        history.ask(TickIn.from_parameters(pcm, parameters if number == 0 else {}, 320, start))
         history.answer(list(events) if number == count - 1 else [])
 
 
@@ -161,14 +163,14 @@ def test_an_item_that_waits_for_the_end_of_an_answer_is_added_later(history: Rep
     pass_ticks(history, 1, items=json.dumps([item]))
     history.give_up_answer()
     assert history.reading().waiting == [item]
-    on_its_way = TickIn(b"", parameters={"items": json.dumps([{"role": "user", "text": "too"}])})
+    on_its_way = TickIn.from_parameters(b"", {"items": json.dumps([{"role": "user", "text": "too"}])}, 320)
     history.ask(on_its_way)
     assert history.reading().waiting == [item], "the other one's tick comes again"
 
 
 def test_a_respond_on_its_way_is_not_asked_for_twice(history: ReplayLog):
     pass_ticks(history, 1, committed(1, 0, 320), turn='{"create_response": false}')
-    history.ask(TickIn(b"", parameters={"respond": True}))
+    history.ask(TickIn(b"", controls=Controls(respond=True)))
     assert not history.reading().is_due
     history.answer([])
     assert history.reading().is_due
@@ -210,7 +212,7 @@ class FakeLink:
             if not left:
                 raise TickError(self._why)
             left -= 1
-            yield TickOut(b"", "", [{"type": "heard", "at_ms": 320 * len(mine)}])
+            yield TickOut(b"", "", [Text(at_ms=320 * len(mine), text="heard")])
 
 
 async def ticks(count: int) -> AsyncIterator[TickIn]:
@@ -232,8 +234,8 @@ def test_no_tick_is_lost_or_doubled_by_a_move():
     link = FakeLink(4, 1000)
     answers = converse(link, 10)
     assert len(answers) == 10
-    assert [event["type"] for event in answers[4].events] == ["moved", "heard"]
-    assert [answer.events[-1]["at_ms"] for answer in answers] == [320 * n for n in range(1, 11)]
+    assert [event.type for event in answers[4].events] == ["moved", "text"]
+    assert [answer.events[-1].at_ms for answer in answers] == [320 * n for n in range(1, 11)]
     live = [tick.pcm[0] for tick in link.asked[1] if tick.pcm[0]]
     assert live == list(range(1, 10)), "the four that were answered, which its detector hears again, and the others"
     assert [tick.start for tick in link.asked[1]].count(True) == 1

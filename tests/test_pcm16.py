@@ -17,12 +17,13 @@ from websockets.asyncio.server import serve
 
 from client.python_websocket import talk
 from config import Settings
+from contract.events import Reset, SpeechStarted
 from frontend import recording
 from frontend.failover.replayable import ReplayableTicks
 from frontend.floor import Floor
 from frontend.pcm16.conversation import Pcm16Conversation
 from frontend.recording import Recorder
-from frontend.triton import TickIn, TickOut
+from frontend.tick import TickIn, TickOut
 from frontend.webrtc.data_channel import MAX_FRAGMENTS, MAX_STREAMS, bound_fragments
 
 TICK, ANSWER = bytes(10240), bytes(15360)
@@ -92,7 +93,7 @@ def test_a_client_that_leaves_while_its_last_tick_is_answered_leaves_nothing():
         answered = False
         async for _ in ticks:
             if not answered:
-                yield TickOut(ANSWER, "", [{"type": "speech_started", "at_ms": 0}])
+                yield TickOut(ANSWER, "", [SpeechStarted(at_ms=0)])
             answered = True
 
     client = Client([TICK, '{"type": "end"}'], 0.05, leaves=True)
@@ -102,8 +103,8 @@ def test_a_client_that_leaves_while_its_last_tick_is_answered_leaves_nothing():
 def test_nobody_speaks_in_a_conversation_that_has_begun_anew():
     """The engine sends no `speech_stopped` for who spoke before."""
     turns = Floor(creates_responses=True)
-    turns.note({"type": "speech_started"})
-    turns.note({"type": "reset"})
+    turns.note(SpeechStarted(at_ms=0))
+    turns.note(Reset(at_ms=0))
     assert turns.is_quiet
 
 

@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_websocket import talk
 from frontend.failover.replayable import HandOver, ReplayableTicks
-from frontend.triton import TickIn
+from frontend.tick import TickIn
 from tests.conftest import ROOT, Served, free_port, serve, serve_environment, wait_until_answered
 from tests.test_access import RunningBridge, bridge
 from tests.test_bridge import end, event, send_unless_closed

@@ -20,7 +20,8 @@ from commands import serve as serve_command
 from commands.console import UserError
 from config import Settings, SettingsError
 from frontend.failover.servers import Servers
-from frontend.triton import EngineFacts, TickError, TickIn, TickOut
+from frontend.tick import TickError, TickIn, TickOut
+from frontend.triton import EngineFacts
 from tests.conftest import Served, serve, serve_environment
 from tests.test_bridge import send_unless_closed
 from tests.test_commands import sca

@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator
 
 from config import Settings
+from contract.errors import ErrorCode
 from frontend.audio.pcm import SAMPLE_BYTES
 from frontend.log import logger
-from frontend.triton import TickError, TickIn, TritonLink, new_sequence_id
+from frontend.tick import TickError, TickIn, new_sequence_id
+from frontend.triton import TritonLink
 
 PULSE_S = 3.0  # without an answer to anybody, then the engine is asked
 ANSWER_S = 5.0  # that it has for it
@@ -46,7 +48,7 @@ class HealthProbe:
         except asyncio.TimeoutError:
             return f"the engine has not answered within {ANSWER_S:g} s"
         except TickError as error:
-            return None if error.is_full else f"the engine does not answer: {error}"
+            return None if error.code is ErrorCode.FULL else f"the engine does not answer: {error}"
         except Exception as error:  # whatever it is, it is looked at again
             return f"the engine cannot be asked: {error!r}"
         return None

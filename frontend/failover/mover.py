@@ -10,13 +10,14 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from config import Settings
+from contract.events import event_of
 from frontend.failover.replay_log import ITEMS_AT_ONCE, Part, Replay, ReplayLog
 from frontend.failover.replayable import HandOver
 from frontend.failover.servers import Servers
 from frontend.log import logger
 from frontend.metrics import MOVED
 from frontend.pcm16.frames import Event
-from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
+from frontend.tick import TickError, TickIn, TickOut, new_sequence_id
 
 RETRY_S = 0.5
 READ_AT_ONCE = 8  # ticks of a reading on their way
@@ -86,7 +87,7 @@ class Renumbering:
                 details = json.loads(found[name])
                 details["turn"] = self._server_number(details["turn"], details.get("part", "answer"))
                 found[name] = json.dumps(details)
-        return replace(tick, parameters=found)
+        return TickIn.from_parameters(tick.pcm, found, self._history.tick_ms, tick.start, tick.end)
 
     def _server_number(self, number: int, side: str) -> int:
         for server, part in self._known.items():
@@ -144,15 +145,15 @@ class Mover:
         if self._left:
             self._left -= 1
             self._room.release()
-            self._translation.learn(answer.events)
+            self._translation.learn([event.to_json() for event in answer.events])
             return None
         if self._lost_s is not None:
             self._events.append(self._moved(sequence_id, self._lost_s))
             self._lost_s = None
-        told = [*self._events, *map(self._translation.told, answer.events)]
+        told = [*self._events, *(self._translation.told(event.to_json()) for event in answer.events)]
         self._events.clear()
         self._history.answer(told)
-        return replace(answer, events=told)
+        return replace(answer, events=[event_of(event) for event in told])
 
     def _expect_another_try(self, error: TickError) -> None:
         """Raises the error where there is none: nothing was said yet, time is up, or it comes of what is said."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from config import Settings
@@ -16,7 +16,7 @@ from config.loader import typed
 from config.settings import OPTIONS
 from frontend.audio.pcm import SAMPLE_BYTES
 from frontend.pcm16.frames import Event
-from frontend.triton import TickIn
+from frontend.tick import TickIn
 
 RECENT_TICKS = 8  # that a server hears again where no turn is open: its speech detector has to find its feet
 BEFORE_SPEECH = ("prefix_padding_ms", "interrupt_after_ms", "silence_duration_ms")  # that the engine needs of it
@@ -245,7 +245,7 @@ class ReplayLog:
         def add_items() -> None:
             for first in range(0, len(items), ITEMS_AT_ONCE):
                 some = json.dumps(items[first : first + ITEMS_AT_ONCE])
-                ticks.append(TickIn(self._silence, parameters={"items": some}))
+                ticks.append(self._tick(self._silence, {"items": some}))
             items.clear()
 
         for part in self.parts:
@@ -257,15 +257,18 @@ class ReplayLog:
         add_items()
         kept = {name: self._chosen(name) for name in quiet}
         if self._is_manual:  # a change of the detection ends what the silence has opened
-            ticks.append(TickIn(self._silence, parameters={"turn": json.dumps({"detection": "server_vad"})}))
-        ticks.append(TickIn(self._silence, parameters={"turn": json.dumps(kept)}))
-        ticks[0] = replace(ticks[0], start=True, parameters={**self._options, **quiet, **ticks[0].parameters})
+            ticks.append(self._tick(self._silence, {"turn": json.dumps({"detection": "server_vad"})}))
+        ticks.append(self._tick(self._silence, {"turn": json.dumps(kept)}))
+        ticks[0] = self._tick(ticks[0].pcm, {**self._options, **quiet, **ticks[0].parameters}, start=True)
         waiting = [
             {"role": part.role, "text": part.text}
             for part in self._pending
             if part.item_of and not any(part.item_of is tick for tick in self.unanswered)
         ]
         return Replay([*ticks, *self._again()], list(self.parts), self._is_due, waiting)
+
+    def _tick(self, pcm: bytes, parameters: dict[str, Any], start: bool = False) -> TickIn:
+        return TickIn.from_parameters(pcm, parameters, self.tick_ms, start)
 
     def _spoken(self, part: Part) -> list[TickIn]:
         """A user's turn, to the sample."""
@@ -276,7 +279,7 @@ class ReplayLog:
         if part.text:
             parameters[0]["message"] = part.text
         parameters[-1]["commit"] = end_ms % self.tick_ms or True
-        return [TickIn(pcm, parameters=asked) for pcm, asked in zip(part.sound, parameters, strict=True)]
+        return [self._tick(pcm, asked) for pcm, asked in zip(part.sound, parameters, strict=True)]
 
     def _again(self) -> list[TickIn]:
         """What a turn that is open, or about to be, is made of."""
@@ -290,6 +293,6 @@ class ReplayLog:
         ticks = list(self._recent)[max(0, first) :]
         names = {"listen", "message"} if self._pending else {"listen"}
         return [
-            TickIn(tick.pcm, parameters={name: tick.parameters[name] for name in names & tick.parameters.keys()})
+            self._tick(tick.pcm, {name: tick.parameters[name] for name in names & tick.parameters.keys()})
             for tick in ticks
         ]

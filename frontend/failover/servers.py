@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from config import Settings
+from contract.errors import ErrorCode
 from frontend.failover.health_probe import HealthProbe
 from frontend.failover.replayable import ReplayableTicks
-from frontend.triton import EngineFacts, TickError, TickIn, TickOut, TritonLink, new_sequence_id
+from frontend.tick import TickError, TickIn, TickOut, new_sequence_id
+from frontend.triton import EngineFacts, TritonLink
 
 ENDS_S = 1.0  # that conversations which are ending have for it, where a newcomer waits for their slots
 AGAIN_S = 0.1  # after all have refused: a bridge's own question, or one who is leaving, may have held the last slot
@@ -91,7 +93,7 @@ class Servers:
                     return
                 except _RefusedError as refused:
                     refusals.append(refused.why)
-                    if refused.why.is_full:
+                    if refused.why.code is ErrorCode.FULL:
                         full[member] = refused.why
                     sequence_id = new_sequence_id()
                 finally:
@@ -110,7 +112,7 @@ class Servers:
         try:
             async with aclosing(member.link.converse(sequence_id, given.again())) as answers:
                 async for answer in answers:
-                    if isinstance(answer, TickError) and answer.is_full and not given.is_settled:
+                    if isinstance(answer, TickError) and answer.code is ErrorCode.FULL and not given.is_settled:
                         raise _RefusedError(answer)
                     given.settle()
                     yield answer

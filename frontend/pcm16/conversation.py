@@ -9,6 +9,8 @@ from typing import Any
 
 from fastapi import WebSocket
 
+from contract.controls import Controls
+from contract.events import AnswerStarted
 from frontend.access import RefusedError
 from frontend.admission import Reservation
 from frontend.audio.pcm import SAMPLE_BYTES
@@ -21,6 +23,7 @@ from frontend.pcm16.frames import (
     Control,
     Event,
     ProtocolError,
+    add_control,
     check_options,
     check_sound,
     check_values,
@@ -28,14 +31,13 @@ from frontend.pcm16.frames import (
     event_text,
     number_of,
     opened_event,
-    parameters_of,
     parse_control,
 )
 from frontend.pcm16.playout import Playout
 from frontend.pcm16.resumable_socket import ResumableSocket
 from frontend.session.client_clock import ClientClock
-from frontend.session.ended import CloseCode
-from frontend.triton import TickError, TickIn, TickOut, new_sequence_id
+from frontend.session.ended import CloseCode, end_of
+from frontend.tick import TickError, TickIn, TickOut, new_sequence_id
 
 MAX_GAPS = 1000  # that a page tells of at once
 MAX_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
@@ -61,7 +63,7 @@ class Pcm16Conversation:
         self._turns = Floor(settings.turn.create_response)
         self._playout = Playout(settings.bridge.max_lag_ms / 1000)
         self._started = False
-        self._sent = self._answered = 0  # ticks
+        self._sent = self._answered = self._answers = 0
         self._tick_s: float | None = None  # that the last one took
         self._was_answered = asyncio.Event()
         self._journal = Journal("pcm16", str(self.sequence_id), place.caller.name)
@@ -83,7 +85,7 @@ class Pcm16Conversation:
             self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
         self._place.leave()  # before the client hears of it: it may come again at once
         await self._line.close(self._close_code)
-        self._journal.ended(self._why, ticks=self._sent, answers=self._turns.answers)
+        self._journal.ended(self._why, ticks=self._sent, answers=self._answers)
 
     async def _converse(self) -> None:
         opened = opened_event(self.sequence_id, self._settings)
@@ -110,7 +112,7 @@ class Pcm16Conversation:
 
     async def _deliver(self, answer: TickOut | TickError) -> None:
         if isinstance(answer, TickError):
-            why, close_code = answer.end
+            why, close_code = end_of(answer)
             await self.end(why, str(answer), close_code)
             return
         if self._inbox.is_over:
@@ -118,7 +120,8 @@ class Pcm16Conversation:
         self._tick_s = answer.took_s
         for event in answer.events:
             self._turns.note(event)
-            await self._send(event)
+            self._answers += isinstance(event, AnswerStarted)
+            await self._send(event.to_json())
         pcm, lag = self._playout.put(answer.pcm)
         if lag:
             self._journal.note("lag", lag_ms=lag["lag_ms"], is_catching_up=lag["is_catching_up"])
@@ -129,7 +132,7 @@ class Pcm16Conversation:
 
     async def _ticks(self) -> AsyncIterator[TickIn]:
         """The client's sound in ticks; the last one carries END."""
-        asked: dict[str, Any] = {}  # of the next tick
+        asked = Controls()  # controls of the next tick
         while (message := await self._take()) is not None:
             try:
                 if isinstance(message, bytes):
@@ -137,7 +140,7 @@ class Pcm16Conversation:
                         if self._inbox.is_over:
                             break
                         yield await self._tick(pcm, asked)
-                        asked = {}
+                        asked = Controls()
                     continue
                 await self._inbox.pace(len(message))
                 control, details = parse_control(message)
@@ -155,10 +158,10 @@ class Pcm16Conversation:
                 if control is Control.RESET and not self._started:  # there is nothing to forget
                     await self._send({"type": "reset", "at_ms": 0})
                     continue
-                asked |= parameters_of(control, details, self._settings.engine.dialect)
+                asked = add_control(asked, control, details, self._settings.engine.dialect)
                 if control in (Control.COMMIT, Control.MESSAGE) and not self._inbox.is_over:
                     yield await self._tick(self._close_tick(), asked)
-                    asked = {}
+                    asked = Controls()
             except ProtocolError as error:
                 await self._send(error_event(error.code, error.message))
             except RefusedError as refusal:
@@ -166,11 +169,11 @@ class Pcm16Conversation:
         if self._started:
             yield await self._tick(self._framer.flush(), asked, end=True)
 
-    async def _rest(self, asked: Mapping[str, Any]) -> AsyncIterator[TickIn]:
+    async def _rest(self, asked: Controls) -> AsyncIterator[TickIn]:
         """The open tick; then, where turns are taken, silence until nobody speaks any more; END."""
         if self._settings.engine.dialect == "turn" and (self._started or self._framer.is_open):
             yield await self._tick(self._framer.flush(), asked)
-            asked = {}
+            asked = Controls()
             for _ in range(MAX_TICKS_AFTER_END):
                 while self._answered < self._sent and not self._inbox.is_over:
                     self._was_answered.clear()
@@ -202,7 +205,7 @@ class Pcm16Conversation:
         check_values(chosen, self._settings, self._bridge.engine.voices)
         self._options = chosen
 
-    async def _tick(self, pcm: bytes, asked: Mapping[str, Any], end: bool = False) -> TickIn:
+    async def _tick(self, pcm: bytes, asked: Controls, end: bool = False) -> TickIn:
         """A tick, when there is room for one more on its way. `RefusedError`: the first finds no place."""
         self._place.take()
         await self._room.acquire()
@@ -211,8 +214,7 @@ class Pcm16Conversation:
             self._turns.creates_responses = str(answers).lower() in ("true", "1")
         self._sent += 1
         self._waited_s = 0.0
-        parameters = {**self._options, **asked} if start else dict(asked)
-        return TickIn(pcm, start=start, end=end, parameters=parameters)
+        return TickIn(pcm, start=start, end=end, controls=asked, options=self._options if start else {})
 
     async def _take(self) -> bytes | str | None:
         """What the client sends next; None when it goes, gives no whole tick for too long, or its time is up."""

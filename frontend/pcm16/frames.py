@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -20,6 +20,7 @@ from config import Settings, SettingsError
 from config.loader import is_unicode, shown
 from config.options import DEFAULT_VOICE, options_of
 from config.settings import INPUT_HZ, MAX_TYPED, OPTIONS, OUTPUT_HZ
+from contract.controls import Controls
 from frontend.audio.pcm import SAMPLE_BYTES
 
 Event = dict[str, Any]
@@ -85,14 +86,15 @@ def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
         raise ProtocolError("unknown_control", f"the text frame {shown(text)} came, expected {controls}") from None
 
 
-def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) -> dict[str, Any]:
-    """The request parameters by which a control travels to the engine. Raises `ProtocolError`."""
+def add_control(controls: Controls, control: Control, details: Mapping[str, Any], dialect: str) -> Controls:
+    """Return `controls` with one more request of the client. Raises `ProtocolError`."""
     if control is not Control.RESET and dialect != "turn":
         raise ProtocolError(
             "no_turns", f"{control.value} came, but the dialect spoken here takes no turns: {dialect} (engine.dialect)"
         )
     if control is not Control.MESSAGE:
-        return {control.value: True}
+        found: dict[str, Any] = {control.value: True}
+        return replace(controls, **found)
     text = details.get("text")
     if not isinstance(text, str) or not text.strip() or not is_unicode(text) or "\0" in text:
         raise ProtocolError(
@@ -100,7 +102,7 @@ def parameters_of(control: Control, details: Mapping[str, Any], dialect: str) ->
         )
     if len(text) > MAX_TYPED:
         raise ProtocolError("bad_message", f"a message of {len(text)} characters came, expected at most {MAX_TYPED}")
-    return {control.value: text}
+    return replace(controls, message=text)
 
 
 def number_of(control: Control, details: Mapping[str, Any], name: str, most: float) -> float:

@@ -18,9 +18,9 @@ from frontend.metrics import BEHIND
 from frontend.realtime.conversation import Player, RealtimeConversation
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse, weight
 from frontend.session.channel import Channel
-from frontend.session.ended import CloseCode
+from frontend.session.ended import CloseCode, end_of
 from frontend.session.inbox import Inbox
-from frontend.triton import TickError, TickIn, new_sequence_id
+from frontend.tick import TickError, TickIn, new_sequence_id
 
 FRAME_CHARACTERS = 4  # times bridge.max_frame_bytes: of an event, whose sound is base64 of a higher rate
 MAX_EVENTS_HELD = 2000  # for a client that does not read
@@ -174,7 +174,7 @@ class RealtimeConnection:
                     self._conversation.deliver(answer, parameters)
         except TickError as error:
             self._conversation.fail(error)
-            self._why, self._close_code = error.end
+            self._why, self._close_code = end_of(error)
         except Exception:
             self._journal.failed()
             self._fail("server_error", "the conversation failed", CloseCode.INTERNAL_ERROR)
@@ -192,7 +192,7 @@ class RealtimeConnection:
                 BEHIND.observe(clock.held_ms / 1000)
             parameters = {**(options or {}), **asked}
             self._asked.append(parameters)
-            yield TickIn(pcm, start=options is not None, parameters=parameters)
+            yield TickIn.from_parameters(pcm, parameters, self._settings.audio.tick_ms, start=options is not None)
             options = None
 
     async def _write(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from config import Settings
+from contract.errors import ErrorCode
 from frontend.audio.sound import Microphone
 from frontend.floor import Floor
 from frontend.realtime.clock import MAX_HELD_S, Clock
@@ -21,7 +22,7 @@ from frontend.realtime.out_of_band import OutOfBand, Wanted
 from frontend.realtime.response import Request, Response, State, parse_request
 from frontend.realtime.session import Session
 from frontend.realtime.unconfirmed import Commit, Unconfirmed
-from frontend.triton import TickError, TickOut
+from frontend.tick import TickError, TickOut
 
 
 class Cut(NamedTuple):
@@ -391,11 +392,12 @@ class RealtimeConversation:
         ending = self._response if self._response and self._response.state is State.FINISHING else None
         if ending:  # the last of its sound: the tick's events are about what follows
             self._send(*ending.sound(answer.pcm))
-        for event in answer.events:
+        for found in answer.events:
+            event = found.to_json()
             if event.get("out_of_band"):
                 self._out_of_band.tell(event)
             else:
-                self._turns.note(event)
+                self._turns.note(found)
                 self._tell(event)
                 self._out_of_band.note_other(event)
         self._out_of_band.sound(answer.pcm)
@@ -436,8 +438,8 @@ class RealtimeConversation:
 
     def fail(self, error: TickError) -> None:
         """The engine cannot go on with it."""
-        code, kind, param = "full" if error.is_full else "server_error", "server_error", None
-        if error.is_long_prompt:
+        code, kind, param = "full" if error.code is ErrorCode.FULL else "server_error", "server_error", None
+        if error.code is ErrorCode.PROMPT_TOO_LONG:
             code, kind, param = "string_above_max_length", "invalid_request_error", "session.instructions"
         if self._player:
             self._player.clear()

@@ -6,9 +6,10 @@ import asyncio
 import json
 
 from config import Settings
+from contract.events import event_of
 from frontend.realtime.conversation import Cut, Player, RealtimeConversation
 from frontend.realtime.events import parse
-from frontend.triton import TickOut
+from frontend.tick import TickOut
 
 MANUAL = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 USAGE = dict.fromkeys(("input_tokens", "input_audio_tokens", "output_text_tokens", "output_audio_tokens"), 1)
@@ -45,7 +46,7 @@ class Talk:
 
     def tick(self, events: list[dict], sound: bytes = b"", **asked: object) -> None:
         """The answer to a tick that carried these parameters."""
-        self.conversation.deliver(TickOut(sound, "", events), asked)
+        self.conversation.deliver(TickOut(sound, "", [event_of(event) for event in events]), asked)
 
     def kinds(self) -> list[str]:
         return [event["type"] for event in self.told]

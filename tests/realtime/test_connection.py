@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from config import Settings
+from contract.events import UnknownEvent
 from frontend.realtime.connection import RealtimeConnection
-from frontend.triton import TickOut
+from frontend.tick import TickOut
 
 APPEND = json.dumps({"type": "response.create"})
 
@@ -50,7 +51,7 @@ def test_what_nobody_has_foreseen_is_told_and_logged(caplog: pytest.LogCaptureFi
 
     async def converse(_, ticks):
         async for _ in ticks:
-            yield TickOut(b"", "", [{"type": "answer_started"}])  # of no turn
+            yield TickOut(b"", "", [UnknownEvent(at_ms=0, found={"type": "answer_started"})])  # of no turn
 
     caplog.set_level(logging.INFO, "sca.bridge")
     channel = Channel(APPEND)
