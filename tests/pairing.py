@@ -20,7 +20,7 @@ import numpy as np
 from frontend.realtime.clock import Planned
 from frontend.realtime.conversation import Cut, RealtimeConversation
 from frontend.realtime.events import RealtimeError, error_event, parse
-from frontend.triton import TickOut
+from frontend.tick import TickIn, TickOut
 from tests.realtime.ledger import Event, Ledger
 from tests.scripted_engine import CONFIG, VOICES, ScriptedEngine, settings
 
@@ -169,7 +169,8 @@ class Pair:
                 return
             tick, self._taken = self._taken, None
             parameters = {**(self._options or {}), **tick.asked}
-            response = self.engine.tick(tick.pcm, parameters, start=self._options is not None)
+            sent = TickIn.from_parameters(tick.pcm, parameters, 320, start=self._options is not None)
+            response = self.engine.tick(sent)
             self._options = None
             self.ticks += 1
             earliest_s = self._in_flight[-1][0] if self._in_flight else self.now_s

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from config import Settings
 from config.options import options_of
 from config.settings import CODE2WAV_DELAY
-from engine.options import parse_controls
+from contract.events import AnswerDone, AnswerStarted, Event, Text, event_of
 from engine.turn.actions import TurnConfig
 from engine.turn.conversation import TurnConversation
-from frontend.triton import TickOut
+from frontend.tick import TickIn, TickOut
 
-Event = dict[str, Any]
 
+TICK_MS = 320
 TICK_FRAMES = 32  # log-mel frames
 TICK_SAMPLES = 7680  # at 24 kHz
 FRAME_SAMPLES = 1920  # of a codec frame
@@ -86,7 +86,6 @@ class ScriptedAnswer:
     ends_in_ticks: int
     text: str = ""
     sound: bytes = b""
-    has_ended: bool = False  # by itself
 
 
 class ScriptedEngine:
@@ -103,18 +102,17 @@ class ScriptedEngine:
         self._late_sound = np.zeros(CODE2WAV_DELAY, np.int16)
         self._tokens = 0
 
-    def tick(self, pcm: bytes, parameters: Event, start: bool) -> TickOut:
-        """Compute one tick as the engine does."""
-        parameters = dict(parameters)
-        controls = parse_controls(parameters, settings())
-        if start:
-            options = options_of(parameters, settings(), VOICES)
+    def tick(self, tick: TickIn) -> TickOut:
+        """Compute one tick as the engine does; options, controls and events pass through their wire format."""
+        tick = TickIn.from_parameters(tick.pcm, tick.parameters, TICK_MS, start=tick.start)
+        if tick.start:
+            options = options_of(tick.options, settings(), VOICES)
             self.conversation = TurnConversation.begin(0, options, self._config, [1] * 5)
         one = self.conversation
         assert one is not None
-        windows = np.frombuffer(pcm, np.int16).reshape(-1, VAD_SAMPLES).any(axis=1)
+        windows = np.frombuffer(tick.pcm, np.int16).reshape(-1, VAD_SAMPLES).any(axis=1)
         probabilities = [0.9 if is_speech else 0.0 for is_speech in windows] if one.detects_turns else []
-        one.advance(TICK_FRAMES, controls, probabilities)
+        one.advance(TICK_FRAMES, tick.controls, probabilities)
         one.take_evictions()
         self._prefill(one)
         before = len(one.events)
@@ -123,9 +121,9 @@ class ScriptedEngine:
         self._note(one.events[before:])
         self._expect_sums()
         for event in one.events:
-            self.events[event["type"]] += 1
-        text = "".join(event["text"] for event in one.events if event["type"] == "text")
-        return TickOut(self._sound(frames), text, json.loads(json.dumps(one.events)))
+            self.events[event.type] += 1
+        text = "".join(event.text for event in one.events if isinstance(event, Text))
+        return TickOut(self._sound(frames), text, [event_of(json.loads(json.dumps(e.to_json()))) for e in one.events])
 
     def _prefill(self, one: TurnConversation) -> None:
         """Prefill some of the queue, often all of it; windows of a turn again, as its last clip may require."""
@@ -169,15 +167,16 @@ class ScriptedEngine:
         answer.sound += samples.astype(np.int16).tobytes()
         return np.split(samples.astype(np.int16), decoded.frames) if decoded.frames else []
 
-    def _note(self, events: list[Event]) -> None:
+    def _note(self, events: Sequence[Event]) -> None:
         for event in events:
-            if event["type"] == "answer_started":
-                self._answer = ScriptedAnswer(event.get("out_of_band", False), self._chance.choice(ANSWER_TICKS))
-                self.answers.append(self._answer)
-            elif event["type"] == "answer_done":
-                self._answer.has_ended = True
-                assert event["text"] == self._answer.text
-                assert event["spoken_ms"] * 48 == len(self._answer.sound)
+            match event:
+                case AnswerStarted():
+                    self._answer = ScriptedAnswer(event.out_of_band, self._chance.choice(ANSWER_TICKS))
+                    self.answers.append(self._answer)
+                case AnswerDone():
+                    assert self._answer
+                    assert event.text == self._answer.text
+                    assert event.spoken_ms * 48 == len(self._answer.sound)
 
     def _sound(self, frames: list[np.ndarray]) -> bytes:
         """A tick of code2wav, which is behind its frames by `CODE2WAV_DELAY`."""
