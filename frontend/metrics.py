@@ -1,4 +1,4 @@
-"""What Prometheus is told of the bridge; docs/operations.md has the table."""
+"""What Prometheus is told of the bridge; docs/monitor.md has the table."""
 
 from __future__ import annotations
 

@@ -1,57 +1,293 @@
-"""What the pages name is there."""
+"""Promises of the documentation: links, names, tables and transcripts agree with the code."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 
+from config.loader import read_toml
+from config.settings import DEFAULTS
+from contract.controls import CONTROLS
+from contract.events import EVENT_TYPES
 from tests.conftest import ROOT
+from tests.documented import constants, error_codes
 
+DOCS = ROOT / "docs"
 PAGES = [
-    "README.md",
-    "README.ko.md",
-    "CONTRIBUTING.md",
-    *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")),
+    *("README.md", "README.ko.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *("benchmarks/RESULTS.md", "checkpoints/barista/README.md", "training/README.md"),
+    *(f"docs/{file.name}" for file in sorted(DOCS.glob("*.md"))),
 ]
-FOLDERS = "engine|export|frontend|launch|commands|config|tests|benchmarks|deploy|client|model_repository|backends"
+FOLDERS = "backends|benchmarks|checkpoints|client|commands|config|contract|deploy|docs|engine|export|frontend|launch"
+FOLDERS += "|model_repository|tests|training"
+PROTOCOLS = ("websocket.md", "realtime.md", "triton.md", "controls-and-events.md")
+MAX_README_LINES = 110
+MAX_CELL = 260  # characters of a cell of a table
+MAX_LINES = 300  # lines of a Python file
+PENDING = {  # files that are still longer
+    "config/settings.py",
+    "engine/turn/conversation.py",
+    "export/tensorrt.py",
+    "frontend/realtime/conversation.py",
+    "tests/realtime/test_conversation.py",
+    "tests/realtime/test_stock_clients.py",
+    "tests/test_access.py",
+    "tests/test_benchmarks.py",
+    "tests/test_bridge.py",
+    "tests/test_commands.py",
+    "tests/test_fuzz_realtime.py",
+    "tests/test_outage.py",
+    "tests/test_page.py",
+}
+
+FIXED = {
+    "bytes of a path with its query": "MAX_TARGET",
+    "bytes of a header": "MAX_HEADER",
+    "seconds until the first whole request": "REQUEST_TIMEOUT_S",
+    "bytes of an HTTP body": "MAX_BODY",
+    "seconds until an HTTP body has arrived": "BODY_S",
+    "bytes that the kernel buffers for a client": "SEND_BUFFER",
+    "short-lived keys that are valid": "MAX_SECRETS",
+    "short-lived keys of one client": "MAX_OWN_SECRETS",
+    "seconds that a short-lived key is valid, at least": "MIN_S",
+    "seconds that a short-lived key is valid, at most": "MAX_S",
+    "characters of an API key, at least": "MIN_KEY",
+    "characters of a text frame of `/ws/pcm16`": "MAX_TEXT",
+    "characters of an event of `/v1/realtime`, as a multiple of `bridge.max_frame_bytes`": "FRAME_CHARACTERS",
+    "depth of an event's JSON": "MAX_DEPTH",
+    "bytes of unread input": "MAX_BYTES",
+    "seconds of text in one burst": "BURST_S",
+    "characters that the model does not read and that count as one": "REST_COUNTS",
+    "seconds of audio that wait in `/v1/realtime`": "MAX_HELD_S",
+    "milliseconds of audio of a commit, at least": "MIN_COMMIT_MS",
+    "characters of a message or of a user's item": "MAX_TYPED",
+    "characters of a system prompt or of instructions": "MAX_PROMPT_CHARACTERS",
+    "items in one tick": "MAX_ITEMS",
+    "items of a session's list": "MAX_ITEMS",
+    "texts of a response's metadata": "MAX_METADATA",
+    "characters of a name of metadata": "MAX_NAME",
+    "characters of a text of metadata": "MAX_VALUE",
+    "out-of-band responses that wait": "MAX_WAITING",
+    "gaps in one `playback`": "MAX_GAPS",
+    "events of `/v1/realtime` that wait for a client": "MAX_EVENTS_HELD",
+    "bytes of messages that are kept for a reconnect": "KEPT_BYTES",
+    "ticks that follow `end`": "MAX_TICKS_AFTER_END",
+    "candidates in an offer": "MAX_CANDIDATES",
+    "media sections in an offer": "MAX_SECTIONS",
+    "seconds to connect": "CONNECTS_S",
+    "seconds of audio ahead of time": "MAX_AHEAD_S",
+    "unread events of a client": "MAX_WAITING",
+    "bytes of unread events of a client": "MAX_WAITING_BYTES",
+    "SCTP streams of a client": "MAX_STREAMS",
+    "fragments of an unfinished message": "MAX_FRAGMENTS",
+}
+"""The constant of each limit that is not a setting."""
+NOT_COLLECTED = {*("event_too_long", "item_retrieve_invalid_item_id", "item_truncate_invalid_item_id", "reads_nothing")}
+"""Codes that do not yet come from the contract."""
+INTERNAL = {"MAX_BUFFERED", "MAX_DIGITS", "MAX_HELD_BYTES", "MAX_LOST_S", "MAX_NATURAL", "MAX_SEED", "MAX_SPOKEN"}
+"""Bounds of the code that a client cannot reach, or that follow from a limit of the table."""
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_and_files_exist(page):
-    text = (ROOT / page).read_text()
-    folder = (ROOT / page).parent
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
+@cache
+def page(name: str) -> str:
+    """Return the text of a page of docs/."""
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def prose(text: str) -> str:
+    """Return a page without its code blocks."""
+    return re.sub(r"(?ms)^```.*?^```", "", text)
+
+
+def tables(text: str) -> Iterator[list[list[str]]]:
+    """Yield the tables of a page, each as rows of cells; the row of dashes is left out."""
+    for block in re.findall(r"(?m)(?:^\|.*\|$\n?)+", prose(text)):
+        lines = [line for line in block.splitlines() if not re.fullmatch(r"[|\s:-]+", line) or "-" not in line]
+        yield [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def rows_of(text: str, head: str) -> list[list[str]]:
+    """Return the rows, without the heading, of the table whose first heading is `head`."""
+    return next(rows[1:] for rows in tables(text) if rows[0][0] == head)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub writes them."""
+    heads = re.findall(r"(?m)^#+ (.+)$", prose(path.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_anchors_and_files_exist(name):
+    path = ROOT / name
+    text = path.read_text(encoding="utf-8")
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        file, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(link)
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", text)
-    missing = [link for link in links if not (folder / link).exists()]
-    missing += [name for name in named if not (ROOT / name).exists()]
+    missing += [each for each in named if not (ROOT / each).exists() and not each.startswith("build/")]
     assert not missing
 
 
-def test_the_structures_functions_exist():
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "CHANGELOG.md"])
+def test_settings_that_a_page_names_exist(name):
+    known = {f"{section}.{key}" for section, keys in read_toml(DEFAULTS).items() for key in keys}
+    sections = "|".join(read_toml(DEFAULTS))
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)(?: = [^`]+)?`", (ROOT / name).read_text(encoding="utf-8")))
+    assert named <= known
+
+
+def test_every_page_is_linked_from_another():
+    linked = set()
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        linked |= {((ROOT / name).parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", text)}
+    assert {file for file in DOCS.glob("*.md") if file not in linked} == set()
+
+
+def test_functions_of_the_structure_exist():
     """Each step of the path: a file, and classes and functions in it."""
-    text = (ROOT / "docs" / "structure.md").read_text()
+    text = page("structure.md")
     pairs = re.findall(r"`([\w./]+\.py)`: `([\w.]+)`", text)
     assert len(pairs) > 7
     for file, name in pairs:
-        source = (ROOT / file).read_text()
+        source = (ROOT / file).read_text(encoding="utf-8")
         owner, _, function = name.rpartition(".")
         assert not owner or f"class {owner}" in source, f"{file}: {name}"
         assert re.search(rf"(def|class) {function}\b", source), f"{file}: {name}"
-    source = "\n".join(file.read_text() for file in (ROOT / "engine").rglob("*.py"))
-    for name in re.findall(
-        r"`(?:\w+\.)?(_?[a-z]\w+)`", text.split("## A tick of the engine")[1].split("## One turn")[0]
-    ):
+    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "engine").rglob("*.py"))
+    tick = text.split("## A tick of the engine")[1].split("## One turn")[0]
+    for name in re.findall(r"`(?:\w+\.)?(_?[a-z]\w+)`", tick):
         assert re.search(rf"\b{name}\b", source), name
 
 
-def test_the_readmes_are_short():
-    for page in ("README.md", "README.ko.md"):
-        assert len((ROOT / page).read_text().splitlines()) <= 150
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_readme_is_short(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
 
 
-def test_no_python_file_is_long_with_more_than_one_job():
-    """The engine's largest file is one state machine."""
-    lengths = {file: len(file.read_text().splitlines()) for file in (ROOT / "engine").rglob("*.py")}
-    long = {file.relative_to(ROOT).as_posix() for file, length in lengths.items() if length > 300}
-    assert long <= {"engine/turn/conversation.py"}
+def test_korean_readme_matches_section_by_section():
+    """Headings, code blocks, pictures, rows of tables and links, in the same order."""
+
+    def shape(text: str) -> list[str]:
+        blocks = [re.sub(r"\s*#.*", "", block) for block in re.findall(r"(?ms)^```.*?^```", text)]
+        marks = re.findall(r"(?m)^#+ |^\||^!\[|\]\([^)]+\)", prose(text))
+        return [mark for mark in marks if "README" not in mark or "/" in mark] + blocks
+
+    assert shape((ROOT / "README.ko.md").read_text(encoding="utf-8")) == shape(
+        (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_page_of_a_protocol_begins_with_the_transcript_of_an_interruption(name):
+    first = page(name).split("\n## ")[1]
+    assert first.startswith("One turn, with an interruption")
+    assert "interrupted" in first or "turn_detected" in first
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_lines_of_a_transcript_are_json_with_known_events(name):
+    known = {row.strip("`") for row in _documented_events()}
+    for block in re.findall(r"(?ms)^```json lines\n(.*?)^```", page(name)):
+        for line in map(json.loads, block.splitlines()):
+            server = line.get("server")
+            events = line.get("EVENTS", [server] if isinstance(server, dict) else [])
+            for event in events:
+                assert event["type"] in known or name == "realtime.md", event
+                assert isinstance(event["type"], str)
+
+
+def _documented_events() -> list[str]:
+    names = [row[0] for row in rows_of(page("controls-and-events.md"), "event")]
+    extra = rows_of(page("websocket.md"), "`type` of a text frame out, beyond the shared events")
+    return [each for cell in [*names, *(row[0] for row in extra)] for each in cell.split(", ")]
+
+
+def test_table_of_controls_has_each_in_the_order_of_the_contract():
+    assert [row[0].strip("`") for row in rows_of(page("controls-and-events.md"), "control")] == list(CONTROLS)
+
+
+def test_table_of_events_has_each_of_the_contract():
+    assert set(EVENT_TYPES) <= {name.strip("`") for name in _documented_events()}
+
+
+def test_table_of_errors_has_each_code_of_the_code_and_no_other():
+    documented = [row[0].strip("`") for row in rows_of(page("errors.md"), "code")]
+    assert documented == sorted(documented)
+    assert len(documented) == len(set(documented))
+    assert set(documented) - NOT_COLLECTED == error_codes()
+
+
+def test_error_codes_that_pages_name_are_in_the_table_of_errors():
+    documented = {row[0] for row in rows_of(page("errors.md"), "code")}
+    for row in rows_of(page("limits.md"), "limit"):
+        for code in re.findall(r"`([a-z]+_[a-z_]+)`", row[3]):
+            assert f"`{code}`" in documented or code in ("answer_done",), row
+
+
+def test_table_of_limits_has_the_values_of_the_code():
+    defaults = {
+        f"{section}.{key}": value for section, keys in read_toml(DEFAULTS).items() for key, value in keys.items()
+    }
+    known = constants("frontend", "contract", "config")
+    names = []
+    for limit, value, setting, _ in rows_of(page("limits.md"), "limit"):
+        if limit.startswith("**"):
+            continue
+        number = float(re.match(r"[\d,.]+", value)[0].rstrip(".").replace(",", ""))
+        names.append(limit)
+        if setting:
+            assert number == defaults[setting.strip("`")], limit
+        else:
+            assert number in known[FIXED[limit]], limit
+    assert set(FIXED) <= set(names)
+
+
+def test_every_bound_of_the_code_is_in_the_table_of_limits():
+    known = constants("frontend", "contract")
+    bounds = {name for name in known if re.match(r"MAX_", name)}
+    assert bounds <= {*FIXED.values(), *INTERNAL}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_cells_of_tables_are_short(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    long = [cell for rows in tables(text) for row in rows for cell in row if len(cell) > MAX_CELL]
+    assert not long
+
+
+def test_metrics_that_the_monitor_page_names_exist():
+    sources = [*(ROOT / "frontend").rglob("*.py"), *(ROOT / "model_repository").rglob("*.py")]
+    source = "\n".join(file.read_text(encoding="utf-8") for file in sources)
+    for name in set(re.findall(r"\b(sca_[a-z_]+)\b", page("monitor.md"))):
+        family = re.sub("_(total|bucket|sum|count)$", "", name)
+        assert re.search(rf"\b{family}(_total|_bucket)?\b", source), name
+
+
+def test_changelog_begins_with_the_version_of_the_project():
+    version = read_toml(ROOT / "pyproject.toml")["project"]["version"]
+    first = re.search(r"(?m)^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    assert first
+    assert first[1] == version
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", first[2])
+
+
+def test_no_python_file_has_more_than_300_lines():
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in listed.stdout.split()]
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in files if file.exists()}
+    assert lengths
+    long = {file.relative_to(ROOT).as_posix() for file, length in lengths.items() if length > MAX_LINES}
+    assert long <= PENDING

@@ -226,10 +226,10 @@ def test_the_alarms_ring_when_they_should():
 def test_every_alarm_is_tested_and_explained():
     rules = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
     tested = (ROOT / "tests" / "alerts_test.yaml").read_text()
-    explained = (ROOT / "docs" / "operations.md").read_text()
+    explained = (ROOT / "docs" / "monitor.md").read_text()
     for alarm in [rule["alert"] for rule in rules if "alert" in rule]:
         assert alarm in tested
-        assert f"`{alarm}`" in explained, f"docs/operations.md says nothing of {alarm}"
+        assert f"`{alarm}`" in explained, f"docs/monitor.md has no row for {alarm}"
 
 
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json", "adapter.yaml"])

@@ -1,5 +1,5 @@
 // The WebSocket, and the next one when the network drops. Both sides count messages, so that each can send what the other
-// misses: docs/protocol.md, "A network that drops".
+// misses: docs/websocket.md, "Reconnect".
 
 import { subprotocols } from "./access.js";
 
