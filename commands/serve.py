@@ -157,8 +157,8 @@ def _serve_bridge(bridge: BridgeServer, settings: Settings, tritons: Sequence[Tr
         Supervisor(
             triton,
             over,
-            functools.partial(the_bridge.problem_of, number),
-            functools.partial(the_bridge.has_answered_since, number),
+            functools.partial(the_bridge.engine.problem_of, number),
+            functools.partial(the_bridge.engine.has_answered_since, number),
         )
         for number, triton in enumerate(tritons)
     ]

@@ -1,13 +1,11 @@
-"""Who may come in: API keys, the short-lived keys that their holders hand to browsers, and the origins of web pages."""
+"""Access of clients: API keys, and the origins of web pages."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
-import secrets
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -16,106 +14,74 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 
 from config.bridge import BridgeSettings
+from contract.errors import ErrorCode
 
-KEY_PROTOCOL = "openai-insecure-api-key."  # a browser cannot send a header with a WebSocket, but a subprotocol
-SECRET_PREFIX = "ek_"
-MAX_SECRETS, MAX_OWN_SECRETS = 10_000, 2_000  # alive at once, of all callers and of one
+KEY_PROTOCOL = "openai-insecure-api-key."  # a browser can send a subprotocol with a WebSocket, but no header
 
 
 @dataclass(eq=False)
 class RefusedError(Exception):
-    """Why a client does not get in, as HTTP says it."""
+    """A refusal of a client or of a request, as an HTTP response."""
 
     status: HTTPStatus
-    code: str
+    code: ErrorCode
     message: str
     retry_after_s: int | None = None
-    param: str | None = None  # what of the request is wrong, by its name
+    param: str | None = None  # name of the wrong part of the request
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of the answer."""
+        """The headers of the response."""
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
     @property
     def body(self) -> dict[str, Any]:
-        """The answer, as OpenAI words its errors."""
+        """The body of the response, in the form of OpenAI's errors."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"type": kind, "code": self.code, "message": self.message, "param": self.param}}
+        return {"error": {"type": kind, "code": self.code.value, "message": self.message, "param": self.param}}
 
 
 @dataclass(frozen=True)
 class Caller:
-    """A client that may come in."""
+    """A client with access."""
 
-    name: str  # of its key, which it does not tell, or its address
-    session: Mapping[str, Any] = field(default_factory=dict)  # what its short-lived key was made for
-    by_secret: bool = False
-
-
-@dataclass(frozen=True)
-class ClientSecret:
-    """A short-lived key. The holder of an API key hands it to a browser."""
-
-    value: str
-    expires_at: int  # seconds since 1970, as its client is told
-    until_s: float  # on the monotonic clock: the time of day may be set
-    owner: str  # the name of the caller that it was made for
-    session: Mapping[str, Any]
+    name: str  # a part of the digest of its key, or its address
+    session: Mapping[str, Any] = field(default_factory=dict)  # session for which its short-lived key was made
+    has_short_lived_key: bool = False
 
 
 class Access:
-    """Checks keys and origins; keeps the short-lived keys, in memory."""
+    """Checks keys and origins."""
 
     def __init__(self, settings: BridgeSettings):
-        """Raises `SettingsError` where a key is needed and there is none."""
+        """Raises `SettingsError` if a key is required and none is configured."""
         self._settings = settings
-        self._digests = [_digest(key) for key in settings.read_keys()]
-        self._secrets: dict[bytes, ClientSecret] = {}
+        self._digests = [digest_of(key) for key in settings.read_keys()]
+        self.resolvers: list[Callable[[str], Caller | None]] = []  # of other keys; each may raise `RefusedError`
 
     def check(self, client: HTTPConnection) -> Caller:
-        """The caller behind a request or WebSocket. Raises `RefusedError`."""
+        """Return the caller of a request or WebSocket. Raises `RefusedError`."""
         self._check_origin(client)
         address = client.client.host if client.client else ""
         key = key_of(client)
         if key is None:
             if self._settings.needs_key:
-                raise _unauthorized("no API key came, expected one as 'Authorization: Bearer KEY'")
+                raise unauthorized("expected an API key as 'Authorization: Bearer KEY', got none")
             return Caller(address)
-        digest = _digest(key)
-        if secret := self._secret(digest):
-            return Caller(secret.owner, secret.session, by_secret=True)
-        known = False
-        for other in self._digests:  # all of them, whichever fits: time tells nothing
-            known |= hmac.compare_digest(digest, other)
-        if known:
+        for resolve in self.resolvers:
+            if caller := resolve(key):
+                return caller
+        digest, is_known = digest_of(key), False
+        for other in self._digests:  # compare every key: constant time
+            is_known |= hmac.compare_digest(digest, other)
+        if is_known:
             return Caller(f"key {digest.hex()[:12]}")
-        is_secret = key.startswith(SECRET_PREFIX)  # made for a session that is not known any more
-        if self._settings.needs_key or is_secret:
-            raise _unauthorized("the API key that came is not known here, or has expired")
-        return Caller(address)  # stock clients always send one
-
-    def make_secret(self, owner: Caller, lifetime_s: int, session: Mapping[str, Any]) -> ClientSecret:
-        """A new short-lived key. Raises `RefusedError` where too many are alive."""
-        if owner.by_secret:
-            raise _unauthorized("a short-lived key came, expected an API key: only its holder makes others")
-        now_s = time.monotonic()
-        self._secrets = {digest: s for digest, s in self._secrets.items() if s.until_s > now_s}
-        own = sum(secret.owner == owner.name for secret in self._secrets.values())
-        if len(self._secrets) >= MAX_SECRETS or own >= MAX_OWN_SECRETS:
-            message = f"{own} short-lived keys of this caller are alive, {len(self._secrets)} of all"
-            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too_many_secrets", message, 60)
-        value = SECRET_PREFIX + secrets.token_urlsafe(32)
-        secret = ClientSecret(value, int(time.time()) + lifetime_s, now_s + lifetime_s, owner.name, session)
-        self._secrets[_digest(value)] = secret
-        return secret
-
-    def _secret(self, digest: bytes) -> ClientSecret | None:
-        secret = self._secrets.get(digest)  # found by its hash: time tells nothing of the key
-        return secret if secret and secret.until_s > time.monotonic() else None
+        if self._settings.needs_key:
+            raise unauthorized("expected a known API key, got one that is unknown or has expired")
+        return Caller(address)  # stock clients always send a key
 
     def _check_origin(self, client: HTTPConnection) -> None:
-        """A web page of elsewhere must not use a browser to talk to a bridge that only this machine should reach."""
+        """Raise `RefusedError` for a web page of another site: it could use the browser of a user of this machine."""
         origin = client.headers.get("origin")
         if origin is None or {"*", origin.lower()} & set(self._settings.origins):
             return
@@ -123,15 +89,12 @@ class Access:
         is_own = _netloc(origin) == host.lower() != ""
         if is_own and (self._settings.needs_key or _is_literal(host)):
             return
-        raise RefusedError(
-            HTTPStatus.FORBIDDEN,
-            "origin_not_allowed",
-            f"the web page {origin[:100]!r} may not talk to this server (bridge.allowed_origins)",
-        )
+        message = f"the web page {origin[:100]!r} has no access to this server (bridge.allowed_origins)"
+        raise RefusedError(HTTPStatus.FORBIDDEN, ErrorCode.ORIGIN_NOT_ALLOWED, message)
 
 
 def key_of(client: HTTPConnection) -> str | None:
-    """The key that a client shows, in a header or as a subprotocol; none where it shows none."""
+    """Return the key that a client sends, in a header or as a subprotocol."""
     scheme, _, key = client.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
@@ -141,16 +104,18 @@ def key_of(client: HTTPConnection) -> str | None:
     return None
 
 
-def _digest(key: str) -> bytes:
+def digest_of(key: str) -> bytes:
+    """Return the SHA-256 of a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 
 
-def _unauthorized(message: str) -> RefusedError:
-    return RefusedError(HTTPStatus.UNAUTHORIZED, "invalid_api_key", message)
+def unauthorized(message: str) -> RefusedError:
+    """Return the refusal of a key."""
+    return RefusedError(HTTPStatus.UNAUTHORIZED, ErrorCode.INVALID_API_KEY, message)
 
 
 def _netloc(origin: str) -> str:
-    """Host and port of an Origin header in small letters; "" where it is no address."""
+    """Return host and port of an Origin header in lower case; "" if it is not an address."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -158,7 +123,7 @@ def _netloc(origin: str) -> str:
 
 
 def _is_literal(host: str) -> bool:
-    """Whether a Host header names this machine or an address: a name could be anybody's that points here."""
+    """Return whether a Host header is localhost or an IP address: any site can point another name to this machine."""
     name = ""
     try:
         name = urlsplit(f"//{host}").hostname or ""

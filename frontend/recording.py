@@ -11,16 +11,19 @@ import logging
 import secrets
 import wave
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from config import Settings
 from config.settings import INPUT_HZ, OUTPUT_HZ
+from frontend.plugins import Plugins
 from frontend.tick import Converse, TickError, TickIn, TickOut
 
 logger = logging.getLogger(__name__)
@@ -107,7 +110,7 @@ class Recorder:
 
 async def recorded(
     converse: Converse, folder: Path, sequence_id: int, ticks: AsyncIterator[TickIn]
-) -> AsyncIterator[TickOut | TickError]:
+) -> AsyncGenerator[TickOut | TickError]:
     """`converse`, kept in `folder`."""
     recorder = Recorder(folder, str(sequence_id))
     try:
@@ -159,3 +162,13 @@ def _drawn(samples: np.ndarray, frames: int, last: int) -> np.ndarray:
     steps = np.arange(1, frames + 1)
     lines = before[:, None] + (samples.astype(np.int32) - before)[:, None] * steps // frames
     return np.asarray(lines.reshape(-1), np.int16)
+
+
+def add_to(plugins: Plugins, settings: Settings) -> None:
+    """Record every conversation in `bridge.record_folder`."""
+    folder = Path(settings.bridge.record_folder)
+
+    def record(converse: Converse) -> Converse:
+        return partial(recorded, converse, folder)
+
+    plugins.decorators.append(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class TickOut:
     took_s: float = 0.0  # from the request to the response
 
 
-Converse = Callable[[int, AsyncIterator[TickIn]], AsyncIterator[TickOut | TickError]]
+Converse = Callable[[int, AsyncIterator[TickIn]], AsyncGenerator[TickOut | TickError, None]]
 """A function of a sequence id and ticks that returns one answer for each tick, in order."""
 
 

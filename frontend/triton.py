@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cached_property
 from typing import Any
 
 import grpc
@@ -58,9 +59,13 @@ class TritonLink:
         self.tracer = tracer or Tracer()
         self.samples = settings.audio.input_samples
         self.timeout_s = settings.bridge.response_timeout_s
-        self.client = triton.InferenceServerClient(self.url, channel_args=CHANNEL)
         self.answered_s = -math.inf  # time of the latest answer, on the monotonic clock
         self._ending: set[asyncio.Task[None]] = set()  # abandoned conversations whose END is on its way
+
+    @cached_property
+    def client(self) -> triton.InferenceServerClient:
+        """The gRPC channel, which belongs to the event loop of its first use."""
+        return triton.InferenceServerClient(self.url, channel_args=CHANNEL)
 
     async def is_ready(self) -> bool:
         """Return whether Triton is up and every stage of the ensemble is loaded."""
@@ -99,7 +104,8 @@ class TritonLink:
     async def close(self) -> None:
         """Close the channel, after the END of abandoned conversations."""
         await self.ended()
-        await self.client.close()
+        if "client" in vars(self):
+            await self.client.close()
 
 
 class _Progress(Enum):

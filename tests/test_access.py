@@ -24,7 +24,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from config import Settings, SettingsError
-from frontend import access
+from contract.errors import ErrorCode
+from frontend import ephemeral_keys
+from frontend.access import Caller, RefusedError
 from frontend.bridge import Bridge
 from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
 from tests.test_bridge import event, wait_until_empty
@@ -195,14 +197,14 @@ def test_beyond_this_machine_a_key_is_needed_unless_switched_off_by_name(tmp_pat
 
 
 def test_one_caller_does_not_use_up_all_short_lived_keys(monkeypatch):
-    monkeypatch.setattr(access, "MAX_OWN_SECRETS", 3)
-    made = access.Access(Settings.load(environ={}).bridge)
+    monkeypatch.setattr(ephemeral_keys, "MAX_OWN_KEYS", 3)
+    keys = ephemeral_keys.EphemeralKeys()
     for _ in range(3):
-        made.make_secret(access.Caller("one"), 60, {})
-    with pytest.raises(access.RefusedError) as refused:
-        made.make_secret(access.Caller("one"), 60, {})
-    assert refused.value.code == "too_many_secrets"
-    assert made.make_secret(access.Caller("another"), 60, {}).value
+        keys.make(Caller("one"), 60, {})
+    with pytest.raises(RefusedError) as refused:
+        keys.make(Caller("one"), 60, {})
+    assert refused.value.code is ErrorCode.TOO_MANY_SECRETS
+    assert keys.make(Caller("another"), 60, {}).value
 
 
 @pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
@@ -282,7 +284,7 @@ def test_the_end_waits_for_closes_that_are_under_way(monkeypatch):
 
         is_closed = False
 
-        async def tell(self, _: object) -> None: ...
+        async def notify(self, _: object) -> None: ...
 
         async def end(self, *_: object) -> None:
             self.closing = asyncio.create_task(self.close())

@@ -125,22 +125,26 @@ def test_the_first_event_tells_id_and_formats(served: Served):
 @pytest.mark.parametrize(
     ("frame", "code", "message"),
     [
-        (b"", "empty_frame", "a binary frame of 0 bytes came, expected PCM16 samples"),
-        (b"abc", "odd_frame", "a binary frame of 3 bytes came, expected an even number"),
-        (bytes(10_000_000), "frame_too_large", "a binary frame of 10000000 bytes came, expected at most 1048576"),
-        ("hello", "not_json", "the text frame 'hello' came, expected"),
-        ("x" * 500, "not_json", "xxx...' came"),
+        (b"", "empty_frame", "expected PCM16 samples, got a binary frame of 0 bytes"),
+        (b"abc", "odd_frame", "expected an even number of bytes"),
+        (
+            bytes(10_000_000),
+            "frame_too_large",
+            "at most 1048576 bytes (bridge.max_frame_bytes), got 10000000",
+        ),
+        ("hello", "not_json", "got the text frame 'hello'; send audio in binary frames"),
+        ("x" * 500, "not_json", "xxx...'; send audio"),
         (
             '{"type": "sing"}',
             "unknown_control",
-            """'{"type": "sing"}' came, expected {"type": "options"} or {"type": "commit"} or""",
+            """expected {"type": "options"} or {"type": "commit"} or""",
         ),
-        ("[1]", "unknown_control", "'[1]' came"),
-        ('{"type": "commit"}', "no_turns", "commit came, but the dialect spoken here takes no turns: sca"),
-        ("null", "unknown_control", "'null' came"),
-        ("[" * 100_000, "not_json", "[[[...' came"),
-        ("1" * 5000, "not_json", "111...' came"),
-        ("x" * 200_000, "frame_too_large", "a text frame of 200000 characters came, expected at most 150000"),
+        ("[1]", "unknown_control", "got the text frame '[1]'"),
+        ('{"type": "commit"}', "no_turns", "commit requires engine.dialect turn, got sca"),
+        ("null", "unknown_control", "got the text frame 'null'"),
+        ("[" * 100_000, "not_json", "[[[...'; send audio"),
+        ("1" * 5000, "not_json", "111...'; send audio"),
+        ("x" * 200_000, "frame_too_large", "expected a text frame of at most 150000 characters, got 200000"),
     ],
     ids=[
         "empty",
@@ -289,7 +293,7 @@ def test_options_may_come_in_a_frame_of_their_own(served: Served, pcm):
     ("options", "message"),
     [
         ({"vioce": "x"}, "unknown option 'vioce'"),
-        ({"voice": ["x"]}, "voice is ['x'], expected text or a number"),
+        ({"voice": ["x"]}, "voice: expected text or a number, got ['x']"),
         ({"voice": "bob"}, "voice is 'bob', expected one of aiden, chelsie, ethan"),
         ({"top_k": -1}, "top_k is -1, expected a whole number from 0"),
         ({"top_k": str(2**64)}, f"top_k is {2**64}, expected"),
@@ -394,9 +398,9 @@ def test_probes(served: Served):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 2**70}, f"seed is {2**70}, expected a number of 64 bits at most"),
-        ({"system_prompt": "one\0two"}, "system_prompt holds a NUL character"),
-        ({"system_prompt": "\ud800"}, "system_prompt holds half a character"),
+        ({"seed": 2**70}, f"seed: expected a number of at most 64 bits, got {2**70}"),
+        ({"system_prompt": "one\0two"}, "system_prompt: expected text without a NUL character"),
+        ({"system_prompt": "\ud800"}, "system_prompt: expected Unicode, got half a character"),
     ],
 )
 def test_what_triton_would_cut_off_is_refused_by_name(served: Served, pcm, options, message):
@@ -459,7 +463,7 @@ def test_a_system_prompt_of_too_many_tokens_is_the_clients_mistake(served_turns:
             socket.send(pcm[:5120].tobytes())
         error = event(socket, "error")
         found = error.get("error", error)
-        assert "tokens long, expected at most 1638 (engine.prompt_positions)" in found["message"]
+        assert "expected at most 1638 tokens (engine.prompt_positions), got " in found["message"]
         if "realtime" in path:
             assert (found["code"], found["param"]) == ("string_above_max_length", "session.instructions")
         assert rest(socket)[1] == 1008

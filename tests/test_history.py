@@ -12,9 +12,10 @@ import pytest
 from config import Settings, SettingsError
 from contract.controls import Controls
 from contract.events import Text
-from frontend.bridge import Bridge
 from frontend.failover.mover import Mover
+from frontend.failover.part import add_to
 from frontend.failover.replay_log import ITEMS_AT_ONCE, Part, ReplayLog
+from frontend.plugins import Plugins
 from frontend.tick import TickError, TickIn, TickOut
 
 TICK_BYTES = 10_240
@@ -224,7 +225,7 @@ def converse(link: Any, count: int, within_s: float = 5) -> list[TickOut]:
     settings = Settings.load(environ={}).with_values(bridge={"move_within_s": within_s})
 
     async def run() -> list[TickOut]:
-        answers = Mover(link, settings).converse(1, ticks(count))
+        answers = Mover(link.converse, settings).converse(1, ticks(count))
         return [answer async for answer in answers if isinstance(answer, TickOut)]
 
     return asyncio.run(run())
@@ -260,4 +261,4 @@ def test_where_there_is_no_other_try_the_client_is_told(link: Callable[[], FakeL
 def test_a_dialect_without_turns_cannot_move():
     settings = Settings.load(environ={}).with_values(bridge={"move_within_s": 5}, engine={"dialect": "sca"})
     with pytest.raises(SettingsError, match=r"bridge\.move_within_s is 5, expected 0: the dialect 'sca' has no turns"):
-        Bridge(settings)
+        add_to(Plugins(), settings)

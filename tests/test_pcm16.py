@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -22,9 +21,11 @@ from frontend import recording
 from frontend.failover.replayable import ReplayableTicks
 from frontend.floor import Floor
 from frontend.pcm16.conversation import Pcm16Conversation
+from frontend.pcm16.resumable_socket import ResumableSockets
 from frontend.recording import Recorder
+from frontend.session.session import EngineSession
 from frontend.tick import TickIn, TickOut
-from frontend.webrtc.data_channel import MAX_FRAGMENTS, MAX_STREAMS, bound_fragments
+from frontend.webrtc.aiortc_private import MAX_FRAGMENTS, MAX_STREAMS, bound_fragments
 
 TICK, ANSWER = bytes(10240), bytes(15360)
 
@@ -64,11 +65,10 @@ async def hold(client: Client, converse, **engine: Any) -> None:
     bridge = SimpleNamespace(
         settings=settings,
         engine=SimpleNamespace(voices=("ethan",)),
-        converse=converse,
-        resumable=lambda _: contextlib.nullcontext(),
+        session=lambda place, protocol: EngineSession(settings.bridge, converse, place, protocol),
     )
     place = SimpleNamespace(caller=SimpleNamespace(name="test"), take=lambda: None, leave=lambda: None)
-    await asyncio.wait_for(Pcm16Conversation(client, bridge, place).run(), 20)
+    await asyncio.wait_for(Pcm16Conversation(client, bridge, place, ResumableSockets()).run(), 20)
 
 
 def test_a_client_is_not_idle_while_its_server_is_away():
@@ -119,13 +119,13 @@ def test_a_tick_that_comes_while_others_are_given_again_is_not_lost():
                 yield await source.get()
 
         given = ReplayableTicks(ticks())
-        refused, seen = given.again(), []
+        refused, seen = given.replay(), []
         for number in (1, 2):
             source.put_nowait(number)
             seen.append(await anext(refused))
         waiting = asyncio.ensure_future(anext(refused, None))
         await asyncio.sleep(0)
-        other = given.again()
+        other = given.replay()
         got = [await anext(other)]
         source.put_nowait(3)
         await asyncio.sleep(0.01)

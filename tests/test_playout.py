@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from frontend.pcm16.playout import BYTES_A_SECOND, Playout
+from frontend.pcm16.playout import BYTES_PER_SECOND, Lag, Playout
 
 TICK_S = 0.32
-SILENCE = bytes(int(TICK_S * BYTES_A_SECOND))
+SILENCE = bytes(int(TICK_S * BYTES_PER_SECOND))
 SPEECH = b"\1" * len(SILENCE)
 
 
@@ -17,7 +17,7 @@ class Loudspeaker:
     def __init__(self, max_lag_s: float = 1.0):
         self.now_s = 0.0
         self.playout = Playout(max_lag_s, lambda: self.now_s)
-        self.events: list[dict] = []
+        self.events: list[Lag] = []
 
     def hear(self, pcm: bytes, after_s: float = TICK_S) -> bytes:
         self.now_s += after_s
@@ -47,12 +47,11 @@ def test_after_a_standstill_silence_is_left_out_until_the_lag_is_gone():
     burst = [one.hear(SPEECH, after_s=0.0) for _ in range(10)]
     assert burst == [SPEECH] * 10, "speech is never left out"
     assert one.playout.lag_s == pytest.approx(2.88 + TICK_S, abs=TICK_S)
-    assert one.events[0]["type"] == "lag"
-    assert one.events[0]["is_catching_up"]
-    sent = sum(len(one.hear(SILENCE)) for _ in range(20)) / BYTES_A_SECOND
+    assert one.events[0].is_catching_up
+    sent = sum(len(one.hear(SILENCE)) for _ in range(20)) / BYTES_PER_SECOND
     assert sent == pytest.approx(20 * TICK_S - 3.2, abs=0.35)
     assert one.playout.lag_s < 0.1
-    assert one.events[-1] == {"type": "lag", "lag_ms": pytest.approx(0, abs=100), "is_catching_up": False}
+    assert one.events[-1] == Lag(pytest.approx(0, abs=100), is_catching_up=False)
     assert len(one.events) == 2
     assert one.hear(SILENCE) == SILENCE
 

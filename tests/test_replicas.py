@@ -280,13 +280,13 @@ def test_ticks_are_given_again_until_they_are_answered():
 
     async def check() -> None:
         given = ReplayableTicks(ticks())
-        first = given.again()
+        first = given.replay()
         assert [(await anext(first)).pcm[0] for _ in range(2)] == [0, 1]
         waiting = asyncio.ensure_future(anext(first))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        second = given.again()
+        second = given.replay()
         assert [(await anext(second)).pcm[0] for _ in range(3)] == [0, 1, 2]
         given.settle()
         assert [tick.pcm[0] async for tick in second] == [3]

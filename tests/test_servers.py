@@ -19,8 +19,10 @@ from websockets.sync.client import ClientConnection, connect
 from commands import serve as serve_command
 from commands.console import UserError
 from config import Settings, SettingsError
+from contract.errors import ErrorCode
 from frontend.failover.servers import Servers
 from frontend.tick import TickError, TickIn, TickOut
+from frontend.tracer import Tracer
 from frontend.triton import EngineFacts
 from tests.conftest import Served, serve, serve_environment
 from tests.test_bridge import send_unless_closed
@@ -46,7 +48,8 @@ class FakeLink:
         async for _ in ticks:
             if self.trouble == "gone":
                 raise TickError("Triton does not answer")
-            yield TickError(self.trouble) if self.trouble else TickOut(b"sound", "", [])
+            code = ErrorCode.FULL if self.trouble == FULL else ErrorCode.BAD_OPTION
+            yield TickError(self.trouble, code) if self.trouble else TickOut(b"sound", "", [])
 
 
 def servers(*links: FakeLink, replicas: int = 1) -> Servers:
@@ -54,7 +57,7 @@ def servers(*links: FakeLink, replicas: int = 1) -> Servers:
     settings = Settings.load(environ={}).with_values(triton={"others": others, "replicas": replicas})
 
     async def made() -> Servers:  # a channel wants an event loop
-        found = Servers(settings)
+        found = Servers(settings, Tracer())
         await found.close()
         return found
 
@@ -80,7 +83,7 @@ def test_the_emptiest_server_is_chosen_and_a_dead_one_last():
     several = servers(first, second, third)
     assert several.slots == 6
     several.members[0].conversations = 1
-    several.members[1].pulse._failures, several.members[1].pulse._problem = 2, "dead"
+    several.members[1].probe._failures, several.members[1].probe._problem = 2, "dead"
     assert len(converse(several)) == 2
     assert [link.ids for link in (first, second, third)] == [[], [], [7]]
     assert [member.conversations for member in several.members] == [1, 0, 0], "it has ended"
@@ -101,7 +104,7 @@ def test_one_without_room_is_not_the_last_word(trouble):
 def test_where_all_refuse_the_client_hears_it():
     (refusal, *_) = converse(servers(FakeLink(FULL), FakeLink(FULL)))
     assert isinstance(refusal, TickError)
-    assert refusal.is_full
+    assert refusal.code is ErrorCode.FULL
     behind_a_balancer = FakeLink(FULL)
     converse(servers(behind_a_balancer, replicas=2))
     assert len(behind_a_balancer.ids) == 2 * 4, "and once more, a moment later"
@@ -113,7 +116,7 @@ def test_where_all_refuse_the_client_hears_it():
     for links in ((FakeLink("gone"), FakeLink(FULL)), (FakeLink(FULL), FakeLink("gone"))):
         (refusal, *_) = converse(servers(*links))
         assert isinstance(refusal, TickError)
-        assert refusal.is_full, "one that is not there is no other reason"
+        assert refusal.code is ErrorCode.FULL, "one that is not there is no other reason"
     (bad, *_) = converse(servers(FakeLink("voice is 'nobody'"), FakeLink()))
     assert str(bad) == "voice is 'nobody'", "a client's own mistake is not tried elsewhere"
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from config import Settings
 from contract.events import event_of
 from frontend.failover.replay_log import ITEMS_AT_ONCE, Part, Replay, ReplayLog
 from frontend.failover.replayable import HandOver
-from frontend.failover.servers import Servers
 from frontend.log import logger
 from frontend.metrics import MOVED
-from frontend.pcm16.frames import Event
-from frontend.tick import TickError, TickIn, TickOut, new_sequence_id
+from frontend.tick import Converse, TickError, TickIn, TickOut, new_sequence_id
 
 RETRY_S = 0.5
 READ_AT_ONCE = 8  # ticks of a reading on their way
 DECIDES = {"respond", "message", "commit", "cancel", "listen", "reset"}  # whether and when there is an answer
+Event = dict[str, Any]
 TIMES = ("at_ms", "audio_start_ms", "audio_end_ms")
 
 
@@ -99,8 +99,8 @@ class Renumbering:
 class Mover:
     """One conversation, on one server after the other."""
 
-    def __init__(self, servers: Servers, settings: Settings):
-        self._servers = servers
+    def __init__(self, converse: Converse, settings: Settings):
+        self._converse = converse
         self._within_s = settings.bridge.move_within_s
         self._history = ReplayLog(settings)
         self._translation = Renumbering(None, self._history)
@@ -109,8 +109,8 @@ class Mover:
         self._events: list[Event] = []  # that are told with the next answer
         self._lost_s: float | None = None  # when the server was gone
 
-    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
-        """`Servers.converse`, but a server that is gone is told by the events `interrupted` and `moved`.
+    async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncGenerator[TickOut | TickError]:
+        """`Converse`, but a server that is gone is told by the events `interrupted` and `moved`.
 
         Raises `TickError` when no other server has read it in time, or one has and fails with the same tick.
         """
@@ -123,7 +123,7 @@ class Mover:
                 )
                 try:
                     fed = self._fed(source, reading)
-                    async with aclosing(self._servers.converse(sequence_id, fed)) as answers:
+                    async with aclosing(self._converse(sequence_id, fed)) as answers:
                         async for answer in answers:
                             if told := self._told(sequence_id, answer):
                                 yield told

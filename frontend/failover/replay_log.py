@@ -15,9 +15,9 @@ from config import Settings
 from config.loader import typed
 from config.settings import OPTIONS
 from frontend.audio.pcm import SAMPLE_BYTES
-from frontend.pcm16.frames import Event
 from frontend.tick import TickIn
 
+Event = dict[str, Any]
 RECENT_TICKS = 8  # that a server hears again where no turn is open: its speech detector has to find its feet
 BEFORE_SPEECH = ("prefix_padding_ms", "interrupt_after_ms", "silence_duration_ms")  # that the engine needs of it
 ITEMS_AT_ONCE = 16  # in one tick, as the engine takes them

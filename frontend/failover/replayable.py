@@ -1,4 +1,4 @@
-"""A conversation's ticks for more than one reader in turn: a server that refused it, or is gone, and the next one."""
+"""The ticks of a conversation for several readers in turn: a server that refuses or is lost, and the next one."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ T = TypeVar("T")
 
 
 class HandOver(Generic[T]):
-    """Ticks that one reader after the other takes; what a reader did not get is for the next one."""
+    """Ticks that one reader after the other takes; the next reader receives the ticks that a reader has not taken."""
 
     def __init__(self, ticks: AsyncIterator[T]):
         self._ticks = ticks
-        self._next: asyncio.Future[T] | None = None  # of who gave up waiting for it, too
+        self._next: asyncio.Future[T] | None = None  # the next tick, also after a reader has stopped waiting for it
         self._reader: object = None
 
     def take_over(self) -> object:
-        """From now on no other reader gets a tick: what `read` is called with. What others have got, they have."""
+        """Make the caller the only reader; returns its token for `read`. Ticks that others have taken stay taken."""
         self._reader = object()
         return self._reader
 
-    async def read(self, me: object) -> AsyncIterator[T]:
-        """Those that come, until another takes over. A waiting that is cancelled loses none."""
-        while self._reader is me:
+    async def read(self, token: object) -> AsyncIterator[T]:
+        """Yield ticks until another reader takes over. A wait that is cancelled loses no tick."""
+        while self._reader is token:
             self._next = self._next or asyncio.ensure_future(anext(self._ticks))
             try:
                 tick = await asyncio.shield(self._next)
             except StopAsyncIteration:
                 return
-            if self._reader is not me:
+            if self._reader is not token:
                 return
             self._next = None
             yield tick
 
     def close(self) -> None:
-        """Nobody waits for a tick any more."""
+        """Stop to wait for a tick."""
         if self._next:
             self._next.cancel()
 
 
 class ReplayableTicks(Generic[T]):
-    """A conversation's ticks, which are given again from the first on until it has been answered."""
+    """The ticks of a conversation, which each reader receives from the first one, until `settle`."""
 
     def __init__(self, ticks: AsyncIterator[T]):
-        self._shared = HandOver(ticks)
+        self._hand_over = HandOver(ticks)
         self._kept: list[T] = []
         self.is_settled = False
 
     def settle(self) -> None:
-        """They are not wanted again."""
+        """Keep no more ticks: a server has answered."""
         self.is_settled = True
         self._kept.clear()
 
-    async def again(self) -> AsyncIterator[T]:
-        """The ticks so far, and those that come."""
-        reader = self._shared.take_over()
+    async def replay(self) -> AsyncIterator[T]:
+        """Yield the kept ticks, then new ones."""
+        token = self._hand_over.take_over()
         for tick in list(self._kept):
             yield tick
-        async for tick in self._shared.read(reader):
+        async for tick in self._hand_over.read(token):
             if not self.is_settled:
                 self._kept.append(tick)
             yield tick
 
     def close(self) -> None:
-        """Nobody waits for a tick any more."""
-        self._shared.close()
+        """Stop to wait for a tick."""
+        self._hand_over.close()

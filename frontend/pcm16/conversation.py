@@ -1,27 +1,26 @@
-"""One WebSocket, one conversation: the client's sound to Triton in ticks, sound and events back."""
+"""One client of `/ws/pcm16`: its audio and controls become ticks, the engine's answers binary frames and events."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import WebSocket
 
 from contract.controls import Controls
-from contract.events import AnswerStarted
+from contract.errors import ErrorCode
 from frontend.access import RefusedError
 from frontend.admission import Reservation
 from frontend.audio.pcm import SAMPLE_BYTES
 from frontend.bridge import Bridge
 from frontend.floor import Floor
-from frontend.log import Journal
 from frontend.metrics import GAPS, LAG
 from frontend.pcm16.frames import (
-    GREATEST_INTEGER,
+    MAX_INTEGER,
     Control,
-    Event,
     ProtocolError,
     add_control,
     check_options,
@@ -34,213 +33,173 @@ from frontend.pcm16.frames import (
     parse_control,
 )
 from frontend.pcm16.playout import Playout
-from frontend.pcm16.resumable_socket import ResumableSocket
+from frontend.pcm16.resumable_socket import ResumableSocket, ResumableSockets, SocketState, resume_fields
 from frontend.session.client_clock import ClientClock
-from frontend.session.ended import CloseCode, end_of
-from frontend.tick import TickError, TickIn, TickOut, new_sequence_id
+from frontend.session.ended import CLIENT_ENDED, READS_NOTHING, Ended
+from frontend.tick import TickIn, TickOut
 
-MAX_GAPS = 1000  # that a page tells of at once
-MAX_TICKS_AFTER_END = 2000  # in which the rest of an answer is given
+MAX_GAPS = 1000  # gaps in one report of a page
+MAX_TICKS_AFTER_END = 2000  # ticks for the rest of an answer after the client's end
 
 
 class Pcm16Conversation:
-    """Runs from the opened event to the close. Whatever becomes of the client, Triton gets an END."""
+    """Runs from the event `conversation.opened` to the close; the engine receives an END in every case."""
 
-    def __init__(self, socket: WebSocket, bridge: Bridge, place: Reservation):
-        """Its options are the query's parameters. Raises `ProtocolError` for one that is not known."""
+    def __init__(self, socket: WebSocket, bridge: Bridge, reservation: Reservation, sockets: ResumableSockets):
+        """The query of `socket` has the options. Raises `ProtocolError` for an unknown one."""
         settings = bridge.settings
-        self.sequence_id = new_sequence_id()
         options = dict(socket.query_params)
         is_resumable = options.pop("resumable", "false").lower() in ("true", "1")
         self._options = check_options(options)
-        self._settings = settings
-        self._place = place
-        self._bridge = bridge
-        self._line = ResumableSocket(socket, settings.bridge, is_resumable)
-        self._inbox = self._line.inbox
-        self._framer = ClientClock(settings.audio.input_samples * SAMPLE_BYTES)
-        self._room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
-        self._turns = Floor(settings.turn.create_response)
+        self._settings, self._bridge, self._sockets = settings, bridge, sockets
+        self._session = bridge.session(reservation, "pcm16")
+        self._socket = ResumableSocket(socket, settings.bridge, is_resumable)
+        self._inbox = self._socket.inbox
+        self._clock = ClientClock(settings.audio.input_samples * SAMPLE_BYTES)
+        self._floor = Floor(settings.turn.create_response)
         self._playout = Playout(settings.bridge.max_lag_ms / 1000)
-        self._started = False
-        self._sent = self._answered = self._answers = 0
-        self._tick_s: float | None = None  # that the last one took
-        self._was_answered = asyncio.Event()
-        self._journal = Journal("pcm16", str(self.sequence_id), place.caller.name)
-        self._why = "gone"  # it ends
-        self._began_s = time.monotonic()
-        self._waited_s = 0.0  # for the client, since its last whole tick
-        self._close_code = CloseCode.NORMAL
+        self._waited_s = 0.0  # time of waiting for the client, since its last whole tick
+        self._controls = Controls()  # controls of the next tick
 
     async def run(self) -> None:
-        """Returns when the conversation is over and the WebSocket is closed."""
+        """Serve the client until the conversation is over and the WebSocket is closed."""
+        session, socket = self._session, self._socket
+        opened = opened_event(session.sequence_id, self._settings)
         try:
-            with self._bridge.resumable(self._line):
-                await self._converse()
-        except TickError as error:
-            await self._deliver(error)
+            with self._sockets.registered(socket):
+                await self._send({**opened, **resume_fields(socket, self._settings.bridge)})
+                await session.run(self)
         finally:
-            self._line.cut()
-        if self._line.reads_nothing and self._close_code is CloseCode.NORMAL:
-            self._close_code, self._why = CloseCode.POLICY_VIOLATION, "reads_nothing"
-        self._place.leave()  # before the client hears of it: it may come again at once
-        await self._line.close(self._close_code)
-        self._journal.ended(self._why, ticks=self._sent, answers=self._answers)
+            socket.cut()
+        if socket.state is SocketState.STALLED:
+            session.end(READS_NOTHING)
+        session.leave()
+        await socket.close(session.ended.close_code)
+        session.close(ticks=session.ticks, answers=session.answers)
 
-    async def _converse(self) -> None:
-        opened = opened_event(self.sequence_id, self._settings)
-        if self._line.token:
-            opened |= {"resume_token": self._line.token, "resume_s": self._settings.bridge.resume_s}
-        await self._send(opened)
-        with self._journal.traced():
-            async for answer in self._bridge.converse(self.sequence_id, self._ticks()):
-                self._room.release()
-                self._answered += 1
-                await self._deliver(answer)
-                self._was_answered.set()
-
-    async def end(self, code: str, message: str, close_code: CloseCode) -> None:
-        """Ends it from outside, with the reason."""
-        if self._close_code is CloseCode.NORMAL and not self._inbox.is_over:
-            self._close_code, self._why = close_code, code
-            await self._send(error_event(code, message))
+    async def end(self, ended: Ended) -> None:
+        """End the conversation; the client receives the error, if there is one."""
+        if not self._inbox.is_over and self._session.end(ended):
+            if ended.code:
+                code = ErrorCode.BAD_OPTION if ended.code is ErrorCode.PROMPT_TOO_LONG else ended.code
+                await self._send(error_event(code, ended.message))
             self._inbox.close()
 
-    async def tell(self, event: Event) -> None:
-        """Says something that is not the engine's."""
+    async def notify(self, event: Mapping[str, Any]) -> None:
+        """Send an event of the bridge."""
         await self._send(event)
 
-    async def _deliver(self, answer: TickOut | TickError) -> None:
-        if isinstance(answer, TickError):
-            why, close_code = end_of(answer)
-            await self.end(why, str(answer), close_code)
+    async def deliver(self, tick: TickOut, asked: TickIn) -> None:
+        """Send a tick's events, then its audio."""
+        if self._inbox.is_over:  # the client has left, or the conversation has failed
             return
-        if self._inbox.is_over:
-            return  # nobody hears it, or it failed
-        self._tick_s = answer.took_s
-        for event in answer.events:
-            self._turns.note(event)
-            self._answers += isinstance(event, AnswerStarted)
+        for event in tick.events:
+            self._floor.note(event)
             await self._send(event.to_json())
-        pcm, lag = self._playout.put(answer.pcm)
+        pcm, lag = self._playout.put(tick.pcm)
         if lag:
-            self._journal.note("lag", lag_ms=lag["lag_ms"], is_catching_up=lag["is_catching_up"])
-            if lag["is_catching_up"]:
-                LAG.observe(lag["lag_ms"] / 1000)
-            await self._send(lag)
-        await self._send(pcm)
+            self._session.journal.note("lag", **asdict(lag))
+            if lag.is_catching_up:
+                LAG.observe(lag.lag_ms / 1000)
+            await self._send({"type": "lag", **asdict(lag)})
+        await self._socket.send(pcm)
 
-    async def _ticks(self) -> AsyncIterator[TickIn]:
-        """The client's sound in ticks; the last one carries END."""
-        asked = Controls()  # controls of the next tick
+    async def ticks(self) -> AsyncIterator[TickIn]:
+        """Yield the client's audio in ticks; the last one has END."""
         while (message := await self._take()) is not None:
             try:
                 if isinstance(message, bytes):
-                    for pcm in self._framer.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
+                    for pcm in self._clock.feed(check_sound(message, self._settings.bridge.max_frame_bytes)):
                         if self._inbox.is_over:
                             break
-                        yield await self._tick(pcm, asked)
-                        asked = Controls()
+                        yield await self._tick(pcm)
                     continue
                 await self._inbox.pace(len(message))
                 control, details = parse_control(message)
                 if control is Control.END:
-                    self._why = "end"
-                    async for tick in self._rest(asked):
+                    async for tick in self._rest():
                         yield tick
                     return
-                if control is Control.OPTIONS:
-                    self._choose(details)
-                    continue
-                if control in (Control.PING, Control.PLAYBACK):
-                    await self._note(control, details)
-                    continue
-                if control is Control.RESET and not self._started:  # there is nothing to forget
-                    await self._send({"type": "reset", "at_ms": 0})
-                    continue
-                asked = add_control(asked, control, details, self._settings.engine.dialect)
+                await self._handle(control, details)
                 if control in (Control.COMMIT, Control.MESSAGE) and not self._inbox.is_over:
-                    yield await self._tick(self._close_tick(), asked)
-                    asked = Controls()
+                    yield await self._tick(self._close_tick())
             except ProtocolError as error:
                 await self._send(error_event(error.code, error.message))
             except RefusedError as refusal:
-                await self.end(refusal.code, refusal.message, CloseCode.TRY_AGAIN_LATER)
-        if self._started:
-            yield await self._tick(self._framer.flush(), asked, end=True)
+                await self.end(Ended.of_refusal(refusal))
+        if self._session.ticks:
+            yield await self._tick(self._clock.flush(), end=True)
 
-    async def _rest(self, asked: Controls) -> AsyncIterator[TickIn]:
-        """The open tick; then, where turns are taken, silence until nobody speaks any more; END."""
-        if self._settings.engine.dialect == "turn" and (self._started or self._framer.is_open):
-            yield await self._tick(self._framer.flush(), asked)
-            asked = Controls()
+    async def _handle(self, control: Control, details: dict[str, Any]) -> None:
+        """Handle a control other than `end`. Raises `ProtocolError`."""
+        if control is Control.OPTIONS:
+            self._choose(details)
+        elif control is Control.PLAYBACK:
+            GAPS.inc(number_of(control, details, "gaps", MAX_GAPS))
+        elif control is Control.PING:
+            sent, tick_s = number_of(control, details, "sent", MAX_INTEGER), self._session.tick_s
+            await self._send({"type": "pong", "sent": sent, "tick_ms": tick_s and tick_s * 1000})
+        elif control is Control.RESET and not self._session.ticks:  # the engine has no conversation yet
+            await self._send({"type": "reset", "at_ms": 0})
+        else:
+            self._controls = add_control(self._controls, control, details, self._settings.engine.dialect)
+
+    async def _rest(self) -> AsyncIterator[TickIn]:
+        """Yield the open tick; then, in a dialect of turns, silence until the floor is quiet; the last tick has END."""
+        self._session.expected_end = CLIENT_ENDED
+        if self._settings.engine.dialect == "turn" and (self._session.ticks or self._clock.is_open):
+            yield await self._tick(self._clock.flush())
             for _ in range(MAX_TICKS_AFTER_END):
-                while self._answered < self._sent and not self._inbox.is_over:
-                    self._was_answered.clear()
-                    await self._inbox.unless_over(self._was_answered.wait())
-                if self._turns.is_quiet or self._inbox.is_over:
+                await self._inbox.unless_over(self._session.answered())
+                if self._floor.is_quiet or self._inbox.is_over:
                     break
-                yield await self._tick(self._framer.flush(), asked)
-        yield await self._tick(self._framer.flush(), asked, end=True)
+                yield await self._tick(self._clock.flush())
+        yield await self._tick(self._clock.flush(), end=True)
 
     def _close_tick(self) -> bytes:
-        """The open tick, closed with silence: the input clock runs ahead by it, and the loudspeaker's with it."""
+        """Return the open tick, padded with silence: input and output clock run ahead by the padding."""
         audio = self._settings.audio
-        samples = self._framer.missing // SAMPLE_BYTES * audio.output_samples // audio.input_samples
+        samples = self._clock.missing // SAMPLE_BYTES * audio.output_samples // audio.input_samples
         self._playout.owe(samples * SAMPLE_BYTES)
-        return self._framer.flush()
-
-    async def _note(self, control: Control, details: Mapping[str, Any]) -> None:
-        """What the engine has no part in."""
-        if control is Control.PLAYBACK:
-            GAPS.inc(number_of(control, details, "gaps", MAX_GAPS))
-        else:
-            sent, tick_ms = number_of(control, details, "sent", GREATEST_INTEGER), self._tick_s and self._tick_s * 1000
-            await self._send({"type": "pong", "sent": sent, "tick_ms": tick_ms})
+        return self._clock.flush()
 
     def _choose(self, options: Mapping[str, Any]) -> None:
-        if self._started:
-            raise ProtocolError("too_late", "options came after the first tick of sound, expected them before")
+        if self._session.ticks:
+            message = "expected options before the first tick of audio, got them later"
+            raise ProtocolError(ErrorCode.TOO_LATE, message)
         chosen = {**self._options, **check_options(options)}
         check_values(chosen, self._settings, self._bridge.engine.voices)
         self._options = chosen
 
-    async def _tick(self, pcm: bytes, asked: Controls, end: bool = False) -> TickIn:
-        """A tick, when there is room for one more on its way. `RefusedError`: the first finds no place."""
-        self._place.take()
-        await self._room.acquire()
-        start, self._started = not self._started, True
+    async def _tick(self, pcm: bytes, end: bool = False) -> TickIn:
+        """Return a tick when one more may be in flight. Raises `RefusedError` if the engine has no place."""
+        self._session.reserve()
+        await self._session.ready()
+        start = not self._session.ticks
         if start and (answers := self._options.get("create_response")) is not None:
-            self._turns.creates_responses = str(answers).lower() in ("true", "1")
-        self._sent += 1
+            self._floor.creates_responses = str(answers).lower() in ("true", "1")
         self._waited_s = 0.0
-        return TickIn(pcm, start=start, end=end, controls=asked, options=self._options if start else {})
+        controls, self._controls = self._controls, Controls()
+        return TickIn(pcm, start=start, end=end, controls=controls, options=self._options if start else {})
 
     async def _take(self) -> bytes | str | None:
-        """What the client sends next; None when it goes, gives no whole tick for too long, or its time is up."""
-        settings = self._settings
+        """Return the client's next message; None if the client leaves, idles, or its time is up."""
         begun_s = time.monotonic()
-        idle_s = settings.engine.idle_timeout_s - self._waited_s
-        over_s = self._began_s + settings.bridge.conversation_s - begun_s
+        idle_s, remaining_s = self._settings.engine.idle_timeout_s - self._waited_s, self._session.remaining_s
         try:
-            return await asyncio.wait_for(self._inbox.take(), max(0.0, min(idle_s, over_s)))
+            return await asyncio.wait_for(self._inbox.take(), max(0.0, min(idle_s, remaining_s)))
         except asyncio.TimeoutError:
-            if over_s <= idle_s:
-                await self.end(
-                    "expired",
-                    f"the conversation has lasted {settings.bridge.conversation_s:g} s (bridge.conversation_s)",
-                    CloseCode.POLICY_VIOLATION,
-                )
+            if remaining_s <= idle_s:
+                lasted_s = self._settings.bridge.conversation_s
+                message = f"the conversation has lasted {lasted_s:g} s (bridge.conversation_s)"
+                await self.end(Ended.of_error(ErrorCode.EXPIRED, message))
             else:
-                await self.end(
-                    "idle",
-                    f"no whole tick came for {settings.engine.idle_timeout_s:g} s (engine.idle_timeout_s), "
-                    "the conversation is closed",
-                    CloseCode.INTERNAL_ERROR,
-                )
+                idle_s = self._settings.engine.idle_timeout_s
+                message = f"no whole tick came for {idle_s:g} s (engine.idle_timeout_s), the conversation is closed"
+                await self.end(Ended.of_error(ErrorCode.IDLE, message))
             return None
         finally:
             self._waited_s += time.monotonic() - begun_s
 
-    async def _send(self, message: bytes | Event) -> None:
-        await self._line.send(message if isinstance(message, bytes) else event_text(message))
+    async def _send(self, event: Mapping[str, Any]) -> None:
+        await self._socket.send(event_text(event))

@@ -1,10 +1,11 @@
-"""What travels over the WebSocket: binary frames of PCM16 and text frames of JSON, both ways.
+"""The frames of `/ws/pcm16`: binary frames of PCM16 and text frames of JSON, in both directions.
 
 In:  binary, any even number of bytes: PCM16 mono 16 kHz;
-     text: {"type": "options", ...} before any sound, {"type": "commit"}, {"type": "cancel"}, {"type": "listen"},
+     text: {"type": "options", ...} before any audio, {"type": "commit"}, {"type": "cancel"}, {"type": "listen"},
      {"type": "message", "text": ...}, {"type": "transcript"}, {"type": "reset"}, {"type": "ping", "sent": ...},
      {"type": "playback", "gaps": ...}, {"type": "end"}.
-Out: binary, one a tick: PCM16 mono 24 kHz, after a commit with less silence by as much as closed its tick;
+Out: binary, one for each tick: PCM16 mono 24 kHz; later ticks of silence are shorter by the samples that a commit has
+     padded;
      text: events, each with a "type".
 """
 
@@ -21,136 +22,131 @@ from config.loader import is_unicode, shown
 from config.options import DEFAULT_VOICE, options_of
 from config.settings import INPUT_HZ, MAX_TYPED, OPTIONS, OUTPUT_HZ
 from contract.controls import Controls
+from contract.errors import ErrorCode
 from frontend.audio.pcm import SAMPLE_BYTES
 
-Event = dict[str, Any]
-GREATEST_INTEGER = 2**63 - 1  # of a request parameter: a larger one would cut off the whole gRPC stream
-MAX_TEXT = 150_000  # characters of a text frame: the longest system prompt, every character escaped
+MAX_INTEGER = 2**63 - 1  # a larger request parameter cuts off the whole gRPC stream
+MAX_TEXT = 150_000  # characters of a text frame: the longest system prompt, with every character escaped
 
 
 class Control(Enum):
-    """What a client may ask."""
+    """The type of a client's text frame."""
 
-    OPTIONS = "options"  # before any sound: the conversation's options, as the query has them, of any length
-    COMMIT = "commit"  # the user's turn ends here; the open tick is closed with silence and sent at once
-    MESSAGE = "message"  # the user has typed "text"; sent at once, likewise
+    OPTIONS = "options"  # options of the conversation, of any length; before any audio
+    COMMIT = "commit"  # end of the user's turn; the open tick is padded with silence and sent at once
+    MESSAGE = "message"  # text typed by the user; the open tick is also padded and sent at once
     CANCEL = "cancel"  # the answer ends with the next tick
-    LISTEN = "listen"  # the user's turn begins here: what was heard of it is dropped, an answer ends
-    TRANSCRIPT = "transcript"  # the next tick reads out the conversation
-    RESET = "reset"  # the next tick begins the conversation anew
-    PING = "ping"  # answered by a pong with the same "sent", and what ticks take
-    PLAYBACK = "playback"  # the loudspeaker ran out of sound so many times more: "gaps"
-    END = "end"  # the sound so far is answered, then the bridge closes
+    LISTEN = "listen"  # the user's turn begins here: an open one is dropped, an answer ends
+    TRANSCRIPT = "transcript"  # the next tick reports the history as text
+    RESET = "reset"  # the next tick begins the conversation again
+    PING = "ping"  # request of a pong with the same "sent", and the duration of the latest tick
+    PLAYBACK = "playback"  # the loudspeaker ran out of audio "gaps" times
+    END = "end"  # the bridge closes after the answer to the audio until now
 
 
 @dataclass(eq=False)
 class ProtocolError(Exception):
-    """A frame that the protocol has no place for. It is left out; the conversation goes on."""
+    """A frame that is not valid. The bridge ignores the frame; the conversation continues."""
 
-    code: str
+    code: ErrorCode
     message: str
 
 
-def check_sound(frame: bytes, limit: int) -> bytes:
-    """A binary frame, or `ProtocolError`."""
+def check_sound(frame: bytes, max_bytes: int) -> bytes:
+    """Return a valid binary frame. Raises `ProtocolError`."""
     if not frame:
-        raise ProtocolError("empty_frame", "a binary frame of 0 bytes came, expected PCM16 samples")
-    if len(frame) > limit:
-        raise ProtocolError(
-            "frame_too_large",
-            f"a binary frame of {len(frame)} bytes came, expected at most {limit} (bridge.max_frame_bytes)",
-        )
+        raise ProtocolError(ErrorCode.EMPTY_FRAME, "expected PCM16 samples, got a binary frame of 0 bytes")
+    if len(frame) > max_bytes:
+        message = f"expected a binary frame of at most {max_bytes} bytes (bridge.max_frame_bytes), got {len(frame)}"
+        raise ProtocolError(ErrorCode.FRAME_TOO_LARGE, message)
     if len(frame) % SAMPLE_BYTES:
-        raise ProtocolError(
-            "odd_frame", f"a binary frame of {len(frame)} bytes came, expected an even number: PCM16 has 2 a sample"
-        )
+        message = f"expected an even number of bytes (a PCM16 sample has 2), got a binary frame of {len(frame)} bytes"
+        raise ProtocolError(ErrorCode.ODD_FRAME, message)
     return frame
 
 
 def parse_control(text: str) -> tuple[Control, dict[str, Any]]:
-    """A text frame: what is asked, and what else it says. Raises `ProtocolError`."""
+    """Return the type of a text frame and its other fields. Raises `ProtocolError`."""
     if len(text) > MAX_TEXT:
-        raise ProtocolError(
-            "frame_too_large", f"a text frame of {len(text)} characters came, expected at most {MAX_TEXT}"
-        )
-    controls = " or ".join(json.dumps({"type": control.value}) for control in Control)
+        message = f"expected a text frame of at most {MAX_TEXT} characters, got {len(text)}"
+        raise ProtocolError(ErrorCode.FRAME_TOO_LARGE, message)
+    expected = "expected " + " or ".join(json.dumps({"type": control.value}) for control in Control)
     try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):  # no JSON; or a number too long, or brackets too deep
-        raise ProtocolError(
-            "not_json", f"the text frame {shown(text)} came, expected {controls}; sound belongs in binary frames"
-        ) from None
+        found = json.loads(text)
+    except (ValueError, RecursionError):  # not JSON, a number with too many digits, or brackets nested too deep
+        message = f"{expected}, got the text frame {shown(text)}; send audio in binary frames"
+        raise ProtocolError(ErrorCode.NOT_JSON, message) from None
     try:
-        return Control(message.pop("type")), message
+        return Control(found.pop("type")), found
     except (AttributeError, TypeError, KeyError, ValueError):
-        raise ProtocolError("unknown_control", f"the text frame {shown(text)} came, expected {controls}") from None
+        message = f"{expected}, got the text frame {shown(text)}"
+        raise ProtocolError(ErrorCode.UNKNOWN_CONTROL, message) from None
 
 
 def add_control(controls: Controls, control: Control, details: Mapping[str, Any], dialect: str) -> Controls:
     """Return `controls` with one more request of the client. Raises `ProtocolError`."""
     if control is not Control.RESET and dialect != "turn":
-        raise ProtocolError(
-            "no_turns", f"{control.value} came, but the dialect spoken here takes no turns: {dialect} (engine.dialect)"
-        )
+        message = f"{control.value} requires engine.dialect turn, got {dialect}: a dialect without turns"
+        raise ProtocolError(ErrorCode.NO_TURNS, message)
     if control is not Control.MESSAGE:
         found: dict[str, Any] = {control.value: True}
         return replace(controls, **found)
     text = details.get("text")
     if not isinstance(text, str) or not text.strip() or not is_unicode(text) or "\0" in text:
-        raise ProtocolError(
-            "bad_message", f"a message came with the text {shown(text)}, expected what the user has typed"
-        )
+        raise ProtocolError(ErrorCode.BAD_MESSAGE, f"expected a message's text of Unicode, got {shown(text)}")
     if len(text) > MAX_TYPED:
-        raise ProtocolError("bad_message", f"a message of {len(text)} characters came, expected at most {MAX_TYPED}")
+        message = f"expected a message of at most {MAX_TYPED} characters, got {len(text)}"
+        raise ProtocolError(ErrorCode.BAD_MESSAGE, message)
     return replace(controls, message=text)
 
 
-def number_of(control: Control, details: Mapping[str, Any], name: str, most: float) -> float:
-    """A number that a control brings, from 0. Raises `ProtocolError`."""
+def number_of(control: Control, details: Mapping[str, Any], name: str, max_value: float) -> float:
+    """Return a number from 0 to `max_value` among a control's fields. Raises `ProtocolError`."""
     value = details.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-        raise ProtocolError(
-            "bad_number", f"{control.value} came with {name} {shown(value)}, expected a number from 0 to {most:g}"
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= max_value:
+        message = f"{control.value}.{name}: expected a number from 0 to {max_value:g}, got {shown(value)}"
+        raise ProtocolError(ErrorCode.BAD_NUMBER, message)
     return value
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by known names, of kinds that can travel, or `ProtocolError`."""
+    """Return options of known names that Triton can carry. Raises `ProtocolError`."""
     for name, value in options.items():
         if name not in OPTIONS:
-            raise ProtocolError("unknown_option", f"unknown option {shown(name)}, expected one of {', '.join(OPTIONS)}")
-        if not isinstance(value, (str, int, float)):
-            raise ProtocolError("bad_option", f"{name} is {shown(value)}, expected text or a number")
-        if isinstance(value, str):
-            _check_text(name, value)
-        elif isinstance(value, int) and abs(value) > GREATEST_INTEGER:
-            raise ProtocolError("bad_option", f"{name} is {shown(value)}, expected a number of 64 bits at most")
+            message = f"unknown option {shown(name)}, expected one of {', '.join(OPTIONS)}"
+            raise ProtocolError(ErrorCode.UNKNOWN_OPTION, message)
+        if problem := _problem_of(value):
+            raise ProtocolError(ErrorCode.BAD_OPTION, f"{name}: {problem}")
     return dict(options)
 
 
+def _problem_of(value: Any) -> str | None:
+    """Return the reason if a request parameter cannot have this value."""
+    if not isinstance(value, (str, int, float)):
+        return f"expected text or a number, got {shown(value)}"
+    if isinstance(value, str) and not is_unicode(value):
+        return "expected Unicode, got half a character (a lone surrogate)"
+    if isinstance(value, str) and "\0" in value:  # Triton cuts a string at NUL
+        return "expected text without a NUL character"
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return f"expected a number of at most 64 bits, got {shown(value)}"
+    return None
+
+
 def check_values(options: Mapping[str, Any], settings: Settings, voices: Sequence[str]) -> None:
-    """Raises `ProtocolError` for what the engine would refuse. No `voices`: the engine alone knows them."""
+    """Raise `ProtocolError` for values that the engine would reject; without `voices` any voice passes."""
     voice = options.get("voice")
     known = voices or ([voice.lower()] if isinstance(voice, str) else [DEFAULT_VOICE])
     try:
         options_of(options, settings, known)
     except SettingsError as error:
-        raise ProtocolError("bad_option", str(error)) from None
+        raise ProtocolError(ErrorCode.BAD_OPTION, str(error)) from None
 
 
-def _check_text(name: str, value: str) -> None:
-    """A request parameter's text must be Unicode, and Triton cuts it at a NUL."""
-    if not is_unicode(value):
-        raise ProtocolError("bad_option", f"{name} holds half a character (a lone surrogate), expected Unicode")
-    if "\0" in value:
-        raise ProtocolError("bad_option", f"{name} holds a NUL character, expected text without one")
+def opened_event(sequence_id: int, settings: Settings) -> dict[str, Any]:
+    """Return the first event: the conversation's id, and the audio formats of both directions."""
 
-
-def opened_event(sequence_id: int, settings: Settings) -> Event:
-    """The first event: the conversation's id and the formats of both directions."""
-
-    def sound(rate: int, samples: int) -> Event:
+    def sound(rate: int, samples: int) -> dict[str, Any]:
         return {"encoding": "pcm_s16le", "channels": 1, "sample_rate": rate, "tick_bytes": samples * SAMPLE_BYTES}
 
     audio = settings.audio
@@ -164,11 +160,11 @@ def opened_event(sequence_id: int, settings: Settings) -> Event:
     }
 
 
-def event_text(event: Event) -> str:
-    """An event as it is sent."""
+def event_text(event: Mapping[str, Any]) -> str:
+    """Return the text frame of an event."""
     return json.dumps(event, ensure_ascii=False)
 
 
-def error_event(code: str, message: str) -> Event:
-    """An error, in words."""
-    return {"type": "error", "code": code, "message": message}
+def error_event(code: ErrorCode, message: str) -> dict[str, Any]:
+    """Return the event of an error."""
+    return {"type": "error", "code": code.value, "message": message}

@@ -8,11 +8,11 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from config import Settings
 from contract.errors import ErrorCode
-from frontend.audio.sound import Microphone
+from frontend.audio.formats import AudioDecoder
 from frontend.floor import Floor
 from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
@@ -22,24 +22,8 @@ from frontend.realtime.out_of_band import OutOfBand, Wanted
 from frontend.realtime.response import Request, Response, State, parse_request
 from frontend.realtime.session import Session
 from frontend.realtime.unconfirmed import Commit, Unconfirmed
+from frontend.session.player import Player
 from frontend.tick import TickError, TickOut
-
-
-class Cut(NamedTuple):
-    """Where a response fell silent."""
-
-    response_id: str
-    heard_ms: int
-
-
-class Player(Protocol):
-    """Plays responses where the events do not carry their sound."""
-
-    def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
-        """More of a response's sound, PCM16 at 24 kHz."""
-
-    def clear(self) -> Cut | None:
-        """Nothing more of what waits is heard; what was cut off, if anything."""
 
 
 class Truncation(NamedTuple):
@@ -191,7 +175,7 @@ class RealtimeConversation:
         item, sounds = self._items.parse(event)
         if sounds:
             self._expect_room()
-        microphone = Microphone(self.session.format("input"), at_once=False)
+        microphone = AudioDecoder(self.session.format("input"), at_once=False)
         pcm = b"".join([*(microphone.feed(sound) for sound in sounds), microphone.end()])
         previous = self._items.add(item)
         self._start()

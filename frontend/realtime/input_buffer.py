@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from frontend.audio.sound import Microphone
+from frontend.audio.formats import AudioDecoder
 from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import RealtimeError
 
@@ -19,7 +19,7 @@ class InputBuffer:
     def __init__(self, clock: Clock, kind: str):
         """`kind`: the format of the sound."""
         self._clock, self._kind = clock, kind
-        self._microphone = Microphone(kind)
+        self._microphone = AudioDecoder(kind)
         self._late_ms = self._microphone.delay_ms  # by so much is the engine's sound later than the client's own
         self.keeps_turn = False  # what was being said when detection was turned off is part of the next commit
 
@@ -67,5 +67,5 @@ class InputBuffer:
 
     def _renew(self, said: bool = False) -> None:
         """What follows is another sound; `said`: the rest of the one before has been taken, not dropped."""
-        before, self._microphone = self._microphone, Microphone(self._kind)
+        before, self._microphone = self._microphone, AudioDecoder(self._kind)
         self._late_ms += self._microphone.delay_ms - (0 if said else before.delay_ms)

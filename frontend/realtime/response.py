@@ -9,8 +9,8 @@ from typing import Any
 
 from config.loader import shown
 from config.settings import CODE2WAV_DELAY, OUTPUT_HZ
+from frontend.audio.formats import AudioEncoder
 from frontend.audio.pcm import SAMPLE_BYTES
-from frontend.audio.sound import Loudspeaker
 from frontend.realtime import session as sessions
 from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.items import Item
@@ -58,7 +58,7 @@ class Response:
         self._play = play
         self._is_in_conversation = not wanted.is_out_of_band
         output = session["audio"]["output"] | ({"format": wanted.sound} if wanted.sound and not play else {})
-        self._loudspeaker = Loudspeaker(output["format"]["type"])
+        self._loudspeaker = AudioEncoder(output["format"]["type"])
         self._skip = CODE2WAV_DELAY * SAMPLE_BYTES  # of the sound: what code2wav is behind by
         self._left: int | None = None  # bytes of sound to come; None: the engine has not ended
         self._given = 0  # bytes of sound so far

@@ -9,7 +9,7 @@ from typing import Any
 from config import Settings
 from config.loader import shown
 from config.settings import MAX_PROMPT_CHARACTERS
-from frontend.audio.sound import RATES
+from frontend.audio.formats import RATES
 from frontend.realtime.events import Event, RealtimeError, expect_text
 
 BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}

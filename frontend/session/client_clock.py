@@ -1,4 +1,4 @@
-"""Cuts a stream of PCM into ticks, however a client cut it into frames."""
+"""The clock of a client that streams its audio: a tick is complete when its samples have been received."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Iterator
 
 
 class ClientClock:
-    """Holds what is not yet a whole tick."""
+    """Cuts a stream of PCM16 into ticks, independent of the client's frames."""
 
     def __init__(self, tick_bytes: int):
         self._tick_bytes = tick_bytes
-        self._held = bytearray()
+        self._buffer = bytearray()  # less than a tick
 
     def feed(self, frame: bytes) -> Iterator[bytes]:
-        """The ticks that `frame` completes."""
-        self._held += frame
-        while len(self._held) >= self._tick_bytes:
-            tick = bytes(self._held[: self._tick_bytes])
-            del self._held[: self._tick_bytes]
+        """Yield the ticks that `frame` completes."""
+        self._buffer += frame
+        while len(self._buffer) >= self._tick_bytes:
+            tick = bytes(self._buffer[: self._tick_bytes])
+            del self._buffer[: self._tick_bytes]
             yield tick
 
     @property
     def is_open(self) -> bool:
-        """Whether something is held."""
-        return bool(self._held)
+        """True if a part of a tick is buffered."""
+        return bool(self._buffer)
 
     @property
     def missing(self) -> int:
-        """Bytes to a whole tick."""
-        return self._tick_bytes - len(self._held)
+        """Bytes that complete the open tick."""
+        return self._tick_bytes - len(self._buffer)
 
     def flush(self) -> bytes:
-        """What is held, and silence to a whole tick: the last one, in which the pipeline's delay is heard out."""
-        tick = bytes(self._held).ljust(self._tick_bytes, b"\0")
-        self._held.clear()
+        """Return the buffered bytes, padded with silence to a whole tick."""
+        tick = bytes(self._buffer).ljust(self._tick_bytes, b"\0")
+        self._buffer.clear()
         return tick

@@ -1,1 +1,1 @@
-"""WebRTC calls: SDP offers, audio tracks and the data channel."""
+"""WebRTC calls: SDP offers, audio tracks and the data channel. Imported only as an optional part of the bridge."""

@@ -1,4 +1,4 @@
-"""The sound of a WebRTC call: the client's track to PCM16 at 16 kHz, and the voice as a track of 20 ms frames."""
+"""The audio of a call: the client's track to PCM16 at 16 kHz, and the assistant's voice as a track of 20 ms frames."""
 
 from __future__ import annotations
 
@@ -6,87 +6,33 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
-from aiortc import MediaStreamTrack, RTCRtpReceiver
-from aiortc.jitterbuffer import JitterFrame
+from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
-from aiortc.rtp import RtpPacket
-from aiortc.utils import uint16_add, uint16_gt
 from av import AudioFrame
 
 from config.settings import INPUT_HZ, OUTPUT_HZ
 from frontend.audio.pcm import SAMPLE_BYTES
-from frontend.audio.sound import Resampler
-from frontend.realtime.conversation import Cut
+from frontend.audio.resampler import Resampler
+from frontend.session.player import Cut
 
 OPUS_HZ = 48_000
 FRAME_S = 0.02
 FRAME_BYTES = int(FRAME_S * OUTPUT_HZ) * SAMPLE_BYTES
-HELD_PACKETS = 3  # 60 ms, in which a packet may be overtaken
-LATE_PACKETS = 500  # behind what was given, past which it begins to count anew
-CUSHION_S = 0.06  # that the voice waits at first, so that a later tick of it may come late
-MAX_LOST_S = 2.0  # of lost packets, that silence stands for; where more is missing the client's clock has jumped
-LATE_S = 0.2  # that a frame may be late before the track's clock begins anew
+CUSHION_S = 0.06  # delay of a response's first frame, so that a later tick may be late
+MAX_LOST_S = 2.0  # silence replaces lost packets up to this duration; with a larger gap the client's clock has jumped
+LATE_S = 0.2  # a frame later than this begins the track's clock again
 
 
-class PacketBuffer:
-    """Puts packets in order, and gives each as soon as nothing before it is missing; what is lost holds up no more than
-    `HELD_PACKETS`.
-
-    aiortc's own is made for pictures: it waits 320 ms for a lost packet, and then drops what came behind it.
-    """
-
-    def __init__(self, give: Callable[[RtpPacket], None]) -> None:
-        self._give = give
-        self._held: dict[int, RtpPacket] = {}  # by sequence number
-        self._last: int | None = None  # sequence number of the latest that was given
-
-    def add(self, packet: RtpPacket) -> tuple[bool, None]:
-        """Takes a packet and gives those that are due. What aiortc gets is that nothing is left for it to do."""
-        behind = LATE_PACKETS if self._last is None else uint16_add(self._last, -packet.sequence_number)
-        if behind >= LATE_PACKETS:  # else what came instead was given already
-            self._held[packet.sequence_number] = packet
-        while self._held:
-            number = self._oldest
-            if not self._is_next(number) and len(self._held) <= HELD_PACKETS:
-                break
-            self._last = number
-            self._give(self._held.pop(number))
-        return False, None
-
-    def _is_next(self, number: int) -> bool:
-        return self._last is None or number == uint16_add(self._last, 1)
-
-    @property
-    def _oldest(self) -> int:
-        first, *others = self._held
-        for number in others:
-            first = number if uint16_gt(first, number) else first
-        return first
-
-
-def order_packets(receiver: RTCRtpReceiver) -> None:
-    """Gives a receiver of sound a `PacketBuffer`; aiortc has no setting for it, nor takes two packets at a time."""
-    inner = vars(receiver)
-
-    def decode(packet: RtpPacket) -> None:
-        data = packet._data  # type: ignore[attr-defined]
-        if data:  # else the decoder would take it for the end
-            codec = inner["_RTCRtpReceiver__codecs"][packet.payload_type]
-            timestamp = inner["_RTCRtpReceiver__timestamp_mapper"].map(packet.timestamp)
-            inner["_RTCRtpReceiver__decoder_queue"].put((codec, JitterFrame(data, timestamp)))
-
-    inner["_RTCRtpReceiver__jitter_buffer"] = PacketBuffer(decode)
-
-
-async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:
-    """PCM16 at 16 kHz of a track that is received; lost packets are silence, so that time goes on."""
+async def received(track: MediaStreamTrack) -> AsyncIterator[bytes]:
+    """Yield a client's track as PCM16 at 16 kHz; lost packets become silence, so that time passes."""
     resampler, due = Resampler(OPUS_HZ, INPUT_HZ, at_once=True), None
     while True:
         try:
             frame = await track.recv()
-        except MediaStreamError:  # it has ended
+        except MediaStreamError:  # the track has ended
             return
         assert isinstance(frame, AudioFrame)
         channels = frame.to_ndarray().reshape(-1, len(frame.layout.channels)).astype(np.float32)
@@ -101,27 +47,27 @@ async def heard(track: MediaStreamTrack) -> AsyncIterator[bytes]:
 
 
 class Loudspeaker(MediaStreamTrack):
-    """The voice of a call. The client has no buffer of its own to empty: what is not sent is not heard."""
+    """The assistant's voice in a call, a `Player`. The client buffers nothing: audio that is not sent is not heard."""
 
     kind = "audio"
 
-    def __init__(self, tell: Callable[..., None]):
-        """`tell` sends the protocol's events of an output buffer."""
+    def __init__(self, send: Callable[[dict[str, Any]], None]):
+        """`send` sends the protocol's events of an output buffer."""
         super().__init__()
-        self._tell = tell
-        self._due: deque[tuple[str, bytes | None]] = deque()  # a response's id with 20 ms of it, or its end
+        self._send = send
+        self._due: deque[tuple[str, bytes | None]] = deque()  # a response's id with 20 ms of audio, or None: its end
         self._rest = b""  # less than a frame
-        self._playing = ""  # the response that is heard
-        self._played = 0  # frames of it
-        self._cleared = ""  # the latest that is not to be heard any more
-        self._plays_at_s = 0.0  # when the first frame of a voice is due
-        self._next_s = 0.0  # when the next frame is due, on the loop's clock
+        self._playing = ""  # id of the response that is played
+        self._played = 0  # frames played of that response
+        self._cleared = ""  # id of the latest response that was cut off
+        self._plays_at_s = 0.0  # time of the first frame of a response
+        self._next_s = 0.0  # time of the next frame, on the loop's clock
         self._sent = 0  # samples
 
     def play(self, response_id: str, pcm: bytes, is_last: bool) -> None:
-        """More of a response's sound, PCM16 at 24 kHz; with the last the rest of a frame is filled up with silence.
+        """Append audio of a response, PCM16 at 24 kHz; the last frame is padded with silence.
 
-        Of a response that was cleared nothing more is played.
+        Audio of a response that was cut off is dropped.
         """
         if response_id == self._cleared:
             return
@@ -138,7 +84,7 @@ class Loudspeaker(MediaStreamTrack):
             self._due.append((response_id, None))
 
     def clear(self) -> Cut | None:
-        """Nothing more is played; what of which response was, or None where there was nothing to play."""
+        """Drop the audio that waits; returns the response that was cut off, if there was one."""
         response_id = self._playing or (self._due[0][0] if self._due else "")
         played = self._played if self._playing else 0
         self._due.clear()
@@ -146,15 +92,15 @@ class Loudspeaker(MediaStreamTrack):
         if not response_id:
             return None
         self._cleared = response_id
-        self._say("cleared", response_id)
+        self._report("cleared", response_id)
         return Cut(response_id, round(played * FRAME_S * 1000))
 
     async def recv(self) -> AudioFrame:
-        """The next 20 ms, when they are due: the voice, or silence."""
-        now = self._now()
-        if now - self._next_s > LATE_S:
-            self._next_s = now
-        await asyncio.sleep(self._next_s - now)
+        """Return the next 20 ms when they are due: the voice, or silence."""
+        now_s = self._now()
+        if now_s - self._next_s > LATE_S:
+            self._next_s = now_s
+        await asyncio.sleep(self._next_s - now_s)
         self._next_s += FRAME_S
         frame = AudioFrame("s16", "mono", FRAME_BYTES // SAMPLE_BYTES)
         frame.planes[0].update(self._take())
@@ -167,20 +113,20 @@ class Loudspeaker(MediaStreamTrack):
             response_id, frame = self._due.popleft()
             if frame is None:
                 if self._playing:
-                    self._say("stopped", response_id)
+                    self._report("stopped", response_id)
                 self._playing = ""
                 continue
             if self._playing != response_id:
                 if self._playing:
-                    self._say("stopped", self._playing)
+                    self._report("stopped", self._playing)
                 self._playing, self._played = response_id, 0
-                self._say("started", response_id)
+                self._report("started", response_id)
             self._played += 1
             return frame
         return bytes(FRAME_BYTES)
 
-    def _say(self, what: str, response_id: str) -> None:
-        self._tell({"type": f"output_audio_buffer.{what}", "response_id": response_id})
+    def _report(self, change: str, response_id: str) -> None:
+        self._send({"type": f"output_audio_buffer.{change}", "response_id": response_id})
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

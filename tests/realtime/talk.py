@@ -7,8 +7,9 @@ import json
 
 from config import Settings
 from contract.events import event_of
-from frontend.realtime.conversation import Cut, Player, RealtimeConversation
+from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import parse
+from frontend.session.player import Cut, Player
 from frontend.tick import TickOut
 
 MANUAL = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}

@@ -13,16 +13,11 @@ from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
 from benchmarks.caller import FRAME
-from frontend.audio.sound import Resampler
-from frontend.realtime.conversation import Cut
-from frontend.webrtc.tracks import (
-    HELD_PACKETS,
-    OPUS_HZ,
-    Loudspeaker,
-    PacketBuffer,
-    heard,
-    order_packets,
-)
+from frontend.audio.resampler import Resampler
+from frontend.session.player import Cut
+from frontend.webrtc.aiortc_private import order_packets
+from frontend.webrtc.packet_buffer import HELD_PACKETS, PacketBuffer
+from frontend.webrtc.tracks import OPUS_HZ, Loudspeaker, received
 from tests.realtime.caller import Caller, Network
 
 NO_SERVERS = RTCConfiguration(iceServers=[])
@@ -129,7 +124,7 @@ class Track(MediaStreamTrack):
 
 def listened(numbers: list[int]) -> np.ndarray:
     async def listen() -> bytes:
-        return b"".join([pcm async for pcm in heard(Track(numbers))])
+        return b"".join([pcm async for pcm in received(Track(numbers))])
 
     return np.frombuffer(asyncio.run(listen()), np.int16)
 

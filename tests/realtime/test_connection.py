@@ -12,6 +12,7 @@ import pytest
 from config import Settings
 from contract.events import UnknownEvent
 from frontend.realtime.connection import RealtimeConnection
+from frontend.session.session import EngineSession
 from frontend.tick import TickOut
 
 APPEND = json.dumps({"type": "response.create"})
@@ -38,8 +39,11 @@ class Channel:
 
 
 def connection(channel: Channel, converse, player=None) -> RealtimeConnection:
+    settings = Settings.load(environ={})
     bridge = SimpleNamespace(
-        settings=Settings.load(environ={}), engine=SimpleNamespace(voices=("ethan",)), converse=converse
+        settings=settings,
+        engine=SimpleNamespace(voices=("ethan",)),
+        session=lambda place, protocol, name: EngineSession(settings.bridge, converse, place, protocol, name),
     )
     caller = SimpleNamespace(name="test", session={})
     place = SimpleNamespace(caller=caller, take=lambda: None, leave=lambda: None)
@@ -76,7 +80,7 @@ def test_what_the_protocol_has_no_word_for_is_told_to_calls_alone(is_call: bool)
         player = SimpleNamespace(play=lambda *_: None, clear=lambda: None) if is_call else None
         one = connection(channel, converse, player)
         running = asyncio.create_task(one.run())
-        await one.tell({"type": "draining", "seconds": 5})
+        await one.notify({"type": "draining", "seconds": 5})
         await asyncio.sleep(0.1)
         one.hang_up()
         await running

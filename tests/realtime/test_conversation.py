@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config import Settings
-from frontend.audio.sound import Microphone
+from frontend.audio.formats import AudioDecoder
 from frontend.realtime.events import RealtimeError, parse, weight
 from tests.realtime.talk import MANUAL, USAGE, Silent, Talk, spoken_turn, typed
 
@@ -379,7 +379,7 @@ def test_half_a_sample_ends_with_its_buffer(talk: Talk, ends: str):
     talk.say("input_audio_buffer.append", audio=base64.b64encode(samples.tobytes()).decode())
     talk.say("input_audio_buffer.commit")
     ticks = [talk.loop.run_until_complete(talk.conversation.clock.next()) for _ in range(2)]
-    microphone = Microphone("audio/pcm")
+    microphone = AudioDecoder("audio/pcm")
     expected = microphone.feed(base64.b64encode(samples.tobytes()).decode()) + microphone.end()
     assert len(expected) == 2 * (6400 + 160), "a filter's delay and all of the sound"
     assert b"".join(tick.pcm for tick in ticks)[: len(expected)] == expected

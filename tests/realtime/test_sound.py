@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import soxr
 
-from frontend.audio.sound import Loudspeaker, Microphone, Resampler
-from frontend.realtime.events import RealtimeError
+from frontend.audio.formats import AudioDecoder, AudioEncoder, AudioError
+from frontend.audio.resampler import Resampler
 
 G711 = {"audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
 SOON_S = 0.031  # 10 to 30 ms, the lower the rate the longer the filter
@@ -62,7 +62,7 @@ def test_speech_passes_what_would_fold_does_not_and_a_sample_is_soon_there(rate:
 def test_every_g711_code_is_heard_as_libsndfile_reads_it(kind: str):
     codes = bytes(range(256)) * 8
     expected = resampled(by_libsndfile(codes, kind), 8000, 16_000)
-    microphone = Microphone(kind, at_once=False)
+    microphone = AudioDecoder(kind, at_once=False)
     heard = np.frombuffer(microphone.feed(encoded(codes)) + microphone.end(), np.int16)
     assert len(heard) == len(expected) == 4096
     assert np.abs(heard - expected).max() <= 0.5, "a rounding"
@@ -70,7 +70,7 @@ def test_every_g711_code_is_heard_as_libsndfile_reads_it(kind: str):
 
 @pytest.mark.parametrize("kind", G711)
 def test_g711_that_is_sent_is_within_half_a_step_of_the_sound(kind: str):
-    codes = base64.b64decode(Loudspeaker(kind).feed(SOUND.tobytes(), last=True))
+    codes = base64.b64decode(AudioEncoder(kind).feed(SOUND.tobytes(), last=True))
     wanted = resampled(SOUND, 24_000, 8000)
     found = by_libsndfile(codes, kind).astype(int)
     assert len(found) == len(wanted)
@@ -79,7 +79,7 @@ def test_g711_that_is_sent_is_within_half_a_step_of_the_sound(kind: str):
 
 def test_sound_is_the_same_however_it_is_cut():
     """In pieces of odd numbers of bytes."""
-    data, whole, cut = SOUND.tobytes(), Microphone("audio/pcm"), Microphone("audio/pcm")
+    data, whole, cut = SOUND.tobytes(), AudioDecoder("audio/pcm"), AudioDecoder("audio/pcm")
     pieces = b"".join(cut.feed(encoded(data[start : start + 977])) for start in range(0, len(data), 977))
     assert pieces == whole.feed(encoded(data))
     assert len(pieces) == len(data) * 2 // 3
@@ -101,5 +101,5 @@ def test_sound_that_is_being_spoken_is_there_at_once_and_a_filter_later(rate: in
 
 @pytest.mark.parametrize("audio", ["no base64!", 7, None])
 def test_what_is_no_base64_is_refused(audio: object):
-    with pytest.raises(RealtimeError, match="expected base64"):
-        Microphone("audio/pcm").feed(audio)
+    with pytest.raises(AudioError, match="expected base64"):
+        AudioDecoder("audio/pcm").feed(audio)

@@ -215,12 +215,12 @@ def test_the_sound_is_that_of_ws_pcm16_to_the_sample(served_barista: Served):
 @pytest.mark.parametrize("kind", ["audio/pcm", "audio/pcmu", "audio/pcma"])
 def test_a_committed_turn_is_answered_when_asked_for(served_barista: Served, kind: str):
     """No detection: sound faster than real time, a commit, `response.create`; in each of the three formats."""
-    from frontend.audio.sound import Loudspeaker
+    from frontend.audio.formats import AudioEncoder
 
     async def talk() -> None:
         formats = {"audio": {"input": {"turn_detection": None, "format": {"type": kind}}}}
         async with talking(served_barista, **formats) as talker:
-            audio = Loudspeaker(kind).feed(pcm24(ORDER, 0.2), last=True)
+            audio = AudioEncoder(kind).feed(pcm24(ORDER, 0.2), last=True)
             await talker.connection.input_audio_buffer.append(audio=audio)
             await talker.connection.input_audio_buffer.commit()
             await talker.wait_for("conversation.item.done")
