@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from frontend.realtime.clock import Planned
-from frontend.realtime.conversation import Cut, RealtimeConversation
+from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import RealtimeError, error_event, parse
+from frontend.session.player import Cut
 from frontend.tick import TickIn, TickOut
 from tests.realtime.ledger import Event, Ledger
 from tests.scripted_engine import CONFIG, VOICES, ScriptedEngine, settings

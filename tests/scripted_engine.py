@@ -19,7 +19,6 @@ from engine.turn.actions import TurnConfig
 from engine.turn.conversation import TurnConversation
 from frontend.tick import TickIn, TickOut
 
-
 TICK_MS = 320
 TICK_FRAMES = 32  # log-mel frames
 TICK_SAMPLES = 7680  # at 24 kHz

@@ -11,7 +11,6 @@ from typing import Any
 from contract.errors import ErrorCode
 from frontend.access import RefusedError
 from frontend.admission import Reservation
-from frontend.audio.formats import AudioError
 from frontend.bridge import Bridge
 from frontend.metrics import BEHIND
 from frontend.realtime.conversation import RealtimeConversation
@@ -160,8 +159,6 @@ class RealtimeConnection:
                 await self._conversation.take(event)
             except RealtimeError as error:
                 self.send(error_event(error, event_id))
-            except AudioError as error:
-                self.send(error_event(RealtimeError(str(error), param="audio"), event_id))
             except RefusedError as refusal:
                 await self.end(Ended.of_refusal(refusal))
                 return

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from config import Settings
 from contract.errors import ErrorCode
-from frontend.audio.formats import AudioDecoder
+from frontend.audio.formats import AudioDecoder, AudioError
 from frontend.floor import Floor
 from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id
@@ -176,7 +176,10 @@ class RealtimeConversation:
         if sounds:
             self._expect_room()
         microphone = AudioDecoder(self.session.format("input"), at_once=False)
-        pcm = b"".join([*(microphone.feed(sound) for sound in sounds), microphone.end()])
+        try:
+            pcm = b"".join([*(microphone.feed(sound) for sound in sounds), microphone.end()])
+        except AudioError as error:
+            raise RealtimeError(str(error), param="audio") from None
         previous = self._items.add(item)
         self._start()
         if sounds:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from frontend.audio.formats import AudioDecoder
+from frontend.audio.formats import AudioDecoder, AudioError
 from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.events import RealtimeError
 
@@ -34,7 +34,10 @@ class InputBuffer:
         if self._clock.holds and self._clock.held_ms >= MAX_HELD_S * 1000:
             message = f"{self._clock.held_ms} ms of sound wait, expected input_audio_buffer.commit or .clear"
             raise RealtimeError(message, code="input_audio_buffer_full")
-        return self._microphone.feed(audio)
+        try:
+            return self._microphone.feed(audio)
+        except AudioError as error:
+            raise RealtimeError(str(error), param="audio") from None
 
     def expect_sound(self, user_speaks: bool) -> None:
         """Raises `RealtimeError` where there is nothing to commit."""
