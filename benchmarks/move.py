@@ -13,7 +13,8 @@ from rich.table import Table
 
 from benchmarks.paced import LOUDNESS
 from config import Settings
-from frontend.failover.mover import READ_AT_ONCE
+from contract.state import Entry, InputState, State
+from frontend.failover.mover import REPLAY_IN_FLIGHT
 from frontend.failover.replay_log import Replay, ReplayLog
 from frontend.tick import TickError, TickIn, new_sequence_id
 from frontend.triton import TritonLink
@@ -46,7 +47,7 @@ async def _bench(settings: Settings) -> list[Move]:
         found = []
         for length_s in track(LENGTHS_S, description="readings", transient=True):
             turns = round(length_s * 1000 / settings.audio.tick_ms / (SPOKEN_TICKS + ANSWER_TICKS))
-            reading = _reading(settings, turns)
+            reading = _replay(settings, turns)
             took_ms = [1000 * await _read(link, reading, settings) for _ in range(TIMES)]
             found.append(Move(length_s, turns, len(reading.ticks), float(np.median(took_ms)), max(took_ms)))
         return found
@@ -54,30 +55,32 @@ async def _bench(settings: Settings) -> list[Move]:
         await link.close()
 
 
-def _reading(settings: Settings, turns: int) -> Replay:
-    """Of a conversation of so many turns, the users' of noise."""
-    history, tick_ms = ReplayLog(settings), settings.audio.tick_ms
+def _replay(settings: Settings, turns: int) -> Replay:
+    """Return the replay of a conversation of `turns` turns, the users' of noise."""
+    log, tick_ms = ReplayLog(settings), settings.audio.tick_ms
     random = np.random.RandomState(0)
+    entries: list[Entry] = []
     for turn in range(1, turns + 1):
-        begin_ms = history.clock_ms
+        begin_ms, end_ms = log.clock_ms, log.clock_ms + SPOKEN_TICKS * tick_ms
+        said, answer = Entry(turn, "user", "", begin_ms, end_ms), Entry(turn, "assistant", ANSWER)
+        speaking = State(tuple(entries), input=InputState.SPEECH, open_turn=turn, open_from_ms=begin_ms)
+        states = {
+            0: speaking,
+            SPOKEN_TICKS: State((*entries, said), answering=turn, input_from_ms=end_ms),
+            SPOKEN_TICKS + 1: State((*entries, said, answer), input_from_ms=end_ms, next_turn=turn + 1),
+        }
         for tick in range(SPOKEN_TICKS + ANSWER_TICKS):
             loudness = LOUDNESS if tick < SPOKEN_TICKS else 0
             pcm = random.randint(-loudness, loudness + 1, settings.audio.input_samples).astype(np.int16)
-            history.ask(TickIn(pcm.tobytes(), start=not history.has_begun))
-            end_ms = begin_ms + SPOKEN_TICKS * tick_ms
-            span = {"audio_start_ms": begin_ms, "audio_end_ms": end_ms}
-            speaks = {"type": "speech_started", "at_ms": begin_ms}
-            committed = {"type": "committed", "at_ms": end_ms, "turn": turn, **span}
-            started = {"type": "answer_started", "at_ms": end_ms, "turn": turn}
-            done = {"type": "answer_done", "at_ms": history.clock_ms, "turn": turn, "text": ANSWER}
-            events = {0: [speaks], SPOKEN_TICKS: [committed, started], SPOKEN_TICKS + 1: [done]}
-            history.answer(events.get(tick, []))
-    return history.reading()
+            log.sent(TickIn(pcm.tobytes(), start=turn == 1 and tick == 0))
+            log.answered([], states.get(tick))
+        entries += [said, answer]
+    return log.replay()
 
 
 async def _read(link: TritonLink, reading: Replay, settings: Settings) -> float:
     """Seconds until the tick after a reading is answered."""
-    room = asyncio.Semaphore(READ_AT_ONCE)
+    room = asyncio.Semaphore(REPLAY_IN_FLIGHT)
     silence = bytes(2 * settings.audio.input_samples)
 
     async def ticks() -> AsyncIterator[TickIn]:

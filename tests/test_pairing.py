@@ -7,11 +7,10 @@ from collections import Counter
 
 import pytest
 
-from frontend.failover.replay_log import ReplayLog
 from frontend.tick import TickError, TickIn
 from tests.pairing import Pair, silence, speech
 from tests.random_client import RandomClient
-from tests.scripted_engine import CONFIG, ScriptedEngine, settings
+from tests.scripted_engine import CONFIG, ScriptedEngine
 
 VAD = {"type": "server_vad", "create_response": True, "interrupt_response": True, "silence_duration_ms": 500}
 INSTRUCTIONS = [("system", "Be brief."), ("system", "Be kind.")]  # that a client's items do not show
@@ -183,19 +182,3 @@ def test_pending_respond_ends_with_its_turn():
     tick(engine, message="instead")
     tick(engine, 30)
     assert engine.events["answer_started"] == 1
-
-
-@pytest.mark.xfail(reason="the copy of the engine's state does not know which respond was refused", strict=True)
-def test_refused_respond_is_not_repeated_on_another_server():
-    engine, history = ScriptedEngine(random.Random(0), CONFIG), ReplayLog(settings())
-
-    def both(**parameters: object) -> None:
-        history.ask(TickIn.from_parameters(SILENCE, parameters, 320, start=engine.conversation is None))
-        history.answer(tick(engine, **parameters))
-
-    both(message="hello")
-    both(respond=True)
-    for _ in range(30):
-        both()
-    assert engine.events["answer_done"] == 1
-    assert not history.reading().is_due

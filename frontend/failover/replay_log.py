@@ -1,298 +1,205 @@
-"""What a conversation is made of, kept beside it: enough to begin it again on another server by reading it once.
-
-Users' parts are their samples and what they typed, answers the text that the user has heard. Times are on the client's
-input clock, turns have the numbers that the client knows.
-"""
+"""The log of a conversation from which another server can rebuild it: audio by time, and the engine's latest state."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from config import Settings
 from config.loader import typed
 from config.settings import OPTIONS
-from frontend.audio.pcm import SAMPLE_BYTES
+from contract.controls import Controls, ItemControl, Role
+from contract.events import AnswerStarted, Event, Interrupted, Reset, SpeechStopped, Text
+from contract.parameters import MAX_ITEMS, REPORT_STATE
+from contract.state import Entry, InputState, State
+from frontend.audio.pcm import INPUT_BYTES_PER_SECOND, SAMPLE_BYTES
 from frontend.tick import TickIn
 
-Event = dict[str, Any]
-RECENT_TICKS = 8  # that a server hears again where no turn is open: its speech detector has to find its feet
-BEFORE_SPEECH = ("prefix_padding_ms", "interrupt_after_ms", "silence_duration_ms")  # that the engine needs of it
-ITEMS_AT_ONCE = 16  # in one tick, as the engine takes them
-
-
-@dataclass(eq=False)
-class Part:
-    """A user's turn, an answer, or a message that was added."""
-
-    role: str
-    number: int = 0
-    text: str = ""  # typed, or said as far as it was heard
-    span_ms: tuple[int, int] | None = None  # of a user's speech
-    sound: list[bytes] = field(default_factory=list)  # whole ticks that hold it
-    item_of: TickIn | None = None  # that added it: it asks for no answer
-
-    @property
-    def side(self) -> str:
-        """How controls name it."""
-        return "user" if self.role == "user" else "answer"
+LEAD_TICKS = 8  # ticks replayed before the open turn, so that the state of the speech detector has settled
+BEFORE_SPEECH = ("prefix_padding_ms", "interrupt_after_ms", "silence_duration_ms")  # audio that speech is detected from
+QUIET = {"detection": "manual", "create_response": False}
 
 
 @dataclass(frozen=True)
 class Replay:
-    """How a server gets to know a conversation."""
+    """The ticks by which a server learns a conversation, and what the first tick after them requests."""
 
-    ticks: list[TickIn]  # the first one has START; their answers are nobody's
-    parts: list[Part]  # in the order in which the server confirms them
-    is_due: bool  # an answer is: it has to be asked for with the tick that follows
-    waiting: list[dict[str, str]]  # messages that waited for the end of an answer, likewise
+    ticks: list[TickIn]  # the first one has START; the responses are discarded
+    entries: list[Entry]  # in the order in which the server confirms them
+    respond: bool  # an answer is due
+    items: tuple[ItemControl, ...]  # messages that waited for the end of an answer
+    ignores_speech: (
+        bool  # the speech in progress was dealt with: the turn that the last tick but one commits is removed
+    )
 
 
 class ReplayLog:
-    """Takes every tick and every answer of a conversation, and gives the reading."""
+    """Follows the ticks of a conversation and their answers. Times and turn numbers are the client's."""
 
     def __init__(self, settings: Settings):
-        self._settings = settings
-        self.tick_ms = settings.audio.tick_ms
+        self._settings, self.tick_ms = settings, settings.audio.tick_ms
         self._silence = bytes(settings.audio.input_samples * SAMPLE_BYTES)
         self._max_ticks = round(settings.engine.context_s * 1000 / self.tick_ms)
         self.unanswered: deque[TickIn] = deque()
-        self.has_begun = False  # a tick was answered
-        self._options: dict[str, Any] = {}
+        self.state: State | None = None  # None: the engine has reported none
+        self._start: dict[str, Any] = {}  # options of the START
         self._begin()
 
     def _begin(self) -> None:
-        self._answered = 0  # ticks since it began
-        self.parts: list[Part] = []
-        self._recent: deque[TickIn] = deque()  # the newest that were answered
-        self._pending: deque[Part] = deque()  # typed or added, and not confirmed
-        self._answering: Part | None = None
-        self._out_of_band: Part | None = None  # that is asked for, and no part of the conversation
-        self._answer_tick = 0  # in which it began
-        self._is_due = False
-        self._turn_end_ms = 0  # of the last one that was spoken
-        self._heard_ms = 0  # up to here an answer was given, and nothing of a turn heard
-        self._speech_ms: int | None = None  # where the open turn begins, or the speech in it
+        self._answered = 0  # ticks since the clock began
+        self._recent: deque[bytes] = deque()  # audio of the latest of these ticks
+        self._turns: dict[Entry, list[bytes]] = {}  # whole ticks with the audio of the users' turns
+        self._answer_from_ms = self._speech_until_ms = 0  # start of the latest answer, end of the latest speech
+        self._out_of_band_text = ""
 
     @property
     def clock_ms(self) -> int:
-        """The client's input clock at the first tick that was not answered."""
+        """The client's input clock at the first tick without an answer."""
         return self._answered * self.tick_ms
 
-    @property
-    def next_number(self) -> int:
-        """For a turn that a server begins after it has read these."""
-        return max((part.number for part in self.parts), default=0) + 1
-
-    def ask(self, tick: TickIn) -> None:
-        """A tick goes to the server."""
+    def sent(self, tick: TickIn) -> None:
+        """Note a tick on its way to the server."""
         self.unanswered.append(tick)
-        asked = tick.parameters
         if tick.start:
-            self._options = {name: value for name, value in asked.items() if name in OPTIONS}
-        if "turn" in asked:
-            self._options |= json.loads(asked["turn"])
-        self._expect(tick)
+            self._start = {name: value for name, value in tick.options.items() if name in OPTIONS}
 
-    def _expect(self, tick: TickIn) -> None:
-        """What a tick adds to the conversation, and the server has not confirmed."""
-        for item in json.loads(tick.parameters["items"]) if "items" in tick.parameters else ():
-            self._pending.append(Part(item["role"], text=item["text"], item_of=tick))
-        if "message" in tick.parameters:
-            self._pending.append(Part("user", text=tick.parameters["message"]))
-
-    def answer(self, events: list[Event]) -> None:
-        """A tick's answer has come, with these events."""
-        tick = self.unanswered.popleft()
-        self._recent.append(tick)
+    def answered(self, events: Sequence[Event], state: State | None) -> None:
+        """Note the answer to the oldest tick; `state` is the engine's, if it has changed."""
+        pcm = self.unanswered.popleft().pcm
+        if any(isinstance(event, Reset) for event in events):  # the clock begins with this tick
+            self._begin()
+        self._recent.append(pcm)
         self._answered += 1
-        self.has_begun = True
-        self._is_due = self._is_due or bool(tick.parameters.get("respond"))
-        if (wanted := tick.parameters.get("out_of_band")) and "cancel" not in json.loads(wanted):
-            self._out_of_band = self._out_of_band or Part("assistant")
         for event in events:
-            if event.get("out_of_band"):
-                self._note_out_of_band(event)
-            else:
-                self._note(event)
-        if tick.parameters.get("listen") and "commit" not in tick.parameters:
-            self._speech_ms = (self._answered - 1) * self.tick_ms
-        is_answering = self._answering or any(event["type"] == "answer_done" for event in events)
-        if is_answering and (self._is_manual or self._speech_ms is None):
-            self._heard_ms = self.clock_ms
-        for _ in range(len(self._recent) - self._wanted_ticks):
+            match event:
+                case AnswerStarted():
+                    self._answer_from_ms, self._out_of_band_text = self.clock_ms - self.tick_ms, ""
+                case SpeechStopped():
+                    self._speech_until_ms = event.at_ms
+                case Text(out_of_band=True):
+                    self._out_of_band_text += event.text
+        if state:
+            if self.state and self.state.awaits_silence and not state.awaits_silence:
+                self._speech_until_ms = self.clock_ms
+            self.state = state
+            self._turns = {entry: self._turns.get(entry) or self._cut(entry) for entry in state.entries}
+        while len(self._recent) > self._needed_ticks:
             self._recent.popleft()
 
-    def _chosen(self, name: str) -> Any:
-        """An option of the section [turn], as it holds now."""
+    def give_up_answer(self) -> Interrupted | None:
+        """Request the answer in progress again, unless it is out of band; returns the event for the client."""
+        state = self.state
+        if state is None or (state.answering is None and not state.out_of_band):
+            return None
+        if state.out_of_band:
+            self.state = replace(state, out_of_band=False, answering=None, answer_due=False)
+            return Interrupted(
+                at_ms=self.clock_ms, turn=0, by="move", heard_ms=0, heard_text=self._out_of_band_text, out_of_band=True
+            )
+        assert state.answering is not None
+        self.state = replace(state, answering=None, answer_due=True)
+        heard_ms = self.clock_ms - self._answer_from_ms
+        return Interrupted(at_ms=self.clock_ms, turn=state.answering, by="move", heard_ms=heard_ms, heard_text="")
+
+    def replay(self) -> Replay:
+        """Compile the replay for a server that knows nothing of the conversation. An answer must be given up before."""
+        state = self.state or State()
+        entries = [entry for entry in state.entries if entry.text.strip() or self._turns.get(entry)]
+        ticks: list[TickIn] = []
+        items: list[ItemControl] = []
+        for entry in entries:
+            if audio := self._turns.get(entry):
+                ticks += [*self._items(items), *self._spoken(entry, audio)]
+                items = []
+            else:
+                items.append(ItemControl(Role(entry.role), entry.text))
+        ticks += self._items(items)
+        ticks.append(TickIn(self._silence, controls=Controls(turn={"detection": self._option("detection")})))
+        ticks += self._open(state)
+        options = {**self._start, **state.turn_options, **QUIET, REPORT_STATE: True}
+        ticks[0] = replace(ticks[0], start=True, options=options)
+        pending = tuple(ItemControl(Role(entry.role), entry.text) for entry in state.pending)
+        return Replay(ticks, entries, state.answer_due, pending, _ignores_speech(state))
+
+    def _option(self, name: str) -> Any:
+        """Return the current value of an option of the section [turn]."""
+        chosen = {**self._start, **(self.state.turn_options if self.state else {})}
         default = getattr(self._settings.turn, name)
-        return typed(name, self._options.get(name, default), type(default))
+        return typed(name, chosen.get(name, default), type(default))
 
     @property
     def _is_manual(self) -> bool:
-        return bool(self._chosen("detection") == "manual")
+        return bool(self._option("detection") == "manual")
 
     @property
-    def _wanted_ticks(self) -> int:
-        """How many of the latest ticks a turn may begin in that is open, or is noticed next."""
-        since_turn = self._answered - self._turn_end_ms // self.tick_ms
-        if self._is_manual or self._speech_ms is not None:
-            return min(self._max_ticks, since_turn)
-        before_ms = sum(self._chosen(name) for name in BEFORE_SPEECH)
-        return min(self._max_ticks, since_turn, RECENT_TICKS + before_ms // self.tick_ms + 1)
+    def _needed_ticks(self) -> int:
+        """Number of latest ticks to keep: the open turn, or the next one that is detected, may begin in any of them."""
+        state = self.state or State()
+        before_ms = 0 if self._is_manual else sum(self._option(name) for name in BEFORE_SPEECH)
+        begin_ms = self.clock_ms - before_ms if state.open_from_ms is None else state.open_from_ms
+        return min(self._max_ticks, self._answered - begin_ms // self.tick_ms + LEAD_TICKS + 1)
 
-    def _note(self, event: Event) -> None:
-        number = event.get("turn", 0)
-        match event["type"]:
-            case "speech_started":
-                self._speech_ms = int(event["at_ms"])
-            case "speech_stopped":
-                self._speech_ms = None
-            case "committed":
-                self._confirm(event)
-            case "answer_started":
-                self._answering, self._is_due = Part("assistant", number), False
-                self._answer_tick = self._answered - 1
-                self.parts.append(self._answering)
-            case "text" if self._answering:
-                self._answering.text += event["text"]
-            case "answer_done" if self._answering:
-                self._answering.text, self._answering = event["text"], None
-            case "interrupted" if event["by"] != "move":
-                if self._answering:
-                    self._answering.text, self._answering = event["heard_text"], None
-                self._is_due = False
-            case "truncated":
-                for part in self._of(number, "answer"):
-                    part.text = event["heard_text"]
-            case "forgotten":
-                self._remove(self._of(number, event["part"]))
-            case "turns_dropped":
-                self._remove([part for part in self.parts if part.number == number])
-            case "error" if event["code"] == "turn_too_long":
-                if self._pending:
-                    self._pending.popleft()
-                else:
-                    self._is_due = False
-                    self._remove(self.parts[-1:])
-            case "reset":  # the engine's clock begins with this tick
-                tick = self._recent[-1]
-                self._begin()
-                self._recent.append(tick)
-                self._answered = 1
-                for each in (tick, *self.unanswered):
-                    self._expect(each)
-
-    def _note_out_of_band(self, event: Event) -> None:
-        if event["type"] == "text" and self._out_of_band:
-            self._out_of_band.text += event["text"]
-        elif event["type"] != "answer_started":
-            self._out_of_band = None
-
-    def _confirm(self, event: Event) -> None:
-        """A turn of the user, or a message, is part of the conversation."""
-        if "audio_start_ms" in event:
-            begin_ms, end_ms = span = (int(event["audio_start_ms"]), int(event["audio_end_ms"]))
-            typed = [part.text for part in self._pending if not part.item_of]
-            self._pending = deque(part for part in self._pending if part.item_of)
-            self._is_due = self._is_due or self._chosen("create_response")
-            part = Part("user", text="\n".join(typed), span_ms=span, sound=self._sound(begin_ms, end_ms))
-            self._turn_end_ms, self._speech_ms = end_ms, None
-        else:
-            part = self._pending.popleft() if self._pending else Part("user")
-            self._is_due = self._is_due or (part.role == "user" and not part.item_of)
-        part.number = event["turn"]
-        self.parts.append(part)
-        while sum(len(part.sound) for part in self.parts) > self._max_ticks:
-            del self.parts[0]
-
-    def _sound(self, begin_ms: int, end_ms: int) -> list[bytes]:
-        """The ticks from one time to another; none where the first are not kept any more."""
+    def _cut(self, entry: Entry) -> list[bytes]:
+        """Return the ticks with the audio of a user's turn; none if the first ones are no longer kept."""
+        if entry.audio_start_ms is None or entry.audio_end_ms is None:
+            return []
         first = self._answered - len(self._recent)
-        begin, end = begin_ms // self.tick_ms - first, -(-end_ms // self.tick_ms) - first
-        return [tick.pcm for tick in list(self._recent)[begin:end]] if begin >= 0 else []
+        begin, end = entry.audio_start_ms // self.tick_ms - first, -(-entry.audio_end_ms // self.tick_ms) - first
+        return list(self._recent)[begin:end] if begin >= 0 else []
 
-    def _of(self, number: int, side: str) -> list[Part]:
-        return [part for part in self.parts if part.number == number and part.side == side]
+    def _items(self, items: Sequence[ItemControl]) -> list[TickIn]:
+        """Return ticks of silence that add messages to the history."""
+        parts = [tuple(items[first : first + MAX_ITEMS]) for first in range(0, len(items), MAX_ITEMS)]
+        return [TickIn(self._silence, controls=Controls(items=part)) for part in parts]
 
-    def _remove(self, parts: list[Part]) -> None:
-        self.parts = [part for part in self.parts if part not in parts]
+    def _spoken(self, entry: Entry, audio: Sequence[bytes]) -> list[TickIn]:
+        """Return the ticks of a user's turn, with its first and last millisecond."""
+        assert entry.audio_start_ms is not None
+        assert entry.audio_end_ms is not None
+        ticks = [TickIn(pcm) for pcm in audio]
+        first = Controls(listen=entry.audio_start_ms % self.tick_ms or True, message=entry.text)
+        ticks[0] = replace(ticks[0], controls=first)
+        last = replace(ticks[-1].controls, commit=entry.audio_end_ms % self.tick_ms or True)
+        ticks[-1] = replace(ticks[-1], controls=last)
+        return ticks
 
-    def give_up_answer(self) -> Event | None:
-        """The answer that was being given is not part of it any more and is due anew; the event that says so."""
-        if apart := self._out_of_band:  # it alone is not given anew
-            self._out_of_band = None
-            about = {"turn": 0, "by": "move", "heard_ms": 0, "heard_text": apart.text, "out_of_band": True}
-            return {"type": "interrupted", "at_ms": self.clock_ms, **about}
-        answer, self._answering = self._answering, None
-        if answer is None:
-            return None
-        self._remove([answer])
-        self._is_due = True
-        heard_ms = (self._answered - self._answer_tick) * self.tick_ms
-        about = {"turn": answer.number, "by": "move", "heard_ms": heard_ms, "heard_text": ""}
-        return {"type": "interrupted", "at_ms": self.clock_ms, **about}
+    def _open(self, state: State) -> list[TickIn]:
+        """Return the ticks of the open turn, or of the next one: the audio that no turn of the history has used.
 
-    def reading(self) -> Replay:
-        """For a server that knows nothing of it. The answer that was being given has been given up."""
-        self.parts = [part for part in self.parts if part.text.strip() or part.sound]
-        quiet = {"detection": "manual", "create_response": False}
-        ticks: list[TickIn] = []
-        items: list[dict[str, str]] = []
+        Audio before that is replaced by silence; the detector receives real audio only of a speech that it is to
+        ignore.
+        """
+        begin_ms = max(state.input_from_ms, min(self._speech_until_ms, state.speech_from_ms or self.clock_ms))
+        if state.open_from_ms is not None:
+            begin_ms = state.open_from_ms
+            first = begin_ms // self.tick_ms
+        else:
+            first = max(begin_ms // self.tick_ms, self._answered - (1 if self._is_manual else LEAD_TICKS))
+        if state.awaits_silence or state.input is InputState.OVERFLOWED:
+            begin_ms, first = 0, min(first - 2, self._answered - 3)
+        elif state.input is InputState.PUSHED and not self._is_manual:
+            begin_ms, first = 0, first - 2
+        kept = self._answered - len(self._recent)
+        first = max(kept, min(first, self._answered - 1))
+        ticks = [TickIn(pcm) for pcm in list(self._recent)[first - kept :]]
+        used = min(self.tick_ms, max(0, begin_ms - first * self.tick_ms)) * INPUT_BYTES_PER_SECOND // 1000
+        ticks[0] = replace(ticks[0], pcm=bytes(used) + ticks[0].pcm[used:])
 
-        def add_items() -> None:
-            for first in range(0, len(items), ITEMS_AT_ONCE):
-                some = json.dumps(items[first : first + ITEMS_AT_ONCE])
-                ticks.append(self._tick(self._silence, {"items": some}))
-            items.clear()
+        def add(number: int, **controls: Any) -> None:
+            ticks[number] = replace(ticks[number], controls=replace(ticks[number].controls, **controls))
 
-        for part in self.parts:
-            if not part.sound:
-                items.append({"role": part.role, "text": part.text})
-                continue
-            add_items()
-            ticks += self._spoken(part)
-        add_items()
-        kept = {name: self._chosen(name) for name in quiet}
-        if self._is_manual:  # a change of the detection ends what the silence has opened
-            ticks.append(self._tick(self._silence, {"turn": json.dumps({"detection": "server_vad"})}))
-        ticks.append(self._tick(self._silence, {"turn": json.dumps(kept)}))
-        ticks[0] = self._tick(ticks[0].pcm, {**self._options, **quiet, **ticks[0].parameters}, start=True)
-        waiting = [
-            {"role": part.role, "text": part.text}
-            for part in self._pending
-            if part.item_of and not any(part.item_of is tick for tick in self.unanswered)
-        ]
-        return Replay([*ticks, *self._again()], list(self.parts), self._is_due, waiting)
+        add(0, clear=True)
+        if state.open_from_ms is not None and state.input is not InputState.DEFAULT:
+            number = state.open_from_ms // self.tick_ms - first
+            add(max(0, number), listen=number < 0 or state.open_from_ms % self.tick_ms or True)
+        if _ignores_speech(state) and len(ticks) > 1:
+            add(-2, commit=True)
+        add(-1, message=state.open_text, turn={"create_response": self._option("create_response")})
+        return ticks
 
-    def _tick(self, pcm: bytes, parameters: dict[str, Any], start: bool = False) -> TickIn:
-        return TickIn.from_parameters(pcm, parameters, self.tick_ms, start)
 
-    def _spoken(self, part: Part) -> list[TickIn]:
-        """A user's turn, to the sample."""
-        assert part.span_ms is not None
-        begin_ms, end_ms = part.span_ms
-        parameters: list[dict[str, Any]] = [{} for _ in part.sound]
-        parameters[0]["listen"] = begin_ms % self.tick_ms or True
-        if part.text:
-            parameters[0]["message"] = part.text
-        parameters[-1]["commit"] = end_ms % self.tick_ms or True
-        return [self._tick(pcm, asked) for pcm, asked in zip(part.sound, parameters, strict=True)]
-
-    def _again(self) -> list[TickIn]:
-        """What a turn that is open, or about to be, is made of."""
-        begin_ms = self._turn_end_ms
-        if self._is_manual or self._speech_ms is None:
-            begin_ms = max(begin_ms, self._heard_ms)
-        if not self._is_manual:
-            spoken_ms = self.clock_ms if self._speech_ms is None else self._speech_ms
-            begin_ms = max(begin_ms, min(spoken_ms, self.clock_ms) - RECENT_TICKS * self.tick_ms)
-        first = -(-begin_ms // self.tick_ms) - (self._answered - len(self._recent))
-        ticks = list(self._recent)[max(0, first) :]
-        names = {"listen", "message"} if self._pending else {"listen"}
-        return [
-            self._tick(tick.pcm, {name: tick.parameters[name] for name in names & tick.parameters.keys()})
-            for tick in ticks
-        ]
+def _ignores_speech(state: State) -> bool:
+    """Return whether the speech in progress belongs to no turn."""
+    return state.input is InputState.OVERFLOWED or (state.awaits_silence and state.open_turn is None)
