@@ -1,6 +1,4 @@
-"""The state machine of a conversation in the dialect `turn`, without a model: what is heard and asked goes in, what is
-to be prefilled and decoded, and events, come out.
-"""
+"""The state machine of a conversation in the dialect `turn`: audio and controls in, actions and events out."""
 
 from __future__ import annotations
 
@@ -10,89 +8,22 @@ from dataclasses import replace
 
 import pytest
 
-from config import Settings
-from config.options import Options
-from config.settings import TurnSettings
-from contract.controls import Controls
-from engine.turn.actions import TurnConfig
-from engine.turn.conversation import TurnConversation
+from contract.controls import CONTROLS
+from engine.turn.history import UserAudio, UserText
 from tests.conftest import ROOT
-
-TICK = 32  # log-mel frames
-TICK_MS = 320
-SPEECH, SILENCE = [0.9] * 10, [0.0] * 10  # probabilities of a tick's ten windows of 32 ms
-AUDIO, END = 7, 2
-OPENING = [3, 4, 5]  # of an answer
-
-
-class Chat:
-    """A chat template of few tokens."""
-
-    audio, end = AUDIO, END
-    answer_opening, before_audio, after_audio = OPENING, [10], [11]
-    user_opening, close = [12, 13], [END, 14]
-
-    def typed(self, text: str, after_audio: bool = False) -> list[int]:
-        return [20] * len(text) if after_audio else [12, *[20] * len(text)]
-
-    def message(self, role: str, text: str) -> list[int]:
-        return [12, *[21] * len(text), *self.close]
-
-
-class Words:
-    """A detokenizer of a word a token."""
-
-    def feed(self, tokens) -> str:
-        return "".join(f"w{token} " for token in tokens if token != END)
-
-
-CONFIG = TurnConfig(
-    chat=Chat(),
-    decode=lambda tokens: " ".join(map(str, tokens)),
-    detokenizer=Words,
-    audio_tokens=lambda frames: frames // 8,
-    window_frames=800,
-    thinker_positions=2000,
-    talker_positions=1900,
-    frames_per_tick=4,
-    codebooks=16,
-    codebook_size=512,
-    heard_tokens_per_s=3.5,
-    stops_when_full=False,
-    expect_possible=lambda _: None,
+from tests.turn_machine import (
+    CONFIG,
+    END,
+    SILENCE,
+    SPEECH,
+    TICK_MS,
+    advance,
+    answer,
+    conversation,
+    entries_of,
+    expect_lengths,
+    prefill_all,
 )
-
-
-def conversation(config: TurnConfig = CONFIG, report_state: bool = False, **turn) -> TurnConversation:
-    settings = Settings.load(environ={})
-    chosen: TurnSettings = replace(settings.turn, **turn)
-    options = Options("ethan", "", settings.sampling, chosen, 0, report_state)
-    return TurnConversation.begin(0, options, config, [])
-
-
-def advance(one: TurnConversation, count: int = 1, probabilities=SILENCE, **controls) -> list[str]:
-    """So many ticks, the controls on the last; the kinds of events but `committed`, which every turn has."""
-    kinds: list[str] = []
-    for number in range(count):
-        asked = Controls(**controls) if number == count - 1 else Controls()
-        one.advance(TICK, asked, probabilities)
-        kinds += [event.type for event in one.events if event.type != "committed"]
-    return kinds
-
-
-def prefill_all(one: TurnConversation) -> list[int]:
-    """Prefills everything; how many tokens each time."""
-    lengths = []
-    while prefill := one.next_prefill():
-        lengths.append(len(prefill.chunk.tokens))
-    return lengths
-
-
-def answer(one: TurnConversation, ticks: int) -> None:
-    """So many ticks of an answer that does not end."""
-    for _ in range(ticks):
-        assert one.next_decode()
-        one.decoded([30, 31, 32, 33], [1, 2, 3, 4])
 
 
 def test_speech_that_begins_on_a_ticks_border_interrupts_at_the_ticks_end():
@@ -148,7 +79,7 @@ def test_an_answer_that_is_due_can_be_cancelled():
     assert one.events[0].heard_ms == 0
     assert prefill_all(one) == [3 + 20 + 1 + 2], "and nothing of an answer"
     assert one.next_decode() is None
-    assert [turn.answer for turn in one.history.turns] == [0]
+    assert entries_of(one.history) == [UserAudio]
 
 
 def test_a_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
@@ -167,7 +98,7 @@ def test_a_respond_whose_turn_is_gone_answers_the_history():
     advance(one, 3, SPEECH)
     advance(one, respond=True, probabilities=SPEECH)
     advance(one, turn={"detection": "manual"})
-    assert one.answers
+    assert one.answers.current
     prefill_all(one)
     assert one.next_decode().is_first
 
@@ -233,7 +164,7 @@ def test_the_oldest_turn_leaves_for_the_present_one():
     assert thinker.kept == talker.kept == 0
     assert thinker.length - thinker.leaving + len(prefill.chunk.closing) <= 120
     assert len(one.history.turns) < 4
-    assert one.thinker_length == sum(turn.user + turn.answer for turn in one.history.turns)
+    expect_lengths(one.history)
 
 
 def test_frames_are_needed_until_their_turn_is_prefilled():
@@ -266,8 +197,8 @@ def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
     assert [event.type for event in one.events] == ["interrupted", "committed", "error"]
     prefill_all(one)
     assert [event.type for event in one.events] == ["interrupted", "committed", "error", "answer_started"]
-    assert [turn.typed for turn in one.history.turns] == ["x" * 150, "hello"]
-    assert one.thinker_length == sum(turn.user + turn.answer for turn in one.history.turns)
+    assert [e.text for e in one.history.entries if isinstance(e, UserText)] == ["x" * 150, "hello"]
+    expect_lengths(one.history)
 
 
 def test_the_end_of_an_answer_is_prefilled_once():
@@ -292,9 +223,10 @@ def test_a_message_joins_what_push_to_talk_is_recording():
     advance(one, message="and this")
     advance(one, 2, commit=True)
     prefill_all(one)
-    (turn,) = one.history.turns
-    assert turn.typed == "and this"
-    assert turn.sound_ms == (2 * TICK_MS, 6 * TICK_MS)
+    user = one.history.entries[0]
+    assert isinstance(user, UserAudio)
+    assert user.typed == "and this"
+    assert user.span_ms == (2 * TICK_MS, 6 * TICK_MS)
 
 
 def test_speech_that_stops_and_starts_within_a_tick_is_two():
@@ -305,7 +237,14 @@ def test_speech_that_stops_and_starts_within_a_tick_is_two():
 
 
 def test_state_machine_imports_no_torch():
-    """Checked in a fresh process: the modules of the host side only."""
-    modules = "conversation, actions, answer, chat_template, history, prefill_queue, speech_detector"
-    program = f"from engine.turn import {modules}; import sys; assert 'torch' not in sys.modules"
+    """Checked in a fresh process: every module of the host side."""
+    device_side = {"__init__", "dialect", "plan", "prefill", "speaker_classifier"}
+    modules = {path.stem for path in (ROOT / "engine" / "turn").glob("*.py")} - device_side
+    program = f"from engine.turn import {', '.join(sorted(modules))}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_controls_are_applied_in_the_order_of_their_fields():
+    """`reset` begins another conversation before its tick."""
+    controls = conversation().controls
+    assert ("reset", *controls.before_audio, *controls.after_audio) == CONTROLS

@@ -15,6 +15,7 @@ from contract.controls import Controls
 from contract.events import Event
 from engine.engine import Engine
 from engine.tick import TickInput, TickOutput
+from engine.turn.history import Answer
 from export.mel_frontend import MelFrontend
 from tests.sound import with_knock
 
@@ -98,8 +99,8 @@ class Call:
         given.end = how
         if getattr(event, "out_of_band", False):
             return
-        turns = self.engine.conversation(self.key).history.turns
-        given.kept = list(turns[-1].tokens if turns[-1].answer else turns[-2].tokens)
+        entries = self.engine.conversation(self.key).history.entries
+        given.kept = next(list(entry.tokens) for entry in reversed(entries) if isinstance(entry, Answer))
 
 
 def lengthened(pcm: np.ndarray) -> np.ndarray:

@@ -115,7 +115,7 @@ class TurnDialect:
         if options.turn.detection == "server_vad":
             self._vad = self._vad or Vad()
         self._expect_possible(options.turn)
-        conversation = TurnConversation.begin(slot, options, self._config, prompt)
+        conversation = TurnConversation(slot, options, self._config, prompt)
         conversation.prompt_chunk_prefilled(self._prompts.begin(slot, prompt))
         self._slots.talker_prefix[slot] = self._voices[options.voice]
         self._slots.begin(slot, options)

@@ -75,10 +75,10 @@ class PrefillBatch:
         values = []
         for row, (slot, prefill, clip) in enumerate(rows):
             chunk = prefill.chunk
-            all_tokens, thinker_alone = chunk.tokens, len(chunk.closing) + len(chunk.aside)
+            all_tokens = chunk.tokens
             tokens[row, : len(all_tokens)] = torch.tensor(all_tokens)
             prefix = range(self.size.tokens, self.size.tokens + TALKER_PREFIX) if chunk.opening else ()
-            to_talker = [*range(thinker_alone, len(all_tokens)), *prefix]
+            to_talker = [*range(chunk.talker_first, len(all_tokens)), *prefix]
             inputs[row, : len(to_talker)] = torch.tensor(to_talker)
             audio_tokens = 0
             if clip is not None:

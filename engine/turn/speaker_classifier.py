@@ -61,7 +61,7 @@ class SpeakerClassifier:
         self, conversation: TurnConversation, question: Question, labels: Sequence[str]
     ) -> dict[str, float]:
         """The probability of each label; they sum to 1."""
-        start = conversation.history.user_end(question.turn)
+        start = conversation.history.end_of(question.entry)
         self._slots.thinker_cache.copy(conversation.slot, self._slots.scratch_slot, start)
         tokens = self._tokens(question.name, labels)
         spellings = {label: self._chat.spell(label) for label in labels}
@@ -84,7 +84,7 @@ class SpeakerClassifier:
         labels = conversation.options.turn.asked(question.name)
         probabilities = self.probabilities(conversation, question, labels)
         label = max(probabilities, key=lambda label: probabilities[label])
-        conversation.tell_speaker(question, label, probabilities[label])
+        conversation.scratch.report(question, label, probabilities[label])
 
     def _tokens(self, name: str, labels: Sequence[str]) -> list[int]:
         question = QUESTIONS[name].format(labels=", ".join(labels))

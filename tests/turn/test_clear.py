@@ -6,7 +6,7 @@ import pytest
 
 from contract.controls import Controls
 from contract.events import AnswerDone, AnswerStarted, Committed, InputDropped
-from tests.test_turn_conversation import (
+from tests.turn_machine import (
     SILENCE,
     SPEECH,
     TICK,
@@ -83,7 +83,7 @@ def test_a_cleared_turn_that_detection_left_open_gets_no_answer_and_the_next_res
     assert advance(one, clear=True) == ["input_dropped"]
     advance(one, respond=True)
     prefill_all(one)
-    assert [event.turn for event in one.events if isinstance(event, AnswerStarted)] == [one.history.turns[-1].number]
+    assert [event.turn for event in one.events if isinstance(event, AnswerStarted)] == [one.history.turns[-1]]
 
 
 def test_a_respond_whose_turn_is_cleared_answers_the_history():

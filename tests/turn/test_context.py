@@ -70,7 +70,7 @@ def test_a_turn_longer_than_the_context_is_told_and_forgotten(small: Engine, fro
     call = converse(small, frontend, script(), **MANUAL)
     error = event_of(call, "error")
     assert error.code == "turn_too_long"
-    assert "it is longer than the context of 152 positions (engine.context_s)" in error.message
+    assert "expected at most 152 positions (engine.context_s)" in error.message
     assert kinds(call)[-2:] == ["answer_started", "answer_done"]
 
 
@@ -114,12 +114,12 @@ def test_what_an_answer_pushes_out_before_it_fills_the_context_leaves_the_cache(
         user.note((yield silence(), Controls(items=(ItemControl(Role.SYSTEM, "Be brief."),))))
         user.note((yield silence(), Controls(message="What is the weather like?")))
         history = engine.conversation("test").history
-        item, turn = history.turns
-        begin = item.answer
-        before = cache.buffer[:, 0, values:, begin : begin + turn.user].clone()
+        item, user, _ = history.entries
+        begin = item.thinker
+        before = cache.buffer[:, 0, values:, begin : begin + user.thinker].clone()
         yield from user.until_quiet()
-        assert history.turns == [turn]
-        assert torch.equal(cache.buffer[:, 0, values:, : turn.user], before)
+        assert history.turns == [user.turn]
+        assert torch.equal(cache.buffer[:, 0, values:, : user.thinker], before)
 
     call = converse(engine, frontend, script(), **MANUAL)
     assert event_of(call, "answer_done").reason == "context"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from contract.controls import Controls
+from contract.controls import Controls, Part
 from contract.errors import ErrorCode
 from engine.engine import Engine
 from tests.turn_oracle import TurnOracle
@@ -81,9 +81,9 @@ def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, fr
 
     call = Call(engine, 1, frontend, script())
     play(call)
-    turns = engine.conversation(1).history.turns
+    typed, spoken = (entry for entry in engine.conversation(1).history.entries if entry.part is Part.USER)
     engine.close(1)
-    assert [turn.typed for turn in turns] == ["Hello.", "And this."]
+    assert (typed.text, spoken.typed) == ("Hello.", "And this.")
     assert [event.type for event in call.events[:2]] == ["committed", "answer_started"]
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(None, "Hello.")
@@ -128,7 +128,7 @@ def test_a_reset_forgets_the_conversation(engine: Engine, frontend, questions):
     engine.reset(1)
     assert engine.thinker_length(1) == prompt
     conversation, cache = engine.conversation(1), engine.slots.thinker_cache.buffer
-    assert (conversation.answers, conversation.clock_ms, conversation.history.turns) == (False, 0, [])
+    assert (conversation.answers.current, conversation.clock_ms, conversation.history.turns) == (None, 0, [])
     assert not cache[:, conversation.slot, :, prompt:].any()
     engine.close(1)
     assert not cache[:, :4].any(), "nothing is left of anybody"

@@ -9,6 +9,7 @@ import torch
 from contract.controls import Controls, ForgetControl, ItemControl, Part, Role, TruncateControl
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
+from tests.turn_machine import answer_of, expect_lengths
 from tests.turn_oracle import TurnOracle
 from tests.turns import MANUAL, Call, Script, User, asking, converse, event_of, kinds, play, silence
 
@@ -97,7 +98,7 @@ def test_a_truncated_answer_is_history_as_far_as_it_was_heard(engine, frontend, 
 
     call = Call(engine, 1, frontend, script())
     play(call)
-    kept = list(engine.conversation(1).history.turns[0].tokens)
+    kept = list(answer_of(engine.conversation(1).history, 1).tokens)
     engine.close(1)
     whole = call.answers[0].tokens[:-1] if call.answers[0].tokens[-1] == checkpoint.tokenizer.eos_token_id else None
     whole = whole or call.answers[0].tokens
@@ -120,12 +121,13 @@ def test_a_late_truncation_takes_what_was_not_heard_out_of_the_cache(engine: Eng
         yield from asked(message=NEXT)
         conversation = engine.conversation(1)
         history, held = conversation.history, cache.buffer[:, conversation.slot]
-        turn, before, length, had = history.turns[0], held.clone(), history.thinker_length, len(history.turns[0].tokens)
-        yield from asked(truncate=TruncateControl(1, round(heard * turn.spoken_ms)))
-        left = had - len(turn.tokens)
-        stays, values = turn.user + len(engine.dialect.chat.answer_opening) + len(turn.tokens), cache.key_heads
+        (user, first, *_), before, length = history.entries, held.clone(), history.thinker_length
+        had = len(first.tokens)
+        yield from asked(truncate=TruncateControl(1, round(heard * first.spoken_ms)))
+        left = had - len(first.tokens)
+        stays, values = user.thinker + len(engine.dialect.chat.answer_opening) + len(first.tokens), cache.key_heads
         assert left > 0
-        assert (len(turn.tokens) > 0) == (heard > 0)
+        assert (len(first.tokens) > 0) == (heard > 0)
         assert history.thinker_length == length - left
         assert torch.equal(held[:, :, :stays], before[:, :, :stays])
         assert torch.equal(held[:, values:, stays : length - left], before[:, values:, stays + left : length])
@@ -135,8 +137,8 @@ def test_a_late_truncation_takes_what_was_not_heard_out_of_the_cache(engine: Eng
     play(call)
     history = engine.conversation(1).history
     engine.close(1)
-    assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
-    assert event_of(call, "truncated").heard_text == checkpoint.tokenizer.decode(history.turns[0].tokens)
+    expect_lengths(history)
+    assert event_of(call, "truncated").heard_text == checkpoint.tokenizer.decode(answer_of(history, 1).tokens)
     assert kinds(call).count("answer_done") == 3
 
 
@@ -165,9 +167,8 @@ def test_what_is_forgotten_leaves_both_caches(engine: Engine, frontend, part):
     play(call)
     history = engine.conversation(1).history
     engine.close(1)
-    assert getattr(history.turns[0], part) == 0
-    assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
-    assert history.talker_length == sum(turn.user for turn in history.turns)
+    assert [entry.part for entry in history.of(1)] == [Part.ANSWER if part == "user" else Part.USER]
+    expect_lengths(history)
     assert kinds(call).count("answer_done") == 3
 
 
@@ -237,7 +238,7 @@ def test_an_item_that_comes_during_an_answer_follows_it_in_the_history(engine, f
 
     call = Call(engine, 1, frontend, script())
     play(call)
-    kept = list(engine.conversation(1).history.turns[0].tokens)
+    kept = list(answer_of(engine.conversation(1).history, 1).tokens)
     engine.close(1)
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(None, "Hello.")

@@ -12,6 +12,7 @@ from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import OptionError
 from engine.options import parse_controls
+from tests.turn_machine import expect_lengths
 from tests.turn_oracle import TurnOracle
 from tests.turns import MANUAL, Call, Script, User, converse, event_of, kinds, play, silence
 
@@ -60,8 +61,8 @@ def test_it_answers_the_history_as_transformers_would_and_leaves_it_as_it_was(
         if given is not call.answers[1] or speech:
             assert torch.equal(torch.cat(given.codes, 1)[:, : expected.codes.shape[1]], expected.codes)
     assert [event.type for event in of_band(call)] == ["answer_started", "answer_done"]
-    assert [turn.number for turn in history.turns] == [1, 2]
-    assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
+    assert history.turns == [1, 2]
+    expect_lengths(history)
 
 
 @pytest.mark.parametrize("ends", [{}, {"message": "Wait."}, {"out_of_band": OutOfBandControl(cancel=True)}])

@@ -8,7 +8,7 @@ import torch
 
 from contract.controls import Controls
 from engine.engine import Engine
-from engine.turn.speech_detector import SpeechDetector
+from engine.turn.detection import TurnDetector
 from engine.vad import WINDOW, Vad, VadState
 from export.mel_frontend import MelFrontend
 from tests.turns import (
@@ -88,21 +88,26 @@ def test_vad_states_carry_windows_over_ticks(questions):
     assert together[-1] == whole
 
 
+def feed(detector: TurnDetector, probabilities: list[float]) -> None:
+    for probability in probabilities:
+        detector.feed(probability)
+
+
 def test_a_detector_follows_probabilities(turn_settings):
     """32 ms each; speech ends after 500 ms below 0.35."""
-    detector = SpeechDetector(turn_settings.turn)
-    detector.feed([0.1, 0.49])
+    detector = TurnDetector(turn_settings.turn)
+    feed(detector, [0.1, 0.49])
     assert not detector.is_speech
-    detector.feed([0.5])
+    feed(detector, [0.5])
     assert detector.is_speech
     assert detector.started_ms == 64
-    detector.feed([0.4] * 40)
+    feed(detector, [0.4] * 40)
     assert detector.is_speech, "not below 0.35"
-    detector.feed([0.3] * 15)
+    feed(detector, [0.3] * 15)
     assert detector.is_speech, "480 ms"
-    detector.feed([0.9])
+    feed(detector, [0.9])
     assert detector.spoken_ms == 32 * (3 + 40 + 15 + 1) - 64
-    detector.feed([0.3] * 16)
+    feed(detector, [0.3] * 16)
     assert not detector.is_speech
     assert detector.stopped_ms == 32 * (3 + 40 + 15 + 1 + 16)
     assert detector.spoken_ms == 32 * (40 + 15 + 1 + 1), "without the silence at its end"
