@@ -20,7 +20,7 @@ FRAME_MS = 10  # duration of a log-mel frame
 
 @dataclass(frozen=True)
 class TurnConfig:
-    """What follows from checkpoint and settings, equal for all conversations."""
+    """Constants that follow from checkpoint and settings, equal for all conversations."""
 
     chat: ChatTemplate
     decode: Callable[[list[int]], str]  # tokens -> text, without special tokens

@@ -19,7 +19,7 @@ class Drawn(NamedTuple):
 
 
 class AnswerKind(ABC):
-    """What an answer does to its conversation."""
+    """Effect of an answer on its conversation."""
 
     event_fields: ClassVar[Mapping[str, bool]] = MappingProxyType({})
     cancelled_by: ClassVar[str]  # the control that cancels the answer
@@ -29,11 +29,11 @@ class AnswerKind(ABC):
 
     @abstractmethod
     def interrupt(self, answer: Answer, tokens: int, history: History, queue: PrefillQueue, is_due: bool) -> None:
-        """Settle the history after an interruption, of which `tokens` text tokens at most were heard."""
+        """Update the history after an interruption; the user has heard at most `tokens` text tokens."""
 
     @abstractmethod
     def leave(self, answer: Answer, history: History, queue: PrefillQueue, drawn: Drawn) -> Drawn:
-        """Settle the history when the answer has ended in any way; return the random numbers that count as used."""
+        """Update the history when the answer has ended in any way; return the random numbers that count as used."""
 
 
 class InHistory(AnswerKind):

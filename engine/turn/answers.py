@@ -40,7 +40,7 @@ class Answers:
         self.current = Generation(answer, kind, options, self._config.detokenizer(), user)
 
     def begin(self) -> Generation:
-        """Begin the answer that is due: its turn has been prefilled."""
+        """Start the answer that is due: its turn has been prefilled."""
         current, history = self.current, self._history
         assert current is not None
         current.phase = Phase.IN_PROGRESS

@@ -29,7 +29,7 @@ class TurnControls:
 
     def __init__(self, conversation: TurnConversation):
         self._one = conversation
-        self._first_frame = 0  # of the tick
+        self._first_frame = 0  # first log-mel frame of the tick
         self._is_respond_carried = False  # the turn whose answer was requested for its end was dropped in this tick
         self.before_audio: dict[str, Callable[[Any], None]] = {
             "turn": self._change_options,
@@ -125,7 +125,7 @@ class TurnControls:
             one.messages.add_waiting()
 
     def _listen(self, moment: bool | int) -> None:
-        """Begin the user's turn here."""
+        """Open the user's turn here."""
         one, frame = self._one, self._frame(moment, self._first_frame)
         if one.answers.current:
             one.answers.interrupt("listen")
@@ -159,7 +159,7 @@ class TurnControls:
         one.turn_taking.end_turn(frame)
 
     def _respond(self, is_requested: bool) -> None:
-        """Answer the history as it is; while the user's turn is open, at its end."""
+        """Request an answer to the history as it is; while the user's turn is open, at the turn's end."""
         one = self._one
         if not is_requested and (one.answers.current or not self._is_respond_carried):
             return
@@ -174,7 +174,7 @@ class TurnControls:
             one.answers.request(one.history.new_turn(), one.options.turn, InHistory())
 
     def _answer_out_of_band(self, control: OutOfBandControl) -> None:
-        """Answer the history without adding to it; the user's speech comes first, and ends the answer."""
+        """Request an answer that is not added to the history; the user's speech comes first, and ends the answer."""
         one, kind = self._one, OutOfBand(self._one.answers.drawn)
         about, longest = kind.event_fields, one.history.longest_turn
         if control.cancel:

@@ -35,7 +35,7 @@ class TurnConversation(Conversation):
     """The tick of a conversation: the order of its stages, the clock, and the parts that own the state."""
 
     def __init__(self, slot: int, options: Options, config: TurnConfig, prompt: list[int]):
-        """Begin a conversation; `prompt` is the turn of the system prompt."""
+        """Create a conversation; `prompt`: tokens of the system prompt's turn."""
         super().__init__(slot, options, prompt)
         self.config = config
         self.clock = 0  # log-mel frames received

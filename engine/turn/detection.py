@@ -12,7 +12,7 @@ HYSTERESIS = 0.15  # speech continues until the probability is this far below th
 
 
 class DetectorState(Enum):
-    """What the latest windows of the user's audio hold."""
+    """Content of the latest windows of the user's audio."""
 
     SILENCE = auto()
     SPEECH = auto()
@@ -21,7 +21,7 @@ class DetectorState(Enum):
 
 
 class Change(Enum):
-    """What a window of audio changed."""
+    """Change by a window of audio."""
 
     STARTED = auto()
     STOPPED = auto()
@@ -54,7 +54,7 @@ class TurnDetector:
         self._turn = turn
 
     def begin_at(self, clock_ms: int) -> None:
-        """Begin again, in silence: the next window begins at `clock_ms`."""
+        """Reset to silence: the next window begins at `clock_ms`."""
         self._clock_ms = self.voiced_until_ms = clock_ms
         self.state = DetectorState.SILENCE
 

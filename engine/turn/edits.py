@@ -31,7 +31,7 @@ class HistoryEdits:
         self._answers, self._user, self._events = answers, user, events
 
     def truncate(self, control: TruncateControl) -> None:
-        """Shorten an answer to the text that its user has heard."""
+        """Truncate an answer to the text that the user has heard."""
         answer = next((e for e in self._history.of(control.turn) if isinstance(e, Answer)), None)
         if answer is None or self._is_current(control.turn):
             message = f"truncate: expected a turn whose answer has ended, got turn {control.turn}"

@@ -16,7 +16,7 @@ class TickEvents:
         self.clock_ms = 0
 
     def begin_tick(self, clock_ms: int) -> None:
-        """Begin a tick that ends at `clock_ms` on the input clock."""
+        """Start a tick that ends at `clock_ms` on the input clock."""
         self.emitted = []
         self.clock_ms = clock_ms
 

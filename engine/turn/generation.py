@@ -13,9 +13,9 @@ from engine.turn.history import Answer, UserAudio
 
 
 class Phase(Enum):
-    """How far an answer is."""
+    """Progress of an answer."""
 
-    DUE = auto()  # its turn is not prefilled yet
+    DUE = auto()  # the turn is not prefilled yet
     IN_PROGRESS = auto()
 
 

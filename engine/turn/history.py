@@ -78,7 +78,7 @@ class History:
     """The entries in the caches, oldest first; it owns both caches' lengths and the turn numbers."""
 
     def __init__(self, config: TurnConfig, prompt: int):
-        """Begin with `prompt` positions of a prompt in the thinker's cache."""
+        """Create a history after a prompt of `prompt` positions in the thinker's cache."""
         self.prompt = prompt
         self.entries: list[Entry] = []
         self.thinker_length = prompt

@@ -80,7 +80,7 @@ def test_a_question_that_cannot_be_asked_is_refused_in_mid_conversation(checkpoi
         yield from asking(questions[0][: 4 * TICK])
 
     call = converse(engine, frontend, script(), **MANUAL)
-    assert "ask for fewer" in event_of(call, "error").message
+    assert "use fewer labels" in event_of(call, "error").message
     assert kinds(call)[1:] == ["answer_started", "answer_done"]
 
 
@@ -115,5 +115,5 @@ def test_too_many_labels_for_a_question_are_refused(checkpoint, turn_settings):
     labels = ", ".join(f"a rather long name of a mood {i}" for i in range(20))
     turn = dataclasses.replace(turn_settings.turn, emotion_labels=labels)
     engine = Engine(checkpoint, dataclasses.replace(turn_settings, turn=turn))
-    with pytest.raises(OptionError, match="ask for fewer"):
+    with pytest.raises(OptionError, match="use fewer labels"):
         engine.open(1, engine.parse_options({"emotion": "all"}))
