@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from contract.controls import CONTROLS
+from contract.controls import CONTROLS, ForgetControl, ItemControl, Part, Role
 from engine.turn.history import UserAudio, UserText
 from tests.conftest import ROOT
 from tests.turn_machine import (
@@ -26,8 +26,8 @@ from tests.turn_machine import (
 )
 
 
-def test_speech_that_begins_on_a_ticks_border_interrupts_at_the_ticks_end():
-    """Its border is known: the first window of the fifth tick."""
+def test_speech_that_begins_on_a_tick_border_interrupts_at_the_end_of_the_tick():
+    """The speech begins with the first window of the sixth tick."""
     one = conversation()
     advance(one, 3, SPEECH)
     advance(one, commit=True, probabilities=SPEECH)
@@ -36,14 +36,14 @@ def test_speech_that_begins_on_a_ticks_border_interrupts_at_the_ticks_end():
     assert advance(one, 1, SILENCE) == []
     assert advance(one, 1, SPEECH) == ["speech_started", "interrupted"]
     started, interrupted = one.events
-    assert started.at_ms == 5 * TICK_MS, "the border"
+    assert started.at_ms == 5 * TICK_MS, "the border of the tick"
     assert interrupted.at_ms == 6 * TICK_MS
     assert interrupted.heard_ms == 320
 
 
-def test_windows_are_queued_when_they_are_complete_and_not_the_last():
+def test_windows_are_queued_if_they_are_complete_and_not_the_last():
     one = conversation(detection="manual")
-    advance(one, 25)  # 800 frames: it may be the last
+    advance(one, 25)  # 800 frames: this window may be the last
     assert one.next_chunk is None
     advance(one)
     assert one.next_chunk.clip == (0, 0, 800, None)
@@ -53,14 +53,14 @@ def test_windows_are_queued_when_they_are_complete_and_not_the_last():
     assert one.next_chunk.clip.ends_turn
 
 
-def test_a_turn_of_a_window_to_the_frame_is_one_clip():
+def test_turn_of_exactly_one_window_is_one_clip():
     one = conversation(detection="manual")
     advance(one, 25, commit=True)
     assert one.next_chunk.clip == (0, 0, 800, 800)
 
 
-def test_an_answer_begins_when_its_turn_is_prefilled_and_not_before():
-    """The tick's budget may be spent on others."""
+def test_answer_begins_when_its_turn_is_prefilled():
+    """The prefill budget of a tick may be used up by other conversations."""
     one = conversation(detection="manual")
     assert advance(one, 5, commit=True) == []
     assert one.next_decode() is None
@@ -71,18 +71,18 @@ def test_an_answer_begins_when_its_turn_is_prefilled_and_not_before():
     assert one.next_decode().is_first
 
 
-def test_an_answer_that_is_due_can_be_cancelled():
-    """Its turn stays in the history, without an answer."""
+def test_answer_that_is_due_can_be_cancelled():
+    """The turn stays in the history, without an answer."""
     one = conversation(detection="manual")
     advance(one, 5, commit=True)
     assert advance(one, cancel=True) == ["interrupted"]
     assert one.events[0].heard_ms == 0
-    assert prefill_all(one) == [3 + 20 + 1 + 2], "and nothing of an answer"
+    assert prefill_all(one) == [3 + 20 + 1 + 2], "no token of an answer"
     assert one.next_decode() is None
     assert entries_of(one.history) == [UserAudio]
 
 
-def test_a_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
+def test_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
     one = conversation(create_response=False)
     advance(one, 3, SPEECH)
     assert advance(one, respond=True, probabilities=SPEECH) == []
@@ -93,7 +93,7 @@ def test_a_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
     assert one.next_decode() is None
 
 
-def test_a_respond_whose_turn_is_gone_answers_the_history():
+def test_respond_whose_turn_is_dropped_answers_the_history():
     one = conversation(create_response=False)
     advance(one, 3, SPEECH)
     advance(one, respond=True, probabilities=SPEECH)
@@ -103,7 +103,7 @@ def test_a_respond_whose_turn_is_gone_answers_the_history():
     assert one.next_decode().is_first
 
 
-def test_positions_are_those_of_what_was_prefilled_and_decoded():
+def test_positions_follow_what_was_prefilled_and_decoded():
     one = conversation(detection="manual")
     advance(one, 5, commit=True)
     prefill_all(one)
@@ -118,10 +118,10 @@ def test_positions_are_those_of_what_was_prefilled_and_decoded():
     assert one.events[-1].type == "answer_done"
     assert one.events[-1].spoken_ms == 5 * 80
     assert one.thinker_length == user + 3 + 4 + 2
-    assert one.history.talker_length == user, "the talker keeps users' parts alone"
+    assert one.history.talker_length == user, "the talker keeps only the user's entries"
 
 
-def test_an_answer_that_is_not_spoken_asks_for_no_frames():
+def test_text_answer_decodes_no_frames():
     one = conversation(detection="manual", speech=False)
     advance(one, 5, commit=True)
     prefill_all(one)
@@ -140,12 +140,12 @@ def test_windows_are_taken_back_to_be_prefilled_again():
     length = one.thinker_length
     one.prefill_again(800)
     assert one.thinker_length == length - 100
-    assert one.next_chunk.clip == (0, 800, 1600, 1952), "its floor is now the whole turn's"
+    assert one.next_chunk.clip == (0, 800, 1600, 1952), "the floor is now the whole turn's"
     assert len(prefill_all(one)) == 2
     assert one.thinker_length == 103 + 100 + 44 + 1 + 2 + 3
 
 
-def test_windows_still_queued_at_the_turns_end_get_its_floor():
+def test_windows_still_queued_at_the_end_of_the_turn_get_its_floor():
     one = conversation(detection="manual")
     advance(one, 60)
     advance(one, commit=True)
@@ -153,7 +153,7 @@ def test_windows_still_queued_at_the_turns_end_get_its_floor():
     assert [clip.turn_end for clip in clips] == [1952, 1952, 1952]
 
 
-def test_the_oldest_turn_leaves_for_the_present_one():
+def test_oldest_turn_is_evicted_for_the_present_one():
     one = conversation(replace(CONFIG, thinker_positions=120, talker_positions=110), detection="manual")
     for _ in range(4):
         advance(one, 5, commit=True)
@@ -178,13 +178,13 @@ def test_frames_are_needed_until_their_turn_is_prefilled():
 
 
 @pytest.mark.parametrize("control", ["commit", "cancel"])
-def test_what_makes_no_sense_is_told(control):
+def test_commit_and_cancel_without_an_object_are_errors(control):
     one = conversation()
     assert advance(one, **{control: True}) == ["error"]
     assert one.events[0].code == f"nothing_to_{control}"
 
 
-def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
+def test_turn_that_does_not_fit_leaves_the_next_one_unchanged():
     """Two messages while prefill is late: the first is dropped, the second answered."""
     config = replace(CONFIG, thinker_positions=330, talker_positions=320, stops_when_full=True)
     one = conversation(config, detection="manual")
@@ -201,8 +201,8 @@ def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
     expect_lengths(one.history)
 
 
-def test_the_end_of_an_answer_is_prefilled_once():
-    """Also when the turn after it is abandoned while its chunk waits."""
+def test_end_of_an_answer_is_prefilled_once():
+    """Also if the next turn is dropped while its chunk waits."""
     one = conversation(detection="manual")
     advance(one, message="first")
     prefill_all(one)
@@ -214,10 +214,10 @@ def test_the_end_of_an_answer_is_prefilled_once():
     closings = []
     while prefill := one.next_prefill():
         closings.append(prefill.chunk.closing)
-    assert closings == [[14], []], "before the second turn, and not again"
+    assert closings == [[14], []], "before the second turn, once"
 
 
-def test_a_message_joins_what_push_to_talk_is_recording():
+def test_message_joins_a_pushed_turn():
     one = conversation(detection="manual")
     advance(one, 3, listen=True)
     advance(one, message="and this")
@@ -229,11 +229,32 @@ def test_a_message_joins_what_push_to_talk_is_recording():
     assert user.span_ms == (2 * TICK_MS, 6 * TICK_MS)
 
 
-def test_speech_that_stops_and_starts_within_a_tick_is_two():
+def test_speech_that_stops_and_starts_within_a_tick_is_reported_twice():
     one = conversation(silence_duration_ms=96)
     advance(one, 2, SPEECH)
     kinds = advance(one, 1, [*[0.0] * 4, *[0.9] * 6])
     assert kinds[:2] == ["speech_stopped", "speech_started"]
+
+
+def test_speech_that_ends_before_a_pushed_turn_begins_does_not_end_the_turn():
+    one = conversation(silence_duration_ms=96)
+    probabilities = [*[0.0] * 3, *[0.9] * 3, *[0.0] * 4]
+    assert advance(one, probabilities=probabilities, listen=TICK_MS) == ["speech_started", "speech_stopped"]
+    advance(one, 2)
+    advance(one, commit=True)
+    (committed,) = one.events
+    assert (committed.audio_start_ms, committed.audio_end_ms) == (TICK_MS, 4 * TICK_MS)
+
+
+def test_message_whose_other_part_is_forgotten_keeps_its_text():
+    one = conversation()
+    advance(one, items=(ItemControl(Role.SYSTEM, "Be brief."),))
+    prefill_all(one)
+    assert advance(one, forget=ForgetControl(1, Part.USER)) == ["forgotten"]
+    assert list(one.history.transcript()) == [{"role": "system", "text": "Be brief."}]
+    assert advance(one, forget=ForgetControl(1, Part.ANSWER)) == ["forgotten"]
+    assert list(one.history.transcript()) == []
+    expect_lengths(one.history)
 
 
 def test_state_machine_imports_no_torch():

@@ -68,8 +68,8 @@ def advance(one: TurnConversation, count: int = 1, probabilities=SILENCE, **cont
     """Advance by `count` ticks with the controls on the last one; return the types of events except `committed`."""
     kinds: list[str] = []
     for number in range(count):
-        asked = Controls(**controls) if number == count - 1 else Controls()
-        one.advance(TICK, asked, probabilities)
+        of_tick = Controls(**controls) if number == count - 1 else Controls()
+        one.advance(TICK, of_tick, probabilities)
         kinds += [event.type for event in one.events if event.type != "committed"]
     return kinds
 

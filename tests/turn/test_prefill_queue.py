@@ -80,7 +80,7 @@ def test_only_windows_of_the_next_chunks_turn_are_queued_again():
     assert clips == [Clip(0, 100, 200, 250), Clip(0, 200, 250, 250), Clip(250, 250, 350)]
 
 
-def test_an_answer_that_is_truncated_while_the_next_turn_waits_is_closed_whole():
+def test_answer_that_is_truncated_while_the_next_turn_waits_gets_its_whole_end_again():
     """The model ended the answer: its end token is removed with the text, and prefilled with the next turn."""
     one = answered([30, 31, 32, END])
     advance(one, message="again")
