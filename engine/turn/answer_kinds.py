@@ -28,7 +28,7 @@ class AnswerKind(ABC):
     too_long: ClassVar[str]  # message if it does not fit into the context
 
     @abstractmethod
-    def interrupt(self, answer: Answer, tokens: int, history: History, queue: PrefillQueue, is_due: bool) -> None:
+    def interrupt(self, answer: Answer, tokens: int, history: History, queue: PrefillQueue, is_queued: bool) -> None:
         """Update the history after an interruption; the user has heard at most `tokens` text tokens."""
 
     @abstractmethod
@@ -44,9 +44,9 @@ class InHistory(AnswerKind):
     consumes_input = True
     too_long = "the user's turn is dropped"
 
-    def interrupt(self, answer: Answer, tokens: int, history: History, queue: PrefillQueue, is_due: bool) -> None:
-        """Keep what was heard; the turn of an answer that is due stays without an answer."""
-        if is_due:
+    def interrupt(self, answer: Answer, tokens: int, history: History, queue: PrefillQueue, is_queued: bool) -> None:
+        """Keep what was heard; the turn of a queued answer stays without an answer."""
+        if is_queued:
             queue.withdraw_opening()
         else:
             history.shorten(answer, tokens)
@@ -70,9 +70,9 @@ class OutOfBand(AnswerKind):
         """Remember the random numbers that were used before the answer."""
         self._drawn_before = drawn
 
-    def interrupt(self, answer: Answer, tokens: int, history: History, queue: PrefillQueue, is_due: bool) -> None:
+    def interrupt(self, answer: Answer, tokens: int, history: History, queue: PrefillQueue, is_queued: bool) -> None:
         """Keep what was heard until the answer leaves."""
-        if not is_due:
+        if not is_queued:
             history.shorten(answer, tokens)
 
     def leave(self, answer: Answer, history: History, queue: PrefillQueue, drawn: Drawn) -> Drawn:

@@ -1,4 +1,4 @@
-"""The answers of a conversation: at most one is due or in progress."""
+"""The answers of a conversation: at most one is queued or in progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT_RNG_OFFSET = 2**40  # first random number for text tokens: far after the on
 
 
 class Answers:
-    """Owns the answer that is due or in progress, and the counters of the conversation's random numbers."""
+    """Owns the answer that is queued or in progress, and the counters of the conversation's random numbers."""
 
     def __init__(self, config: TurnConfig, history: History, queue: PrefillQueue, events: TickEvents):
         self.current: Generation | None = None
@@ -34,13 +34,13 @@ class Answers:
 
     def request(self, turn: int, options: TurnSettings, kind: AnswerKind, user: UserAudio | None = None) -> None:
         """Queue an answer after what is queued of its turn; `user`: the speech that it answers."""
-        assert self.current is None, "an answer is requested only if none is due or in progress"
+        assert self.current is None, "an answer is requested only if none is queued or in progress"
         answer = Answer(turn)
         self._queue.add_opening(answer, self._config.chat.answer_opening)
         self.current = Generation(answer, kind, options, self._config.detokenizer(), user)
 
     def begin(self) -> Generation:
-        """Start the answer that is due: its turn has been prefilled."""
+        """Start the queued answer, whose turn has been prefilled."""
         current, history = self.current, self._history
         assert current is not None
         current.phase = Phase.IN_PROGRESS
@@ -83,7 +83,7 @@ class Answers:
         answer = current.answer
         heard = math.ceil(current.spoken_ms / 1000 * config.heard_tokens_per_s)
         tokens = len(answer.tokens) if current.speech_ended else heard
-        current.kind.interrupt(answer, tokens, self._history, self._queue, current.phase is Phase.DUE)
+        current.kind.interrupt(answer, tokens, self._history, self._queue, current.phase is Phase.QUEUED)
         text = config.decode(answer.tokens)
         self._leave(current)
         heard_fields = {"heard_ms": current.spoken_ms, "heard_text": text}
@@ -96,14 +96,14 @@ class Answers:
         assert current is not None
         answer = current.answer
         if not current.text_ended:
-            answer.owed = self._config.chat.close
+            answer.closing = self._config.chat.close
         text = self._config.decode(answer.tokens)
         fields = {"spoken_ms": current.spoken_ms, "text": text, "reason": reason, **current.usage}
         self._events.emit(AnswerDone, **current.kind.event_fields, turn=answer.turn, **fields)
         self._leave(current)
 
     def withdraw(self, turn: int) -> Generation | None:
-        """Remove and return the answer that is due in a turn that is dropped, if there is one."""
+        """Remove and return the queued answer of a turn that is dropped, if there is one."""
         current = self.current
         if current is None or current.answer.turn != turn:
             return None
@@ -121,7 +121,7 @@ class Answers:
         chat, answer = self._config.chat, current.answer
         taken = current.take_tokens(tokens, chat.end)
         if taken and current.text_ended:
-            answer.owed = chat.close[1:] if taken[-1] == chat.end else chat.close
+            answer.closing = chat.close[1:] if taken[-1] == chat.end else chat.close
         if taken:
             self._history.grow(answer, len(taken))
         text = current.detokenizer.feed(taken)

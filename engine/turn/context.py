@@ -30,7 +30,7 @@ class Context:
         return room
 
     def drop_turn(self, turn: int) -> None:
-        """Drop a turn that is being prefilled and does not fit, with the answer that is due in it."""
+        """Drop a turn that is being prefilled and does not fit, with its queued answer."""
         one, config = self._one, self._one.config
         one.queue.drop(turn)
         has_older = any(entry.turn != turn for entry in one.history.entries)

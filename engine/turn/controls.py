@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `conversation` imports this module
     from engine.turn.conversation import TurnConversation
 
 IN_EVERY_TICK = frozenset({"items", "respond"})
-"""Controls that may be due from earlier ticks, or from an earlier control of the tick."""
+"""Controls that may apply without a value in the tick: items wait, and a request may be carried on."""
 
 
 class TurnControls:

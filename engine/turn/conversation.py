@@ -116,7 +116,7 @@ class TurnConversation(Conversation):
         incoming = len(chunk.tokens) + self.config.frames_per_tick
         may_evict = not self.input.is_default(chunk.turn)
         room = self.context.make_room(chunk.turn, incoming, incoming + TALKER_PREFIX, may_evict)
-        if not room.is_enough:  # all older turns were evicted: nothing is left to be moved
+        if not room.is_enough:  # all older turns were evicted: there is nothing to move
             self.context.drop_turn(chunk.turn)
             return None
         chunk = replace(self.queue.take(), closing=self.history.closing)
@@ -153,7 +153,7 @@ class TurnConversation(Conversation):
         current = self.answers.in_progress
         decoded = self.answers.decoded(tokens, first_codes)
         if current and current.has_ended:
-            self._end_answer("length" if current.is_cut_short else "end")
+            self._end_answer("length" if current.has_max_length else "end")
         return decoded
 
     def finish_tick(self) -> None:

@@ -180,7 +180,7 @@ class TurnDialect:
                 self._codec.decode_frame(plan.codec, frame)
         with self._run.timer("speaker"):
             busy = any(decode.is_first for decode in plan.decodes.values())
-            for conversation in self._classifier.due(plan.conversations, busy):
+            for conversation in self._classifier.next_conversations(plan.conversations, busy):
                 with _isolated(plan, conversation):
                     self._classifier.answer(conversation)
 

@@ -1,4 +1,4 @@
-"""An answer while it is due or in progress: which tokens and codec frames belong to it, and when it has ended."""
+"""An answer while it is queued or in progress: which tokens and codec frames belong to it, and when it has ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.turn.history import Answer, UserAudio
 class Phase(Enum):
     """Progress of an answer."""
 
-    DUE = auto()  # the turn is not prefilled yet
+    QUEUED = auto()  # the turn is not prefilled yet
     IN_PROGRESS = auto()
 
 
@@ -28,7 +28,7 @@ class Generation:
     options: TurnSettings  # the options at the time of the request
     detokenizer: Detokenizer
     user: UserAudio | None = None  # the speech that is answered
-    phase: Phase = Phase.DUE
+    phase: Phase = Phase.QUEUED
     frames: int = 0  # codec frames emitted
     text_ended: bool = False
     speech_ended: bool = False
@@ -70,7 +70,7 @@ class Generation:
         return self.options.answer_tokens - len(self.answer.tokens)
 
     @property
-    def is_cut_short(self) -> bool:
+    def has_max_length(self) -> bool:
         """True if the answer ended because it has its maximum length."""
         return self.tokens_left <= 0 or self._has_all_frames
 

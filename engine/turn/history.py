@@ -61,7 +61,7 @@ class Answer(Entry):
     tokens: list[int] = field(default_factory=list)  # text tokens, without the end
     spoken_ms: int = 0  # duration of the audio that was emitted
     is_interrupted: bool = False
-    owed: list[int] = field(default_factory=list)  # tokens that end it and are not in the cache yet
+    closing: list[int] = field(default_factory=list)  # tokens that end it and are not in the cache yet
     part = Part.ANSWER
     reaches_talker = False
 
@@ -103,7 +103,7 @@ class History:
     def closing(self) -> list[int]:
         """Tokens that end the last answer and are not in the cache yet: whatever is prefilled next begins with them."""
         last = self.entries[-1] if self.entries else None
-        return last.owed if isinstance(last, Answer) else []
+        return last.closing if isinstance(last, Answer) else []
 
     def new_turn(self) -> int:
         """Return the number of a turn that begins."""
@@ -123,7 +123,7 @@ class History:
         if chunk.closing:
             last = self.entries[-1]
             assert isinstance(last, Answer)
-            last.owed = []
+            last.closing = []
             self.grow(last, len(chunk.closing))
         if chunk.entry and chunk.content:
             self.grow(chunk.entry, len(chunk.content))
@@ -155,7 +155,7 @@ class History:
             answer.tokens.pop()
         removed = before - len(answer.tokens)
         if self.entries[-1] is answer:
-            answer.owed = self._config.chat.close
+            answer.closing = self._config.chat.close
             self._resize(answer, -removed - closing)
         elif removed:
             kept = self.end_of(answer) - closing - removed

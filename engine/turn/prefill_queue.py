@@ -51,7 +51,7 @@ class PrefillQueue:
         last.answer, last.opening = answer, list(opening)
 
     def withdraw_opening(self) -> None:
-        """Remove the opening of the answer that is due: it ends the queue."""
+        """Remove the opening of the queued answer, which is the end of the queue."""
         last = self._chunks[-1]
         last.answer, last.opening = None, []
         if last.entry is None:

@@ -36,7 +36,7 @@ class SpeakerClassifier:
         self._waited_ticks = 0
         self._last_slot = -1  # slot of the latest question
 
-    def due(self, conversations: Sequence[TurnConversation], busy: bool) -> Iterator[TurnConversation]:
+    def next_conversations(self, conversations: Sequence[TurnConversation], busy: bool) -> Iterator[TurnConversation]:
         """Yield conversations whose next question is computed in this tick; none while answers begin (`busy`)."""
         for _ in range(QUESTIONS_PER_TICK):
             waiting = [conversation for conversation in conversations if conversation.has_question]

@@ -36,12 +36,12 @@ class StateReport:
 
 def _without_entries(one: TurnConversation) -> State:
     current, open_turn, detector = one.answers.current, one.input.open, one.turn_taking.detector
-    is_due = current is not None and current.phase is Phase.DUE
+    is_queued = current is not None and current.phase is Phase.QUEUED
     return State(
         out_of_band=current is not None and current.kind.event_fields.get("out_of_band", False),
         pending=tuple(Entry(0, item.role.value, item.text) for item in one.messages.waiting),
-        answering=current.answer.turn if current and not is_due else None,
-        answer_due=is_due or (open_turn is not None and open_turn.answer_when_done),
+        answering=current.answer.turn if current and not is_queued else None,
+        answer_due=is_queued or (open_turn is not None and open_turn.answer_when_done),
         input=one.input.state,
         input_from_ms=one.input.earliest * FRAME_MS,
         open_turn=open_turn.number if open_turn else None,
