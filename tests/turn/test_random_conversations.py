@@ -75,18 +75,18 @@ def random_controls(chance: random.Random, turns: int) -> Controls:
 class RandomConversation:
     """A conversation, and what its client has seen."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, **config: int):
+        """Draw a conversation; `config`: fields of `TurnConfig` that are not drawn."""
         self.chance = chance = random.Random(seed)
         thinker, talker = chance.choice(CONTEXTS)
-        config = replace(
-            CONFIG,
-            thinker_positions=thinker,
-            talker_positions=talker,
-            window_frames=chance.choice([96, 160, 800]),
-            stops_when_full=chance.random() < 0.2,
-        )
+        drawn = {
+            "thinker_positions": thinker,
+            "talker_positions": talker,
+            "window_frames": chance.choice([96, 160, 800]),
+            "stops_when_full": chance.random() < 0.2,
+        }
         self.one = conversation(
-            config,
+            replace(CONFIG, **{**drawn, **config}),
             report_state=True,
             detection=chance.choice(["server_vad", "manual"]),
             create_response=chance.random() < 0.7,
@@ -96,16 +96,18 @@ class RandomConversation:
             answer_frames=chance.choice([6, 20, 80]),
         )
         self.is_speaking = self.hears_speech = False
+        self.probabilities: list[float] = []  # probabilities of speech in the latest tick
         self.answering: int | None = None
         self.committed: set[int] = set()
 
     def tick(self) -> None:
         chance, one = self.chance, self.one
-        probabilities = []
+        self.probabilities = []
         for _ in range(10):
             self.is_speaking ^= chance.random() < 0.04
-            probabilities.append(0.9 if self.is_speaking else 0.0)
-        one.advance(TICK, random_controls(chance, one.history.next_turn), probabilities if one.detects_turns else [])
+            self.probabilities.append(0.9 if self.is_speaking else 0.0)
+        windows = self.probabilities if one.detects_turns else []
+        one.advance(TICK, self.draw_controls(), windows)
         one.take_evictions()
         self.prefill()
         if decode := one.next_decode():
@@ -117,6 +119,9 @@ class RandomConversation:
         self.expect_invariants()
         for event in one.events:
             self.note(event)
+
+    def draw_controls(self) -> Controls:
+        return random_controls(self.chance, self.one.history.next_turn)
 
     def prefill(self) -> None:
         """Prefill a part of what is queued, or all of it; windows of a turn again, as its last clip may require."""
