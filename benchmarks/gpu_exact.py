@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from benchmarks.engine import GREEDY
 from benchmarks.full_size import full_checkpoint, full_config
 from config import Settings
+from contract.controls import Controls
 from engine import layer
 from engine.attention import CachePositions
 from engine.attention_kernel import KernelAttention
@@ -28,7 +29,6 @@ from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.engine import Engine
 from engine.fused_layer import FusedLayer
 from engine.layer import Layer, Places, rotations
-from engine.options import Controls
 from engine.tick import TickInput, TickOutput
 from export.random_checkpoint import make_random_checkpoint
 from tests.oracle import ScaOracle

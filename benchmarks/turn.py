@@ -18,9 +18,10 @@ from rich.progress import track
 from benchmarks.engine import GREEDY, LOG_MELS, memory_in_use, served_predictor, some_ticks
 from benchmarks.report import Row
 from config import Settings
+from contract.controls import Controls
+from contract.events import AnswerDone
 from engine.checkpoint import Checkpoint
 from engine.engine import Engine
-from engine.options import Controls
 from engine.tick import TickInput, TickOutput
 from engine.turn.conversation import TurnConversation
 
@@ -102,7 +103,7 @@ def _among(checkpoint: Checkpoint, settings: Settings, count: int, turns: int) -
             stages.update(talks.engine.stage_seconds - before)
             ticks += 1
         for key, spoken in said.items():
-            is_over = any(event["type"] == "answer_done" for event in spoken.events)
+            is_over = any(isinstance(event, AnswerDone) for event in spoken.events)
             left[key] = spoken_ticks() if is_over else max(0, left[key] - 1)
     return _row("end of turn", talks, count, latencies, {name: spent / ticks * 1000 for name, spent in stages.items()})
 
@@ -130,7 +131,7 @@ def _first_and_tenth(talks: Talks, repeats: int) -> list[Row]:
             found.append(talks.tick({0: Controls(commit=True)})[0])
             for _ in range(ANSWER_FRAMES):  # more than an answer has ticks
                 _, said = talks.tick({0: Controls()})
-                if any(event["type"] == "answer_done" for event in said[0].events):
+                if any(isinstance(event, AnswerDone) for event in said[0].events):
                     break
     return [_row("first turn", talks, 1, latencies[0]), _row("tenth turn", talks, 1, latencies[-1])]
 

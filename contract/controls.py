@@ -1,5 +1,5 @@
-"""What a client may request in the middle of a conversation. The engine applies the controls of one tick in the order
-of the fields of `Controls`.
+"""The controls, which a client may send in the middle of a conversation. The engine applies the controls of one tick in
+the order of the fields of `Controls`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Controls:
     forget: ForgetControl | None = None
     items: tuple[ItemControl, ...] = ()  # messages for the history, without an answer
     listen: bool | int = False  # the user's turn begins here; an open one is dropped, an answer is interrupted
-    message: str = ""  # text that the user has typed: part of the spoken turn, or a turn of its own
+    message: str = ""  # text that the user has typed: part of the spoken turn, or a separate turn
     commit: bool | int = False  # the user's turn ends with this tick, or here
     respond: bool = False  # answer the history as it is
     out_of_band: OutOfBandControl | None = None

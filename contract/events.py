@@ -131,7 +131,7 @@ class Text(_OutOfBand):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerDone(_Ended):
-    """An answer ended by itself: `reason` is end, length or context."""
+    """An answer ended without an interruption: `reason` is end, length or context."""
 
     type = "answer_done"
     spoken_ms: int

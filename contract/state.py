@@ -39,8 +39,10 @@ class Entry:
 class State:
     """A snapshot after a tick. Times are on the conversation's input clock, in milliseconds.
 
-    To continue on another server: send the entries, then `pending` as items; if `answer_due`, or if an answer of the
-    history was in progress, request it by `respond`; then send the audio of the open turn again, from `open_from_ms`.
+    To continue on another server, with manual detection and without answers: send the entries, text as items, audio
+    between `listen` and `commit`. Then set the options of [turn], with `clear`. Send the audio of the open turn again,
+    with `listen` at `open_from_ms` unless it is the default turn, and `open_text` with its last tick. If `answer_due`,
+    or if an answer of the history was in progress, request it by `respond`; send `pending` as items one tick later.
     """
 
     entries: tuple[Entry, ...] = ()  # without the answer in progress and without the open turn

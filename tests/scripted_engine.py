@@ -17,6 +17,7 @@ from config.settings import CODE2WAV_DELAY
 from contract.events import AnswerDone, AnswerStarted, Event, Text, event_of
 from engine.turn.actions import TurnConfig
 from engine.turn.conversation import TurnConversation
+from engine.turn.history import Answer, Message, UserAudio, UserText
 from frontend.tick import TickIn, TickOut
 
 TICK_MS = 320
@@ -106,7 +107,7 @@ class ScriptedEngine:
         tick = TickIn.from_parameters(tick.pcm, tick.parameters, TICK_MS, start=tick.start)
         if tick.start:
             options = options_of(tick.options, settings(), VOICES)
-            self.conversation = TurnConversation.begin(0, options, self._config, [1] * 5)
+            self.conversation = TurnConversation(0, options, self._config, [1] * 5)
         one = self.conversation
         assert one is not None
         windows = np.frombuffer(tick.pcm, np.int16).reshape(-1, VAD_SAMPLES).any(axis=1)
@@ -132,8 +133,8 @@ class ScriptedEngine:
             if chunk is None:
                 return
             is_last = chunk.clip is not None and chunk.clip.ends_turn
-            if is_last and chunk.turn.number > self._prefilled_again:
-                self._prefilled_again = chunk.turn.number
+            if is_last and chunk.turn > self._prefilled_again:
+                self._prefilled_again = chunk.turn
                 again = self._chance.randrange(4) * self._config.window_frames
                 one.prefill_again(chunk.clip.turn_first + again)
             if one.next_prefill() is None:
@@ -187,18 +188,20 @@ class ScriptedEngine:
     def _expect_sums(self) -> None:
         """The length of each cache is the sum of the parts of the history."""
         history = self.conversation.history
-        assert history.thinker_length == history.prompt + sum(turn.user + turn.answer for turn in history.turns)
-        assert history.talker_length == sum(turn.user for turn in history.turns)
+        assert history.thinker_length == history.prompt + sum(entry.thinker for entry in history.entries)
+        assert history.talker_length == sum(entry.talker for entry in history.entries)
 
     def parts(self) -> Counter[tuple[str, str]]:
         """Role and text of each part of the history; the text of sound is empty."""
         found: Counter[tuple[str, str]] = Counter()
-        for turn in self.conversation.history.turns if self.conversation else ():
-            if turn.role != "user":
-                found[turn.role, turn.typed] += 1
-                continue
-            if turn.user:
-                found["user", turn.typed] += 1
-            if turn.answer:
-                found["assistant", decode(turn.tokens)] += 1
+        for entry in self.conversation.history.entries if self.conversation else ():
+            match entry:
+                case UserAudio():
+                    found["user", entry.typed] += 1
+                case UserText():
+                    found["user", entry.text] += 1
+                case Message():
+                    found[entry.role.value, entry.text] += 1
+                case Answer():
+                    found["assistant", decode(entry.tokens)] += 1
         return found

@@ -1,4 +1,4 @@
-"""Triton's side of the engine, with a stand-in for the module that Triton gives its Python models."""
+"""Triton's side of the engine, with a stand-in for the module that Triton provides to its Python models."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.errors import DeviceLostError
+from contract.errors import ErrorCode, decode
+from engine.errors import ContextFullError, ConversationError, DeviceLostError, EngineFullError, PromptTooLongError
 from tests.conftest import ROOT
 
 
 class Backend(ModuleType):
-    """What of triton_python_backend_utils the model uses."""
+    """Stand-in for the parts of triton_python_backend_utils that the model uses."""
 
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
@@ -79,8 +80,8 @@ def model(backend: Backend, engine) -> Any:
     return made
 
 
-def test_a_lost_device_ends_the_server_with_its_reason(model, backend, monkeypatch):
-    """Triton would stay ready and fail every request: it gets SIGTERM, and clients are told until it is gone."""
+def test_lost_device_ends_the_server_with_its_reason(model, backend, monkeypatch):
+    """Triton would stay ready and fail every request: it receives SIGTERM, and requests until its end get an error."""
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda process, number: killed.append((process, number)))
     lost = DeviceLostError("CUDA error: device-side assert triggered")
@@ -95,13 +96,31 @@ def test_a_lost_device_ends_the_server_with_its_reason(model, backend, monkeypat
     assert len(killed) == 1, "once"
 
 
-def test_a_bad_control_is_an_event_and_a_bad_start_an_error(model):
+def test_bad_control_is_an_event_and_a_bad_start_is_an_error(model):
     (bad,) = model.execute([Request("a", flags=1, voice="nobody")])
     assert bad.error.message.startswith("[bad_option] voice is 'nobody'")
     (begun,) = model.execute([Request("a", flags=1)])
     assert begun.error is None
-    (told,) = model.execute([Request("a", commit=True)])
-    assert told.error is None
-    events = json.loads(told.tensors[3].array.item())
+    (answered,) = model.execute([Request("a", commit=True)])
+    assert answered.error is None
+    events = json.loads(answered.tensors[3].array.item())
     assert events[0]["code"] == "bad_control"
     assert "commit: expected a server of the dialect 'turn', got 'sca'" in events[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (EngineFullError("all slots are taken"), ErrorCode.FULL),
+        (PromptTooLongError("expected 9 tokens, got 10"), ErrorCode.PROMPT_TOO_LONG),
+        (ContextFullError("the context is full"), ErrorCode.CONTEXT_FULL),
+        (ConversationError("the tick failed"), ErrorCode.TICK_FAILED),
+    ],
+)
+def test_error_of_the_engine_keeps_its_code(model, monkeypatch, error: ConversationError, code: ErrorCode):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(model.engine, "open", fail)
+    (response,) = model.execute([Request("a", flags=1)])
+    assert decode(response.error.message) == (code, str(error))

@@ -15,7 +15,7 @@ from export.code2wav import DELAY_SAMPLES, Code2Wav
 from export.mel_frontend import MelFrontend
 from tests.oracle import signal_to_noise_db
 from tests.turn_oracle import Said, TurnOracle
-from tests.turns import TICK, Call, Given, Script, User, play, play_together, silence
+from tests.turns import TICK, Call, ReceivedAnswer, Script, User, play, play_together, silence
 
 SEEDS = range(20)
 INTERRUPTED = 7  # the seed of the conversation that is interrupted
@@ -53,13 +53,13 @@ def script(
         if chance.random() < 0.2 and seed != INTERRUPTED:
             user.note((yield silence(), Controls(message=chance.choice(TYPED))))
         elif manual:
-            yield from user.say(some_of(chance, questions), Controls(listen=turn > 0), Controls(commit=True))
+            yield from user.speak(some_of(chance, questions), Controls(listen=turn > 0), Controls(commit=True))
         else:
-            yield from user.say(some_of(chance, questions))
+            yield from user.speak(some_of(chance, questions))
         if seed == INTERRUPTED:
             while "assistant" not in user.speakers:
                 yield from user.wait(1)
-            yield from user.say(interruption)
+            yield from user.speak(interruption)
         yield from user.until_quiet()
 
 
@@ -69,15 +69,15 @@ def some_of(chance: random.Random, questions: list[np.ndarray]) -> np.ndarray:
     return question[: chance.randint(24_000, len(question))]
 
 
-def oracle_answers(call: Call, checkpoint: Checkpoint, options: dict, limits) -> list[tuple[Given, Said]]:
+def oracle_answers(call: Call, checkpoint: Checkpoint, options: dict, limits) -> list[tuple[ReceivedAnswer, Said]]:
     """What `generate()` says in each place of the conversation, the history being the engine's own answers."""
     oracle = TurnOracle(checkpoint, options["voice"], options["system_prompt"])
     pairs = []
-    for given in call.answers:
-        oracle.hear(call.sound(given), given.typed)
-        if given.tokens != [checkpoint.tokenizer.eos_token_id]:  # transformers cannot say nothing
-            pairs.append((given, oracle.answer(limits.answer_tokens, limits.answer_frames)))
-        oracle.say(given.kept)
+    for received in call.answers:
+        oracle.hear(call.sound(received), received.typed)
+        if received.tokens != [checkpoint.tokenizer.eos_token_id]:  # transformers cannot say nothing
+            pairs.append((received, oracle.answer(limits.answer_tokens, limits.answer_frames)))
+        oracle.say(received.kept)
     return pairs
 
 
@@ -111,19 +111,19 @@ def test_every_answer_is_what_generate_gives(alone, checkpoint: Checkpoint, turn
     complete = cut = later = spoken_turns = typed_turns = 0
     for seed, call in alone.items():
         _, options = converse(seed, questions, interruption)
-        for place, (given, said) in enumerate(oracle_answers(call, checkpoint, options, turn_settings.turn)):
-            codes = torch.cat(given.codes, dim=1)
+        for place, (received, said) in enumerate(oracle_answers(call, checkpoint, options, turn_settings.turn)):
+            codes = torch.cat(received.codes, dim=1)
             where = f"conversation {seed}, answer {place}"
             later += place > 0
-            spoken_turns += given.audio_ms is not None
-            typed_turns += bool(given.typed)
-            if given.end == "interrupted":
-                assert given.tokens == said.tokens[: len(given.tokens)], where
+            spoken_turns += received.audio_ms is not None
+            typed_turns += bool(received.typed)
+            if received.end == "interrupted":
+                assert received.tokens == said.tokens[: len(received.tokens)], where
                 assert torch.equal(codes, said.codes[:, : codes.shape[1]]), where
-                assert len(given.kept) < len(given.tokens)
+                assert len(received.kept) < len(received.tokens)
                 cut += 1
                 continue
-            assert given.tokens == said.tokens, where
+            assert received.tokens == said.tokens, where
             assert torch.equal(codes, said.codes), where
             assert signal_to_noise_db(said.waveform, streamed(code2wav, codes)) > 90, where
             complete += 1
@@ -136,11 +136,11 @@ def test_every_answer_is_what_generate_gives(alone, checkpoint: Checkpoint, turn
 
 def test_answers_end_by_themselves_and_by_their_limits(alone, checkpoint: Checkpoint, turn_settings):
     """Else the tests above would not have seen both."""
-    answers = [given for call in alone.values() for given in call.answers if given.end == "answer_done"]
+    answers = [received for call in alone.values() for received in call.answers if received.end == "answer_done"]
     end, limits = checkpoint.tokenizer.eos_token_id, turn_settings.turn
-    frames = [torch.cat(given.codes, dim=1).shape[1] for given in answers]
-    assert any(given.tokens[-1] == end for given in answers)
-    assert any(given.tokens[-1] != end and len(given.tokens) == limits.answer_tokens for given in answers)
+    frames = [torch.cat(received.codes, dim=1).shape[1] for received in answers]
+    assert any(received.tokens[-1] == end for received in answers)
+    assert any(received.tokens[-1] != end and len(received.tokens) == limits.answer_tokens for received in answers)
     assert any(0 < count < limits.answer_frames - 1 for count in frames)
     assert any(count == limits.answer_frames - 1 for count in frames)
     assert max(frames) <= limits.answer_frames - 1
@@ -168,14 +168,14 @@ def test_a_turn_may_begin_and_end_within_a_tick(
 ):
     def script() -> Script:
         user = User()
-        yield from user.say(questions[1][: 2 * TICK])
-        yield from user.say(questions[1][2 * TICK : 10 * TICK], Controls(listen=130), Controls(commit=70))
+        yield from user.speak(questions[1][: 2 * TICK])
+        yield from user.speak(questions[1][2 * TICK : 10 * TICK], Controls(listen=130), Controls(commit=70))
         yield from user.until_quiet()
 
     options = {"voice": "ethan", "system_prompt": "", "detection": "manual"}
     call = play(Call(engine, "within", frontend, script(), **options))
     engine.close("within")
-    ((given, said),) = oracle_answers(call, checkpoint, options, turn_settings.turn)
-    assert given.audio_ms == (2 * 320 + 130, 9 * 320 + 70)
-    assert given.tokens == said.tokens
-    assert torch.equal(torch.cat(given.codes, dim=1), said.codes)
+    ((received, said),) = oracle_answers(call, checkpoint, options, turn_settings.turn)
+    assert received.audio_ms == (2 * 320 + 130, 9 * 320 + 70)
+    assert received.tokens == said.tokens
+    assert torch.equal(torch.cat(received.codes, dim=1), said.codes)

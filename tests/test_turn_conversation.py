@@ -1,6 +1,4 @@
-"""The state machine of a conversation in the dialect `turn`, without a model: what is heard and asked goes in, what is
-to be prefilled and decoded, and events, come out.
-"""
+"""The state machine of a conversation in the dialect `turn`: audio and controls in, actions and events out."""
 
 from __future__ import annotations
 
@@ -10,93 +8,26 @@ from dataclasses import replace
 
 import pytest
 
-from config import Settings
-from config.options import Options
-from config.settings import TurnSettings
-from contract.controls import Controls
-from engine.turn.actions import TurnConfig
-from engine.turn.conversation import TurnConversation
+from contract.controls import CONTROLS, ForgetControl, ItemControl, Part, Role
+from engine.turn.history import UserAudio, UserText
 from tests.conftest import ROOT
-
-TICK = 32  # log-mel frames
-TICK_MS = 320
-SPEECH, SILENCE = [0.9] * 10, [0.0] * 10  # probabilities of a tick's ten windows of 32 ms
-AUDIO, END = 7, 2
-OPENING = [3, 4, 5]  # of an answer
-
-
-class Chat:
-    """A chat template of few tokens."""
-
-    audio, end = AUDIO, END
-    answer_opening, before_audio, after_audio = OPENING, [10], [11]
-    user_opening, close = [12, 13], [END, 14]
-
-    def typed(self, text: str, after_audio: bool = False) -> list[int]:
-        return [20] * len(text) if after_audio else [12, *[20] * len(text)]
-
-    def message(self, role: str, text: str) -> list[int]:
-        return [12, *[21] * len(text), *self.close]
-
-
-class Words:
-    """A detokenizer of a word a token."""
-
-    def feed(self, tokens) -> str:
-        return "".join(f"w{token} " for token in tokens if token != END)
-
-
-CONFIG = TurnConfig(
-    chat=Chat(),
-    decode=lambda tokens: " ".join(map(str, tokens)),
-    detokenizer=Words,
-    audio_tokens=lambda frames: frames // 8,
-    window_frames=800,
-    thinker_positions=2000,
-    talker_positions=1900,
-    frames_per_tick=4,
-    codebooks=16,
-    codebook_size=512,
-    heard_tokens_per_s=3.5,
-    stops_when_full=False,
-    expect_possible=lambda _: None,
+from tests.turn_machine import (
+    CONFIG,
+    END,
+    SILENCE,
+    SPEECH,
+    TICK_MS,
+    advance,
+    answer,
+    conversation,
+    entries_of,
+    expect_lengths,
+    prefill_all,
 )
 
 
-def conversation(config: TurnConfig = CONFIG, report_state: bool = False, **turn) -> TurnConversation:
-    settings = Settings.load(environ={})
-    chosen: TurnSettings = replace(settings.turn, **turn)
-    options = Options("ethan", "", settings.sampling, chosen, 0, report_state)
-    return TurnConversation.begin(0, options, config, [])
-
-
-def advance(one: TurnConversation, count: int = 1, probabilities=SILENCE, **controls) -> list[str]:
-    """So many ticks, the controls on the last; the kinds of events but `committed`, which every turn has."""
-    kinds: list[str] = []
-    for number in range(count):
-        asked = Controls(**controls) if number == count - 1 else Controls()
-        one.advance(TICK, asked, probabilities)
-        kinds += [event.type for event in one.events if event.type != "committed"]
-    return kinds
-
-
-def prefill_all(one: TurnConversation) -> list[int]:
-    """Prefills everything; how many tokens each time."""
-    lengths = []
-    while prefill := one.next_prefill():
-        lengths.append(len(prefill.chunk.tokens))
-    return lengths
-
-
-def answer(one: TurnConversation, ticks: int) -> None:
-    """So many ticks of an answer that does not end."""
-    for _ in range(ticks):
-        assert one.next_decode()
-        one.decoded([30, 31, 32, 33], [1, 2, 3, 4])
-
-
-def test_speech_that_begins_on_a_ticks_border_interrupts_at_the_ticks_end():
-    """Its border is known: the first window of the fifth tick."""
+def test_speech_that_begins_on_a_tick_border_interrupts_at_the_end_of_the_tick():
+    """The speech begins with the first window of the sixth tick."""
     one = conversation()
     advance(one, 3, SPEECH)
     advance(one, commit=True, probabilities=SPEECH)
@@ -105,14 +36,14 @@ def test_speech_that_begins_on_a_ticks_border_interrupts_at_the_ticks_end():
     assert advance(one, 1, SILENCE) == []
     assert advance(one, 1, SPEECH) == ["speech_started", "interrupted"]
     started, interrupted = one.events
-    assert started.at_ms == 5 * TICK_MS, "the border"
+    assert started.at_ms == 5 * TICK_MS, "the border of the tick"
     assert interrupted.at_ms == 6 * TICK_MS
     assert interrupted.heard_ms == 320
 
 
-def test_windows_are_queued_when_they_are_complete_and_not_the_last():
+def test_windows_are_queued_if_they_are_complete_and_not_the_last():
     one = conversation(detection="manual")
-    advance(one, 25)  # 800 frames: it may be the last
+    advance(one, 25)  # 800 frames: this window may be the last
     assert one.next_chunk is None
     advance(one)
     assert one.next_chunk.clip == (0, 0, 800, None)
@@ -122,14 +53,14 @@ def test_windows_are_queued_when_they_are_complete_and_not_the_last():
     assert one.next_chunk.clip.ends_turn
 
 
-def test_a_turn_of_a_window_to_the_frame_is_one_clip():
+def test_turn_of_exactly_one_window_is_one_clip():
     one = conversation(detection="manual")
     advance(one, 25, commit=True)
     assert one.next_chunk.clip == (0, 0, 800, 800)
 
 
-def test_an_answer_begins_when_its_turn_is_prefilled_and_not_before():
-    """The tick's budget may be spent on others."""
+def test_answer_begins_when_its_turn_is_prefilled():
+    """The prefill budget of a tick may be used up by other conversations."""
     one = conversation(detection="manual")
     assert advance(one, 5, commit=True) == []
     assert one.next_decode() is None
@@ -140,18 +71,18 @@ def test_an_answer_begins_when_its_turn_is_prefilled_and_not_before():
     assert one.next_decode().is_first
 
 
-def test_an_answer_that_is_due_can_be_cancelled():
-    """Its turn stays in the history, without an answer."""
+def test_answer_that_is_due_can_be_cancelled():
+    """The turn stays in the history, without an answer."""
     one = conversation(detection="manual")
     advance(one, 5, commit=True)
     assert advance(one, cancel=True) == ["interrupted"]
     assert one.events[0].heard_ms == 0
-    assert prefill_all(one) == [3 + 20 + 1 + 2], "and nothing of an answer"
+    assert prefill_all(one) == [3 + 20 + 1 + 2], "no token of an answer"
     assert one.next_decode() is None
-    assert [turn.answer for turn in one.history.turns] == [0]
+    assert entries_of(one.history) == [UserAudio]
 
 
-def test_a_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
+def test_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
     one = conversation(create_response=False)
     advance(one, 3, SPEECH)
     assert advance(one, respond=True, probabilities=SPEECH) == []
@@ -162,17 +93,17 @@ def test_a_respond_that_waits_for_the_end_of_speech_can_be_cancelled():
     assert one.next_decode() is None
 
 
-def test_a_respond_whose_turn_is_gone_answers_the_history():
+def test_respond_whose_turn_is_dropped_answers_the_history():
     one = conversation(create_response=False)
     advance(one, 3, SPEECH)
     advance(one, respond=True, probabilities=SPEECH)
     advance(one, turn={"detection": "manual"})
-    assert one.answers
+    assert one.answers.current
     prefill_all(one)
     assert one.next_decode().is_first
 
 
-def test_positions_are_those_of_what_was_prefilled_and_decoded():
+def test_positions_follow_what_was_prefilled_and_decoded():
     one = conversation(detection="manual")
     advance(one, 5, commit=True)
     prefill_all(one)
@@ -187,10 +118,10 @@ def test_positions_are_those_of_what_was_prefilled_and_decoded():
     assert one.events[-1].type == "answer_done"
     assert one.events[-1].spoken_ms == 5 * 80
     assert one.thinker_length == user + 3 + 4 + 2
-    assert one.history.talker_length == user, "the talker keeps users' parts alone"
+    assert one.history.talker_length == user, "the talker keeps only the user's entries"
 
 
-def test_an_answer_that_is_not_spoken_asks_for_no_frames():
+def test_text_answer_decodes_no_frames():
     one = conversation(detection="manual", speech=False)
     advance(one, 5, commit=True)
     prefill_all(one)
@@ -209,12 +140,12 @@ def test_windows_are_taken_back_to_be_prefilled_again():
     length = one.thinker_length
     one.prefill_again(800)
     assert one.thinker_length == length - 100
-    assert one.next_chunk.clip == (0, 800, 1600, 1952), "its floor is now the whole turn's"
+    assert one.next_chunk.clip == (0, 800, 1600, 1952), "the floor is now the whole turn's"
     assert len(prefill_all(one)) == 2
     assert one.thinker_length == 103 + 100 + 44 + 1 + 2 + 3
 
 
-def test_windows_still_queued_at_the_turns_end_get_its_floor():
+def test_windows_still_queued_at_the_end_of_the_turn_get_its_floor():
     one = conversation(detection="manual")
     advance(one, 60)
     advance(one, commit=True)
@@ -222,7 +153,7 @@ def test_windows_still_queued_at_the_turns_end_get_its_floor():
     assert [clip.turn_end for clip in clips] == [1952, 1952, 1952]
 
 
-def test_the_oldest_turn_leaves_for_the_present_one():
+def test_oldest_turn_is_evicted_for_the_present_one():
     one = conversation(replace(CONFIG, thinker_positions=120, talker_positions=110), detection="manual")
     for _ in range(4):
         advance(one, 5, commit=True)
@@ -233,7 +164,7 @@ def test_the_oldest_turn_leaves_for_the_present_one():
     assert thinker.kept == talker.kept == 0
     assert thinker.length - thinker.leaving + len(prefill.chunk.closing) <= 120
     assert len(one.history.turns) < 4
-    assert one.thinker_length == sum(turn.user + turn.answer for turn in one.history.turns)
+    expect_lengths(one.history)
 
 
 def test_frames_are_needed_until_their_turn_is_prefilled():
@@ -247,13 +178,13 @@ def test_frames_are_needed_until_their_turn_is_prefilled():
 
 
 @pytest.mark.parametrize("control", ["commit", "cancel"])
-def test_what_makes_no_sense_is_told(control):
+def test_commit_and_cancel_without_an_object_are_errors(control):
     one = conversation()
     assert advance(one, **{control: True}) == ["error"]
     assert one.events[0].code == f"nothing_to_{control}"
 
 
-def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
+def test_turn_that_does_not_fit_leaves_the_next_one_unchanged():
     """Two messages while prefill is late: the first is dropped, the second answered."""
     config = replace(CONFIG, thinker_positions=330, talker_positions=320, stops_when_full=True)
     one = conversation(config, detection="manual")
@@ -266,12 +197,12 @@ def test_a_turn_that_does_not_fit_takes_nothing_from_the_next():
     assert [event.type for event in one.events] == ["interrupted", "committed", "error"]
     prefill_all(one)
     assert [event.type for event in one.events] == ["interrupted", "committed", "error", "answer_started"]
-    assert [turn.typed for turn in one.history.turns] == ["x" * 150, "hello"]
-    assert one.thinker_length == sum(turn.user + turn.answer for turn in one.history.turns)
+    assert [e.text for e in one.history.entries if isinstance(e, UserText)] == ["x" * 150, "hello"]
+    expect_lengths(one.history)
 
 
-def test_the_end_of_an_answer_is_prefilled_once():
-    """Also when the turn after it is abandoned while its chunk waits."""
+def test_end_of_an_answer_is_prefilled_once():
+    """Also if the next turn is dropped while its chunk waits."""
     one = conversation(detection="manual")
     advance(one, message="first")
     prefill_all(one)
@@ -283,29 +214,58 @@ def test_the_end_of_an_answer_is_prefilled_once():
     closings = []
     while prefill := one.next_prefill():
         closings.append(prefill.chunk.closing)
-    assert closings == [[14], []], "before the second turn, and not again"
+    assert closings == [[14], []], "before the second turn, once"
 
 
-def test_a_message_joins_what_push_to_talk_is_recording():
+def test_message_joins_a_pushed_turn():
     one = conversation(detection="manual")
     advance(one, 3, listen=True)
     advance(one, message="and this")
     advance(one, 2, commit=True)
     prefill_all(one)
-    (turn,) = one.history.turns
-    assert turn.typed == "and this"
-    assert turn.sound_ms == (2 * TICK_MS, 6 * TICK_MS)
+    user = one.history.entries[0]
+    assert isinstance(user, UserAudio)
+    assert user.typed == "and this"
+    assert user.span_ms == (2 * TICK_MS, 6 * TICK_MS)
 
 
-def test_speech_that_stops_and_starts_within_a_tick_is_two():
+def test_speech_that_stops_and_starts_within_a_tick_is_reported_twice():
     one = conversation(silence_duration_ms=96)
     advance(one, 2, SPEECH)
     kinds = advance(one, 1, [*[0.0] * 4, *[0.9] * 6])
     assert kinds[:2] == ["speech_stopped", "speech_started"]
 
 
+def test_speech_that_ends_before_a_pushed_turn_begins_does_not_end_the_turn():
+    one = conversation(silence_duration_ms=96)
+    probabilities = [*[0.0] * 3, *[0.9] * 3, *[0.0] * 4]
+    assert advance(one, probabilities=probabilities, listen=TICK_MS) == ["speech_started", "speech_stopped"]
+    advance(one, 2)
+    advance(one, commit=True)
+    (committed,) = one.events
+    assert (committed.audio_start_ms, committed.audio_end_ms) == (TICK_MS, 4 * TICK_MS)
+
+
+def test_message_whose_other_part_is_forgotten_keeps_its_text():
+    one = conversation()
+    advance(one, items=(ItemControl(Role.SYSTEM, "Be brief."),))
+    prefill_all(one)
+    assert advance(one, forget=ForgetControl(1, Part.USER)) == ["forgotten"]
+    assert list(one.history.transcript()) == [{"role": "system", "text": "Be brief."}]
+    assert advance(one, forget=ForgetControl(1, Part.ANSWER)) == ["forgotten"]
+    assert list(one.history.transcript()) == []
+    expect_lengths(one.history)
+
+
 def test_state_machine_imports_no_torch():
-    """Checked in a fresh process: the modules of the host side only."""
-    modules = "conversation, actions, answer, chat_template, history, prefill_queue, speech_detector"
-    program = f"from engine.turn import {modules}; import sys; assert 'torch' not in sys.modules"
+    """Checked in a fresh process: every module of the host side."""
+    device_side = {"__init__", "dialect", "plan", "prefill", "speaker_classifier"}
+    modules = {path.stem for path in (ROOT / "engine" / "turn").glob("*.py")} - device_side
+    program = f"from engine.turn import {', '.join(sorted(modules))}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_controls_are_applied_in_the_order_of_their_fields():
+    """`reset` begins another conversation before its tick."""
+    controls = conversation().controls
+    assert ("reset", *controls.before_audio, *controls.after_audio) == CONTROLS

@@ -1,10 +1,8 @@
 """The dialect `turn`: for the stock Qwen3-Omni, which answers when the user's turn has ended.
 
-While the user speaks, the thinker prefills each window of their audio as it completes; when they stop, what is left of
-it and the answer's opening. In the same tick the answer begins: one text token a codec frame, four frames a tick, until
-text and speech have ended. All of it is what transformers' `generate()` does with the whole conversation as its prompt.
-
-The thinker's cache goes on from turn to turn, the talker's as far as users' parts go.
+While the user speaks, the thinker prefills each window of the audio when it is complete; when the user stops, the rest
+of the audio and the answer's opening. The answer begins in the same tick: one text token a codec frame, four frames a
+tick, until text and speech have ended. Tokens and codes equal those of transformers' `generate()` for the conversation.
 """
 
 from __future__ import annotations
@@ -104,35 +102,33 @@ class TurnDialect:
             lambda rows: CodecBatch(rows, self._frames, slots, self.talker),
             slots.buckets,
         )
-        self.warm_up_controls: Sequence[Controls] = (
-            *(Controls(), Controls(listen=True)),
-            *(Controls(commit=True), Controls()),
-        )
+        ticks = (Controls(), Controls(listen=True), Controls(commit=True), Controls())
+        self.warm_up_controls: Sequence[Controls] = ticks
 
     def begin(self, slot: int, options: Options) -> TurnConversation:
-        """A conversation in a slot that was reset. Raises `OptionError`."""
+        """Return a conversation in a slot that was reset. Raises `OptionError`."""
         prompt = self.chat.system(options.system_prompt)
         if options.turn.detection == "server_vad":
             self._vad = self._vad or Vad()
         self._expect_possible(options.turn)
-        conversation = TurnConversation.begin(slot, options, self._config, prompt)
+        conversation = TurnConversation(slot, options, self._config, prompt)
         conversation.prompt_chunk_prefilled(self._prompts.begin(slot, prompt))
         self._slots.talker_prefix[slot] = self._voices[options.voice]
         self._slots.begin(slot, options)
         return conversation
 
     def _expect_possible(self, turn: TurnSettings) -> None:
-        """Raises `OptionError` for questions about the speaker that are too long."""
+        """Raise `OptionError` for questions about the speaker that are too long."""
         for name in ("emotion", "language"):
             if labels := turn.asked(name):
                 self._classifier.expect_possible(name, labels)
 
     def schedule(self, rows: Sequence[Row]) -> TurnPlan:
-        """Advances every conversation by a tick and plans what is computed in it."""
+        """Advance every conversation by a tick and plan what is computed in it."""
         plan = TurnPlan([row.conversation for row in rows])
         probabilities = self._speech_probabilities(rows)
         for row in rows:
-            with _alone(plan, row.conversation):
+            with _isolated(plan, row.conversation):
                 self._slots.mel[row.conversation.slot].append(row.input.log_mel, row.input.pcm)
                 frames = row.input.log_mel.shape[1]
                 windows = probabilities.get(row.conversation.slot, [])
@@ -142,16 +138,16 @@ class TurnDialect:
         plan.prompts = self._prompts.schedule(plan.conversations, budget)
         plan.prefills = self._schedule_prefills(plan, budget)
         for conversation in plan.conversations:
-            with _alone(plan, conversation):
+            with _isolated(plan, conversation):
                 if decode := conversation.next_decode():
                     plan.decodes[conversation.slot] = decode
                 self._slots.mel[conversation.slot].drop_before(conversation.oldest_frame)
         return plan
 
     def prefill(self, plan: TurnPlan) -> None:
-        """What clients wanted out leaves; prompts, then chunks of turns, a round at a time."""
+        """Run the evictions, then prefill prompts, then chunks of turns, a round at a time."""
         for conversation in plan.conversations:
-            with _alone(plan, conversation):
+            with _isolated(plan, conversation):
                 self._evict(conversation.slot, plan.evictions[conversation.slot])
         self._prompts.run(plan.prompts)
         for rows in plan.prefills:
@@ -163,7 +159,7 @@ class TurnDialect:
                     self._slots.begin_speech(row.slot)
 
     def decode(self, plan: TurnPlan) -> None:
-        """A tick of all answers: a text token, then a codec frame, as often as the tick has frames."""
+        """Decode a tick of all answers: a text token, then a codec frame, for each frame of the tick."""
         for slot, decode in plan.decodes.items():
             self._evict(slot, decode.evictions)
             if not decode.emits_text:
@@ -184,25 +180,25 @@ class TurnDialect:
                 self._codec.decode_frame(plan.codec, frame)
         with self._run.timer("speaker"):
             busy = any(decode.is_first for decode in plan.decodes.values())
-            for conversation in self._classifier.due(plan.conversations, busy):
-                with _alone(plan, conversation):
-                    self._classifier.ask(conversation)
+            for conversation in self._classifier.next_conversations(plan.conversations, busy):
+                with _isolated(plan, conversation):
+                    self._classifier.answer(conversation)
 
     def postprocess(self, plan: TurnPlan) -> dict[int, TickResult]:
-        """Results by slot. Device-to-host copies: here a tick waits for the device."""
+        """Return the results by slot. Device-to-host copies: the only synchronisation in a tick."""
         tokens = plan.text.tick.tolist() if plan.text else []
         frames = [*plan.codec.tick.to("cpu", copy=True)] if plan.codec else []
         tokens_of = dict(zip(plan.decoding("text"), tokens, strict=False))  # rows past the slots are padding
         frames_of = dict(zip(plan.decoding("frames"), frames, strict=False))
         results: dict[int, TickResult] = {}
         for conversation in plan.conversations:
-            with _alone(plan, conversation):
+            with _isolated(plan, conversation):
                 slot, decode = conversation.slot, plan.decodes.get(conversation.slot)
                 results[slot] = self._output(conversation, decode, tokens_of.get(slot, []), frames_of.get(slot))
         return {**results, **plan.failures}
 
     def capture(self, enabled: bool) -> None:
-        """On CUDA: runs every step at every batch size, and captures it if `enabled`."""
+        """Run every step at every batch size on CUDA, and capture it as a graph if `enabled`."""
         self._classifier.warm_up()
         self._prompts.capture(enabled)
         self._prefill.capture(enabled)
@@ -214,7 +210,7 @@ class TurnDialect:
                 self._codec.capture(codec, enabled)
 
     def _speech_probabilities(self, rows: Sequence[Row]) -> dict[int, list[float]]:
-        """By slot, of the conversations whose turns are told by voice activity."""
+        """Return the probabilities by slot, for conversations whose turns are detected by voice activity."""
         detecting = [row for row in rows if row.conversation.detects_turns]
         if not detecting:
             return {}
@@ -227,7 +223,7 @@ class TurnDialect:
     def _output(
         self, conversation: TurnConversation, decode: Decode | None, tokens: list[int], codes: Tensor | None
     ) -> TickOutput:
-        """What a conversation emits, of the text tokens and codes [frames, 16] that its tick gave."""
+        """Return the output of a conversation from the text tokens and codes [frames, 16] of its tick."""
         output = TickOutput(no_frames(self.talker.codebooks, self._frames), [], "")
         if decode:
             decoded = conversation.decoded(tokens, [] if codes is None else codes[:, 0].tolist())
@@ -240,14 +236,14 @@ class TurnDialect:
         return output
 
     def _schedule_prefills(self, plan: TurnPlan, budget: PrefillBudget) -> list[list[PrefillRow]]:
-        """Rounds of chunks, one of each conversation a round, as far as the budget goes."""
+        """Return rounds of chunks, one of each conversation a round, as far as the budget allows."""
         rounds = []
         waiting = [c for c in plan.conversations if not c.has_prompt_left]
         while waiting:
             rows = []
             for conversation in sorted(waiting, key=lambda c: c.waited_ticks, reverse=True):
                 prefill = None
-                with _alone(plan, conversation):
+                with _isolated(plan, conversation):
                     prefill = self._next_prefill(conversation, budget)
                     if prefill:
                         clip = prefill.chunk.clip
@@ -277,11 +273,13 @@ class TurnDialect:
                 self._slots.evict(slot, eviction)
 
     def _text_step(self, batch: TextBatch) -> None:
-        """The step `text`: samples a token of each row, which conditions the next codec frame, and appends it."""
+        """Sample a token of each row, which conditions the next codec frame, and append it: the step `text`."""
         slots = self._slots
         token = next_token(batch, self.thinker, slots)
         batch.token.copy_(token)
-        ends = (token == self.chat.end) | (batch.tokens_left == 1)  # transformers gives the talker no last token
+        ends = (token == self.chat.end) | (
+            batch.tokens_left == 1
+        )  # in transformers the talker does not receive the last token
         batch.tokens_left -= 1
         embedding = self.thinker.embed(token)
         condition = torch.where(ends[:, None], self._text_end, self.talker.project_text(embedding))
@@ -292,8 +290,8 @@ class TurnDialect:
 
 
 @contextmanager
-def _alone(plan: TurnPlan, conversation: TurnConversation) -> Iterator[None]:
-    """Whatever one conversation does to itself in the block, the others go on."""
+def _isolated(plan: TurnPlan, conversation: TurnConversation) -> Iterator[None]:
+    """Limit an error in the block to its conversation: the others continue."""
     try:
         yield
     except Exception as error:

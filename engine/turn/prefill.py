@@ -1,8 +1,8 @@
 """Chunks of users' turns into the caches, several conversations at once.
 
-A chunk is tokens, and the clip that belongs to the audio tokens among them. The thinker gets all of it. The talker gets
-the user's part: a projection of the thinker's embeddings at text tokens, of its middle layer at audio tokens; and,
-before an answer, the answer's opening and its own prefix, which names the voice. As `generate()` of
+A chunk is tokens, and the clip that belongs to the audio tokens among them. The thinker receives the whole chunk. The
+talker receives the user's part: a projection of the thinker's embeddings at text tokens, of its middle layer at audio
+tokens; and, before an answer, the answer's opening and the talker's prefix, which names the voice. As `generate()` of
 `Qwen3OmniMoeForConditionalGeneration` (transformers 5.20.2) prepares them.
 """
 
@@ -23,21 +23,21 @@ from engine.talker import Talker
 from engine.thinker import Thinker
 from engine.turn.actions import Prefill, PrefillChunk
 
-CUDA_BLOCKS = (2, 4, 8)  # of the encoder, 100 frames each: sizes that a clip is padded to; on a CPU, any number
-MAX_ROWS = 8  # of one batch on CUDA: turns seldom end together, and each size is a graph of its own
-TOKENS_STEP = 16  # tokens are padded to a multiple of it
-TOKENS_BESIDE_CLIP = 12
+CUDA_BLOCKS = (2, 4, 8)  # sizes that a clip is padded to, in encoder blocks of 100 frames; on a CPU, any number
+MAX_ROWS = 8  # maximum rows of a batch on CUDA: turns seldom end together, and each size is a separate graph
+TOKENS_STEP = 16  # tokens are padded to a multiple of this number
+TOKENS_NEXT_TO_CLIP = 12  # maximum tokens of a chunk that are not audio
 
 
 class Size(NamedTuple):
-    """What the rows of a batch are padded to."""
+    """Padded size of the rows of a batch."""
 
     blocks: int
     tokens: int
 
 
 class PrefillRow(NamedTuple):
-    """A chunk with its place, and its clip as the encoder takes it."""
+    """A chunk with its positions, and its clip as the input of the encoder."""
 
     slot: int
     prefill: Prefill
@@ -45,7 +45,7 @@ class PrefillRow(NamedTuple):
 
 
 class PrefillBatch:
-    """R rows, padded to T tokens and K blocks. The tensors keep their place in memory."""
+    """R rows, padded to T tokens and K blocks. The tensors keep their address in memory."""
 
     def __init__(self, size: Size, rows: int, slots: SlotState, thinker: Thinker):
         device, encoder = thinker.decoder.device, thinker.audio_encoder
@@ -56,29 +56,29 @@ class PrefillBatch:
         self.thinker = CachePositions(self.slots, torch.zeros_like(self.slots))
         self.talker = CachePositions(self.slots, torch.zeros_like(self.slots))
         self.log_mel = torch.zeros(rows, 128, size.blocks * encoder.block, device=device)
-        self.audio_tokens = torch.zeros_like(self.slots)  # of the clip
+        self.audio_tokens = torch.zeros_like(self.slots)  # number of audio tokens of each clip
         self.tokens = torch.zeros(rows, size.tokens, dtype=torch.int64, device=device)
         self.last = torch.zeros_like(self.slots)  # the index of the last token that is not padding
-        # Indices among the T tokens and, after them, the talker's prefix: what the talker gets, [R, T + 5].
+        # Input of the talker: indices among the T tokens and, after them, the talker's prefix, [R, T + 5].
         self.talker_inputs = torch.zeros(rows, size.tokens + TALKER_PREFIX, dtype=torch.int64, device=device)
 
     @property
     def variant(self) -> Hashable:
-        """Rows and their size."""
+        """Number of rows, and their size."""
         return len(self.slots), self.size
 
     def fill(self, rows: Sequence[PrefillRow]) -> None:
-        """Sets the rows, sorted by slot; the others are padding."""
+        """Set the rows, sorted by slot; the others are padding."""
         tokens = torch.zeros(self.tokens.shape, dtype=torch.int64)
         inputs = torch.zeros(self.talker_inputs.shape, dtype=torch.int64)
         clips = torch.zeros(self.log_mel.shape)
         values = []
         for row, (slot, prefill, clip) in enumerate(rows):
             chunk = prefill.chunk
-            all_tokens, thinker_alone = chunk.tokens, len(chunk.closing) + len(chunk.aside)
+            all_tokens = chunk.tokens
             tokens[row, : len(all_tokens)] = torch.tensor(all_tokens)
             prefix = range(self.size.tokens, self.size.tokens + TALKER_PREFIX) if chunk.opening else ()
-            to_talker = [*range(thinker_alone, len(all_tokens)), *prefix]
+            to_talker = [*range(chunk.talker_first, len(all_tokens)), *prefix]
             inputs[row, : len(to_talker)] = torch.tensor(to_talker)
             audio_tokens = 0
             if clip is not None:
@@ -94,14 +94,14 @@ class PrefillBatch:
         self.talker.set_host(slots, [row.prefill.talker_start for row in rows])
 
     def set_padding(self) -> None:
-        """Makes every row padding."""
+        """Make every row padding."""
         self.slots.fill_(self._padding_slot)
         self.thinker.starts.zero_()
         self.talker.starts.zero_()
 
 
 class TurnPrefill:
-    """The step `prefill`, and the batches that it works on."""
+    """The step `prefill` and its batches."""
 
     def __init__(
         self,
@@ -112,51 +112,51 @@ class TurnPrefill:
         accept_hidden_layer: int,
         runner: GraphRunner,
     ):
-        """`accept_hidden_layer`: the thinker's layer whose output the talker gets at audio tokens."""
+        """Create the step; `accept_hidden_layer`: thinker's layer whose output the talker receives at audio tokens."""
         self._thinker, self._talker, self._slots, self._run = thinker, talker, slots, runner
         self._audio_token, self._layer = audio_token, accept_hidden_layer
         self._device = thinker.decoder.device
         encoder = thinker.audio_encoder
-        most = encoder.window // encoder.block
-        choice = CUDA_BLOCKS if self._device.type == "cuda" else range(1, most)
-        blocks = [*(count for count in choice if count < most), most]
+        max_blocks = encoder.window // encoder.block
+        choice = CUDA_BLOCKS if self._device.type == "cuda" else range(1, max_blocks)
+        blocks = [*(count for count in choice if count < max_blocks), max_blocks]
         self.sizes = [Size(count, _padded_tokens(count * encoder.block_tokens)) for count in blocks]
         self._buckets = BatchBuckets(min(MAX_ROWS, slots.count), self._device)
         self._batches: dict[tuple[Size, int], PrefillBatch] = {}
 
     def size(self, chunk: PrefillChunk) -> Size:
-        """The least size that a chunk fits into: it does not depend on company."""
+        """Return the smallest size that a chunk fits into, which does not depend on other chunks."""
         frames, tokens = chunk.clip.frames if chunk.clip else 0, len(chunk.tokens)
         block = self._thinker.audio_encoder.block
         return next(size for size in self.sizes if frames <= size.blocks * block and tokens <= size.tokens)
 
     def run(self, rows: Sequence[PrefillRow]) -> None:
-        """Prefills one chunk each of several conversations, sorted by slot."""
+        """Prefill one chunk each of several conversations, sorted by slot."""
         by_size: dict[Size, list[PrefillRow]] = {}
         for row in rows:
             by_size.setdefault(self.size(row.prefill.chunk), []).append(row)
         for size, alike in by_size.items():
-            most = MAX_ROWS if self._device.type == "cuda" else len(alike)
-            for first in range(0, len(alike), most):
-                together = alike[first : first + most]
+            max_rows = MAX_ROWS if self._device.type == "cuda" else len(alike)
+            for first in range(0, len(alike), max_rows):
+                together = alike[first : first + max_rows]
                 batch = self.batch(size, self._buckets.of(len(together)))
                 batch.fill(together)
                 self._run("prefill", self.step, batch)
 
     def capture(self, enabled: bool) -> None:
-        """On CUDA: runs the step at every size, and captures it if `enabled`."""
+        """Run the step at every size on CUDA, and capture it as a graph if `enabled`."""
         for rows in self._buckets.all():
             for size in self.sizes:
                 self._run.capture("prefill", self.step, self.batch(size, rows), enabled)
 
     def batch(self, size: Size, rows: int) -> PrefillBatch:
-        """The batch of this size."""
+        """Return the batch of a size."""
         if (size, rows) not in self._batches:
             self._batches[size, rows] = PrefillBatch(size, rows, self._slots, self._thinker)
         return self._batches[size, rows]
 
     def step(self, batch: PrefillBatch) -> None:
-        """Positions past a row's last token hold padding, and are written over by what follows."""
+        """Compute a batch. Positions past a row's last token hold padding, which later chunks overwrite."""
         thinker, talker, slots = self._thinker, self._talker, self._slots
         audio = thinker.audio_encoder(batch.log_mel, batch.audio_tokens.clamp(min=1))  # [R, 13 K, H]
         is_audio = batch.tokens == self._audio_token
@@ -175,5 +175,5 @@ class TurnPrefill:
 
 
 def _padded_tokens(audio_tokens: int) -> int:
-    """Tokens to pad to, where so many are audio."""
-    return -(-(audio_tokens + TOKENS_BESIDE_CLIP) // TOKENS_STEP) * TOKENS_STEP
+    """Return the padded number of tokens for `audio_tokens` of audio."""
+    return -(-(audio_tokens + TOKENS_NEXT_TO_CLIP) // TOKENS_STEP) * TOKENS_STEP

@@ -1,24 +1,26 @@
-"""What of a conversation waits to be prefilled, in order."""
+"""The chunks of a conversation that wait to be prefilled, in order."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
+from contract.controls import Part
 from engine.clip import Clip
 from engine.turn.actions import PrefillChunk
-from engine.turn.history import Turn
+from engine.turn.history import Answer, Entry
 
-MAX_TEXT_TOKENS = 100  # of a chunk that is text alone
+MAX_TEXT_TOKENS = 100  # maximum tokens of a chunk without audio
 
 
 class PrefillQueue:
-    """Chunks of turns; the end of the answer before them goes with the first, or waits until there is one."""
+    """The waiting chunks, and the windows of the latest user's turn that were prefilled before its end."""
 
     def __init__(self) -> None:
         self._chunks: deque[PrefillChunk] = deque()
-        self._closing: list[int] = []
+        self._windows: list[PrefillChunk] = []
 
     def __iter__(self) -> Iterator[PrefillChunk]:
         return iter(self._chunks)
@@ -31,55 +33,68 @@ class PrefillQueue:
         """The next chunk."""
         return self._chunks[0] if self._chunks else None
 
-    @property
-    def last(self) -> PrefillChunk:
-        """The latest chunk; there must be one."""
-        return self._chunks[-1]
+    def holds(self, turn: int) -> bool:
+        """Return True if a chunk of a turn waits."""
+        return any(chunk.turn == turn for chunk in self._chunks)
 
-    def find(self, number: int) -> Turn | None:
-        """The turn of this number, if some of it waits."""
-        return next((chunk.turn for chunk in self._chunks if chunk.turn.number == number), None)
+    def add(self, entry: Entry, tokens: list[int], clip: Clip | None = None) -> None:
+        """Append tokens of an entry, in several chunks if they are a long text."""
+        for piece in [tokens] if clip else _pieces(tokens):
+            self._chunks.append(PrefillChunk(entry.turn, entry, piece, clip=clip))
 
-    def add(self, turn: Turn, user: list[int], clip: Clip | None = None, opening: Sequence[int] = ()) -> None:
-        """A user's tokens, in pieces where they are text alone, and the opening of an answer after them."""
-        pieces = [user] if clip else list(_pieces(user))
-        for piece in pieces[:-1]:
-            self._append(PrefillChunk(turn, [], piece, []))
-        self._append(PrefillChunk(turn, [], pieces[-1], list(opening), clip))
+    def add_opening(self, answer: Answer, opening: Sequence[int]) -> None:
+        """Append the opening of an answer: to the last chunk, if it is the user's part of the turn."""
+        last = self._chunks[-1] if self._chunks else None
+        if last is None or last.turn != answer.turn or last.entry is None or not last.entry.reaches_talker:
+            last = PrefillChunk(answer.turn, None, [])
+            self._chunks.append(last)
+        last.answer, last.opening = answer, list(opening)
 
-    def add_aside(self, turn: Turn, tokens: list[int]) -> None:
-        """A message that is not the user's."""
-        for piece in _pieces(tokens):
-            self._append(PrefillChunk(turn, [], [], [], aside=piece))
-
-    def put_back(self, chunk: PrefillChunk) -> None:
-        """A chunk is prefilled again, before all others."""
-        self._chunks.appendleft(chunk)
+    def withdraw_opening(self) -> None:
+        """Remove the opening of the queued answer, which is the end of the queue."""
+        last = self._chunks[-1]
+        last.answer, last.opening = None, []
+        if last.entry is None:
+            self._chunks.pop()
 
     def take(self) -> PrefillChunk:
-        """Takes the next chunk off; there must be one."""
-        return self._chunks.popleft()
+        """Remove and return the next chunk; there must be one."""
+        chunk = self._chunks.popleft()
+        if chunk.clip:
+            of_turn = [window for window in self._windows if window.turn == chunk.turn]
+            self._windows = [] if chunk.clip.ends_turn else [*of_turn, chunk]
+        return chunk
 
-    def close(self, tokens: list[int]) -> None:
-        """These end the answer that is the last in the history."""
-        if self._chunks:
-            self._chunks[0].closing = tokens
-        else:
-            self._closing = tokens
+    def again(self, frame: int) -> int:
+        """Queue the windows of the next chunk's turn from a frame on again; return the number of their tokens.
 
-    def drop(self, turn: Turn) -> None:
-        """Drops what waits of a turn; the end of the answer before it goes with what is next."""
-        closing = [token for chunk in self._chunks if chunk.turn is turn for token in chunk.closing]
-        self._chunks = deque(chunk for chunk in self._chunks if chunk.turn is not turn)
-        if closing:
-            self.close(closing)
+        The next chunk is the last one of its turn, whose end has moved the floor of the turn's log-mel.
+        """
+        last = self._chunks[0]
+        assert last.clip is not None
+        again = [window for window in self._windows if window.clip and window.clip.first >= frame]
+        self._windows = [window for window in self._windows if window not in again]
+        for window in reversed(again):
+            assert window.clip is not None
+            self._chunks.appendleft(replace(window, clip=window.clip._replace(turn_end=last.clip.turn_end)))
+        return sum(len(window.content) for window in again)
 
-    def _append(self, chunk: PrefillChunk) -> None:
-        chunk.closing, self._closing = self._closing, []
-        self._chunks.append(chunk)
+    def end_turn(self, turn: int, frame: int) -> None:
+        """Set the end of a turn in its waiting clips: the floor of their log-mel is the whole turn's."""
+        for chunk in self._chunks:
+            if chunk.turn == turn and chunk.clip:
+                chunk.clip = chunk.clip._replace(turn_end=frame)
+
+    def drop_part(self, turn: int, part: Part) -> None:
+        """Drop the chunks of one part of a turn."""
+        self._chunks = deque(c for c in self._chunks if c.turn != turn or not c.entry or c.entry.part is not part)
+
+    def drop(self, turn: int) -> None:
+        """Drop the chunks of a turn."""
+        self._chunks = deque(chunk for chunk in self._chunks if chunk.turn != turn)
+        self._windows = [window for window in self._windows if window.turn != turn]
 
 
 def _pieces(tokens: list[int]) -> Iterator[list[int]]:
-    """At least one, the last of them maybe empty."""
     borders = [*range(0, max(1, len(tokens)), MAX_TEXT_TOKENS), len(tokens)]
     return (tokens[first:end] for first, end in pairwise(borders))

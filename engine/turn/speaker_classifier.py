@@ -1,7 +1,7 @@
-"""What the model says of a speaker: it is asked in the scratch slot, and may answer with labels alone.
+"""Labels of a speaker, by the model: a question in the scratch slot, whose answer is one of the labels.
 
 The thinker's keys and values up to the end of the user's turn are copied into the scratch slot. A label's probability
-is the product of its tokens', each among the tokens with which some label could go on there.
+is the product of the probabilities of its tokens, each among the tokens with which a label can continue.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ QUESTIONS = {
     "language": "Which language is the last message spoken in? Answer with one of these words alone: {labels}.",
 }
 QUESTIONS_PER_TICK = 2
-MAX_WAITED_TICKS = 10  # of a question, for a tick in which no answer begins
+MAX_WAITED_TICKS = 10  # maximum ticks that a question waits for one in which no answer begins
 
 
 class SpeakerClassifier:
-    """Asks a question or two a tick, of one conversation after another."""
+    """Computes up to `QUESTIONS_PER_TICK` questions a tick, of one conversation after another."""
 
     def __init__(self, thinker: Thinker, chat: ChatTemplate, slots: SlotState):
         self._thinker, self._chat, self._slots = thinker, chat, slots
         self._waited_ticks = 0
-        self._last_slot = -1  # that was asked about
+        self._last_slot = -1  # slot of the latest question
 
-    def due(self, conversations: Sequence[TurnConversation], busy: bool) -> Iterator[TurnConversation]:
-        """Some of those that wait for an answer, to be asked about; none while the device has answers to begin."""
+    def next_conversations(self, conversations: Sequence[TurnConversation], busy: bool) -> Iterator[TurnConversation]:
+        """Yield conversations whose next question is computed in this tick; none while answers begin (`busy`)."""
         for _ in range(QUESTIONS_PER_TICK):
             waiting = [conversation for conversation in conversations if conversation.has_question]
             if not waiting:
@@ -52,7 +52,7 @@ class SpeakerClassifier:
             yield chosen
 
     def warm_up(self) -> None:
-        """Runs what a question runs, so that nothing is compiled in the middle of a tick."""
+        """Run the computations of a question, so that nothing is compiled in the middle of a tick."""
         for length in (QUESTION_POSITIONS, 1):
             self._append([0] * length, 0)
         self._slots.reset_scratch()
@@ -60,8 +60,8 @@ class SpeakerClassifier:
     def probabilities(
         self, conversation: TurnConversation, question: Question, labels: Sequence[str]
     ) -> dict[str, float]:
-        """The probability of each label; they sum to 1."""
-        start = conversation.history.user_end(question.turn)
+        """Return the probability of each label; their sum is 1."""
+        start = conversation.history.end_of(question.entry)
         self._slots.thinker_cache.copy(conversation.slot, self._slots.scratch_slot, start)
         tokens = self._tokens(question.name, labels)
         spellings = {label: self._chat.spell(label) for label in labels}
@@ -70,28 +70,28 @@ class SpeakerClassifier:
         return found
 
     def expect_possible(self, name: str, labels: Sequence[str]) -> None:
-        """Raises `OptionError` for a question of more tokens than it may have."""
+        """Raise `OptionError` for a question that has too many tokens."""
         length = len(self._tokens(name, labels)) + max(len(self._chat.spell(label)) for label in labels)
         if length > QUESTION_POSITIONS:
             raise OptionError(
-                f"{name} is a question of {length} tokens with its {len(labels)} labels, expected at most "
-                f"{QUESTION_POSITIONS}: ask for fewer"
+                f"{name}: expected labels of at most {QUESTION_POSITIONS} tokens with their question, got {length} "
+                f"tokens for {len(labels)} labels: use fewer labels"
             )
 
-    def ask(self, conversation: TurnConversation) -> None:
-        """Asks the next question about a conversation, and tells it."""
+    def answer(self, conversation: TurnConversation) -> None:
+        """Compute the next question about a conversation, and emit its event."""
         question = conversation.take_question()
         labels = conversation.options.turn.asked(question.name)
         probabilities = self.probabilities(conversation, question, labels)
         label = max(probabilities, key=lambda label: probabilities[label])
-        conversation.tell_speaker(question, label, probabilities[label])
+        conversation.scratch.report(question, label, probabilities[label])
 
     def _tokens(self, name: str, labels: Sequence[str]) -> list[int]:
         question = QUESTIONS[name].format(labels=", ".join(labels))
         return [*self._chat.typed(question), *self._chat.close, *self._chat.answer_opening]
 
     def _spread(self, spellings: dict[str, list[int]], hidden: Tensor, position: int) -> dict[str, float]:
-        """The probability of each label, given what is left of its spelling from `position` on."""
+        """Return the probability of each label, given the rest of its spelling from `position` on."""
         if len(spellings) == 1:
             return dict.fromkeys(spellings, 1.0)
         firsts = list(dict.fromkeys(spelling[0] for spelling in spellings.values()))
@@ -104,7 +104,7 @@ class SpeakerClassifier:
         return found
 
     def _append(self, tokens: list[int], position: int) -> Tensor:
-        """The last hidden state [1, H] after tokens at a position of the scratch slot; padded to one of two lengths."""
+        """Return the last hidden state [1, H] after tokens at a position of the scratch slot."""
         decoder = self._thinker.decoder
         positions = CachePositions.of([self._slots.scratch_slot], [position], decoder.device)
         padded = tokens if len(tokens) == 1 else tokens + [0] * (QUESTION_POSITIONS - len(tokens))

@@ -1,4 +1,4 @@
-"""Engines of the dialect `turn`, one of each kind a module."""
+"""Engines of the dialect `turn`: one of each kind per module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def engine(checkpoint: Checkpoint, turn_settings) -> Engine:
 
 @pytest.fixture(scope="module")
 def talkative(checkpoint: Checkpoint, turn_settings) -> Engine:
-    """One that never ends an answer by itself."""
+    """Return an engine whose answers do not end before their maximum length."""
     head, end = checkpoint.model.talker.codec_head.weight, checkpoint.model.config.talker_config.codec_eos_token_id
     weight = head[end].clone()
     head.data[end] = 0
@@ -32,5 +32,5 @@ def talkative(checkpoint: Checkpoint, turn_settings) -> Engine:
 
 @pytest.fixture(scope="module")
 def small(checkpoint: Checkpoint, turn_settings) -> Engine:
-    """12 s of context."""
+    """Return an engine with 12 s of context."""
     return Engine(checkpoint, turn_settings.with_values(engine={"slots": 2, "context_s": 12, "prompt_positions": 64}))

@@ -6,7 +6,7 @@ import pytest
 
 from contract.controls import Controls
 from contract.events import AnswerDone, AnswerStarted, Committed, InputDropped
-from tests.test_turn_conversation import (
+from tests.turn_machine import (
     SILENCE,
     SPEECH,
     TICK,
@@ -75,7 +75,7 @@ def test_clear_leaves_an_answer_in_progress():
     assert one.next_decode()
 
 
-def test_a_cleared_turn_that_detection_left_open_gets_no_answer_and_the_next_respond_does():
+def test_respond_after_clear_of_a_kept_turn_answers_the_history():
     """Speech, detection off, `clear`, then a request for an answer: nothing waits for a commit that never comes."""
     one = conversation()
     advance(one, 3, SPEECH)
@@ -83,10 +83,10 @@ def test_a_cleared_turn_that_detection_left_open_gets_no_answer_and_the_next_res
     assert advance(one, clear=True) == ["input_dropped"]
     advance(one, respond=True)
     prefill_all(one)
-    assert [event.turn for event in one.events if isinstance(event, AnswerStarted)] == [one.history.turns[-1].number]
+    assert [event.turn for event in one.events if isinstance(event, AnswerStarted)] == [one.history.turns[-1]]
 
 
-def test_a_respond_whose_turn_is_cleared_answers_the_history():
+def test_respond_whose_turn_is_cleared_answers_the_history():
     one = conversation(create_response=False)
     advance(one, 3, SPEECH)
     advance(one, respond=True, probabilities=SPEECH)
@@ -95,7 +95,7 @@ def test_a_respond_whose_turn_is_cleared_answers_the_history():
     assert one.next_decode().is_first
 
 
-def test_a_respond_whose_turn_is_cleared_waits_for_speech_that_goes_on():
+def test_respond_whose_turn_is_cleared_waits_for_speech_that_goes_on():
     one = conversation(create_response=False)
     advance(one, 3, SPEECH)
     advance(one, respond=True, probabilities=SPEECH)
@@ -106,7 +106,7 @@ def test_a_respond_whose_turn_is_cleared_waits_for_speech_that_goes_on():
     assert one.next_decode().is_first
 
 
-def test_a_respond_whose_turn_a_message_replaces_is_answered_once():
+def test_respond_whose_turn_a_message_replaces_is_answered_once():
     one = conversation()
     advance(one, listen=True)
     advance(one, respond=True)

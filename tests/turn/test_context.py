@@ -1,4 +1,4 @@
-"""A context that is full."""
+"""A full context."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.turns import (
 )
 
 
-def test_a_full_context_drops_whole_oldest_turns(small: Engine, frontend, questions):
+def test_full_context_evicts_whole_turns_oldest_first(small: Engine, frontend, questions):
     def script() -> Script:
         user = User()
         for _ in range(5):
-            yield from user.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from user.speak(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
             yield from user.until_quiet()
         yield silence(), Controls(transcript=True)
 
@@ -40,8 +40,8 @@ def test_a_full_context_drops_whole_oldest_turns(small: Engine, frontend, questi
     assert len([turn for turn in transcript if turn["role"] == "user"]) == 5 - len(dropped)
 
 
-def test_what_is_left_of_an_evicted_turn_is_a_rotation(engine: Engine, checkpoint: Checkpoint):
-    """Keys and values that stay are what they were, keys rotated back by as many positions as left."""
+def test_eviction_rotates_the_keys_that_move(engine: Engine, checkpoint: Checkpoint):
+    """Keys and values that stay are unchanged, except that keys are rotated back by the number of evicted positions."""
     cache = KVCache(checkpoint.model.thinker.model, 2, 64)
     cache.buffer.copy_(torch.randn(cache.buffer.shape, generator=torch.Generator().manual_seed(0)))
     before, kept, leaving, length = cache.buffer.clone(), 5, 12, 40
@@ -57,39 +57,39 @@ def test_what_is_left_of_an_evicted_turn_is_a_rotation(engine: Engine, checkpoin
     assert torch.equal(cache.buffer[:, 0], before[:, 0])
 
 
-def test_a_turn_longer_than_the_context_is_told_and_forgotten(small: Engine, frontend, questions):
-    """And the conversation goes on."""
+def test_turn_longer_than_the_context_is_dropped_with_an_error(small: Engine, frontend, questions):
+    """The conversation continues."""
     long = np.concatenate([questions[0]] * 4)
 
     def script() -> Script:
         user = User()
-        yield from user.say(long)
-        yield from user.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from user.speak(long)
+        yield from user.speak(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
         yield from user.wait(25)
 
     call = converse(small, frontend, script(), **MANUAL)
     error = event_of(call, "error")
     assert error.code == "turn_too_long"
-    assert "it is longer than the context of 152 positions (engine.context_s)" in error.message
+    assert "expected at most 152 positions (engine.context_s)" in error.message
     assert kinds(call)[-2:] == ["answer_started", "answer_done"]
 
 
-def test_a_context_that_stops_refuses_the_turn(checkpoint, turn_settings, frontend, questions):
+def test_context_full_stop_refuses_the_turn(checkpoint, turn_settings, frontend, questions):
     engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 1, "context_s": 12, "context_full": "stop"}))
 
     def script() -> Script:
         user = User()
         for _ in range(4):
-            yield from user.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from user.speak(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
             yield from user.until_quiet()
 
     call = converse(engine, frontend, script(), **MANUAL)
     assert "turns_dropped" not in kinds(call)
-    told = [event for event in call.events if event.type == "error" or getattr(event, "reason", "") == "context"]
-    assert told
+    reported = [event for event in call.events if event.type == "error" or getattr(event, "reason", "") == "context"]
+    assert reported
 
 
-def test_an_answer_ends_with_the_context(checkpoint, turn_settings, talkative, frontend, questions):
+def test_answer_ends_when_the_context_is_full(checkpoint, turn_settings, talkative, frontend, questions):
     engine = Engine(
         checkpoint,
         turn_settings.with_values(engine={"slots": 1, "context_s": 12}, turn={"answer_frames": 4096}),
@@ -99,10 +99,10 @@ def test_an_answer_ends_with_the_context(checkpoint, turn_settings, talkative, f
     assert sum(spoken_frames(call)) > 80
 
 
-def test_what_an_answer_pushes_out_before_it_fills_the_context_leaves_the_cache(
+def test_turn_that_an_answer_evicts_before_it_fills_the_context_leaves_the_cache(
     checkpoint, turn_settings, talkative, frontend
 ):
-    """What was added in the system's name gives the talker no room: it leaves, and the answer ends all the same."""
+    """The eviction of a system message frees no position of the talker: the message leaves, and the answer ends."""
     engine = Engine(
         checkpoint,
         turn_settings.with_values(engine={"slots": 1, "context_s": 12}, turn={"answer_frames": 4096}),
@@ -114,12 +114,12 @@ def test_what_an_answer_pushes_out_before_it_fills_the_context_leaves_the_cache(
         user.note((yield silence(), Controls(items=(ItemControl(Role.SYSTEM, "Be brief."),))))
         user.note((yield silence(), Controls(message="What is the weather like?")))
         history = engine.conversation("test").history
-        item, turn = history.turns
-        begin = item.answer
-        before = cache.buffer[:, 0, values:, begin : begin + turn.user].clone()
+        item, user, _ = history.entries
+        begin = item.thinker
+        before = cache.buffer[:, 0, values:, begin : begin + user.thinker].clone()
         yield from user.until_quiet()
-        assert history.turns == [turn]
-        assert torch.equal(cache.buffer[:, 0, values:, : turn.user], before)
+        assert history.turns == [user.turn]
+        assert torch.equal(cache.buffer[:, 0, values:, : user.thinker], before)
 
     call = converse(engine, frontend, script(), **MANUAL)
     assert event_of(call, "answer_done").reason == "context"

@@ -1,10 +1,10 @@
-"""What a client may ask in mid-conversation."""
+"""Controls in mid-conversation."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from contract.controls import Controls
+from contract.controls import Controls, Part
 from contract.errors import ErrorCode
 from engine.engine import Engine
 from tests.turn_oracle import TurnOracle
@@ -31,15 +31,15 @@ def test_listen_begins_a_turn_and_ends_an_answer(talkative: Engine, frontend, qu
     def script() -> Script:
         user = User()
         yield from user.wait(3)
-        yield from user.say(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from user.speak(questions[0][: 5 * TICK], Controls(listen=True), Controls(commit=True))
         yield from user.wait(4)
-        yield from user.say(questions[0][: 4 * TICK], Controls(listen=True), Controls(commit=True))
+        yield from user.speak(questions[0][: 4 * TICK], Controls(listen=True), Controls(commit=True))
         yield from user.wait(2)
 
     call = converse(talkative, frontend, script(), **MANUAL)
     assert kinds(call) == ["answer_started", "interrupted", "answer_started"]
     assert event_of(call, "interrupted").by == "listen"
-    spans = [given.audio_ms for given in call.answers]
+    spans = [received.audio_ms for received in call.answers]
     assert spans == [(3 * 320, 8 * 320), (12 * 320, 16 * 320)], "silence before is not part of a turn"
 
 
@@ -56,7 +56,7 @@ def test_cancel_ends_an_answer(talkative: Engine, frontend, questions):
     assert spoken_frames(call)[-2:] == [0, 0]
 
 
-def test_a_commit_without_sound_is_told(engine: Engine, frontend):
+def test_commit_without_audio_is_an_error(engine: Engine, frontend):
     def script() -> Script:
         yield silence(), NO_CONTROLS
         yield silence(), Controls(commit=True)
@@ -68,7 +68,7 @@ def test_a_commit_without_sound_is_told(engine: Engine, frontend):
     assert (error.at_ms, error.code) == (640, ErrorCode.NOTHING_TO_COMMIT)
 
 
-def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, frontend, checkpoint, questions):
+def test_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, frontend, checkpoint, questions):
     def script() -> Script:
         user = User()
         spoken = yield silence(), Controls(message="Hello.")
@@ -81,9 +81,9 @@ def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, fr
 
     call = Call(engine, 1, frontend, script())
     play(call)
-    turns = engine.conversation(1).history.turns
+    typed, spoken = (entry for entry in engine.conversation(1).history.entries if entry.part is Part.USER)
     engine.close(1)
-    assert [turn.typed for turn in turns] == ["Hello.", "And this."]
+    assert (typed.text, spoken.typed) == ("Hello.", "And this.")
     assert [event.type for event in call.events[:2]] == ["committed", "answer_started"]
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(None, "Hello.")
@@ -93,7 +93,7 @@ def test_a_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, fr
     assert call.answers[1].tokens == oracle.answer(40, 80).tokens
 
 
-def test_a_long_message_is_read_in_pieces(engine: Engine, frontend, checkpoint):
+def test_long_message_is_prefilled_in_pieces(engine: Engine, frontend, checkpoint):
     words = "the quick brown fox jumps over the lazy dog " * 8
 
     def script() -> Script:
@@ -107,7 +107,7 @@ def test_a_long_message_is_read_in_pieces(engine: Engine, frontend, checkpoint):
     assert call.answers[0].tokens == oracle.answer(40, 80).tokens
 
 
-def test_the_transcript_tells_the_conversation(talkative: Engine, frontend, questions, interruption):
+def test_transcript_lists_the_history(talkative: Engine, frontend, questions, interruption):
     def script() -> Script:
         yield from interrupted(questions, interruption)
         yield silence(), Controls(transcript=True)
@@ -120,7 +120,7 @@ def test_the_transcript_tells_the_conversation(talkative: Engine, frontend, ques
     assert turns[1]["text"] == event_of(call, "interrupted").heard_text
 
 
-def test_a_reset_forgets_the_conversation(engine: Engine, frontend, questions):
+def test_reset_clears_the_conversation(engine: Engine, frontend, questions):
     call = play(Call(engine, 1, frontend, asking(questions[0][: 9 * TICK], then=2), system_prompt="Be kind.", **MANUAL))
     prompt = len(engine.conversation(1).prompt)
     assert engine.thinker_length(1) > prompt
@@ -128,15 +128,15 @@ def test_a_reset_forgets_the_conversation(engine: Engine, frontend, questions):
     engine.reset(1)
     assert engine.thinker_length(1) == prompt
     conversation, cache = engine.conversation(1), engine.slots.thinker_cache.buffer
-    assert (conversation.answers, conversation.clock_ms, conversation.history.turns) == (False, 0, [])
+    assert (conversation.answers.current, conversation.clock_ms, conversation.history.turns) == (None, 0, [])
     assert not cache[:, conversation.slot, :, prompt:].any()
     engine.close(1)
-    assert not cache[:, :4].any(), "nothing is left of anybody"
+    assert not cache[:, :4].any(), "no conversation leaves a value"
     assert not engine.slots.talker_cache.buffer[:, :4].any()
 
 
-def test_a_message_in_an_answer_begins_another_at_once(talkative: Engine, frontend, questions):
-    """Its first frame is marked, since no silence lies between."""
+def test_message_during_an_answer_begins_another_answer_in_its_tick(talkative: Engine, frontend, questions):
+    """The first frame of the new answer is marked, since no silence lies between the two."""
 
     def script() -> Script:
         yield from asking(questions[0][: 6 * TICK], then=4)
@@ -149,7 +149,7 @@ def test_a_message_in_an_answer_begins_another_at_once(talkative: Engine, fronte
     assert [spoken.begins for spoken in call.spoken[5:]] == [True, False, False, False, False, True, False]
 
 
-def test_a_message_that_is_too_long_keeps_the_history(small: Engine, frontend):
+def test_message_that_is_too_long_keeps_the_history(small: Engine, frontend):
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(message="Hello.")))
@@ -162,8 +162,8 @@ def test_a_message_that_is_too_long_keeps_the_history(small: Engine, frontend):
     assert event_of(call, "transcript").turns[0]["text"] == "Hello."
 
 
-def test_silence_that_nobody_asked_for_drops_no_history(small: Engine, frontend):
-    """A client that commits by itself, and waits for longer than the context holds."""
+def test_silence_in_the_default_turn_evicts_no_history(small: Engine, frontend):
+    """With manual detection, a client waits for longer than the duration of the context."""
 
     def script() -> Script:
         user = User()
@@ -177,15 +177,15 @@ def test_silence_that_nobody_asked_for_drops_no_history(small: Engine, frontend)
     assert event_of(call, "transcript").turns[0]["text"] == "Hello."
 
 
-def test_a_word_within_an_answer_is_no_turn_after_it(engine: Engine, frontend, questions, interruption):
-    """It ended before the answer did, but for the silence that tells so."""
+def test_word_within_an_answer_opens_no_turn_after_it(engine: Engine, frontend, questions, interruption):
+    """The word ended before the answer; only the silence that shows its end lies after the answer."""
     start = int(np.argmax(np.abs(interruption) > 1000))
 
     def script(at: int) -> Script:
         user = User()
-        yield from user.say(questions[0][: 10 * TICK], last=Controls(commit=True))
+        yield from user.speak(questions[0][: 10 * TICK], last=Controls(commit=True))
         yield from user.wait(at)
-        yield from user.say(interruption[start : start + 4000])
+        yield from user.speak(interruption[start : start + 4000])
         yield from user.until_quiet()
 
     frames = 4 * (len(spoken_frames(converse(engine, frontend, script(0), interrupt="false"))) - 10)
@@ -194,28 +194,28 @@ def test_a_word_within_an_answer_is_no_turn_after_it(engine: Engine, frontend, q
         done = event_of(call, "answer_done").at_ms
         for event in call.events:
             if event.type == "answer_started" and event.at_ms > done:
-                assert event.audio_end_ms - 500 > done - 300 - 320, "something was said behind the answer"
+                assert event.audio_end_ms - 500 > done - 300 - 320, "speech after the answer"
 
 
-def test_a_commit_while_vad_listens_ends_the_speech(talkative: Engine, frontend, questions):
-    """Both events come in pairs, and speech that goes on does not interrupt its own answer at once."""
+def test_commit_under_voice_detection_ends_the_speech(talkative: Engine, frontend, questions):
+    """The events of speech come in pairs, and speech that goes on does not interrupt its own answer at once."""
 
     def script() -> Script:
         user = User()
-        yield from user.say(questions[0][: 8 * TICK], last=Controls(commit=True))
-        yield from user.say(questions[0][8 * TICK : 9 * TICK])
+        yield from user.speak(questions[0][: 8 * TICK], last=Controls(commit=True))
+        yield from user.speak(questions[0][8 * TICK : 9 * TICK])
         yield from user.wait(2)
 
     call = converse(talkative, frontend, script())
     assert kinds(call)[:3] == ["speech_started", "speech_stopped", "answer_started"]
 
 
-def test_what_is_being_said_when_detection_ends_is_kept_for_the_commit(engine: Engine, frontend, questions):
+def test_speech_in_progress_when_detection_is_switched_off_is_kept_for_the_commit(engine: Engine, frontend, questions):
     def script() -> Script:
         user = User()
-        yield from user.say(questions[0][: 8 * TICK])
+        yield from user.speak(questions[0][: 8 * TICK])
         user.note((yield questions[0][8 * TICK : 9 * TICK], Controls(turn={"detection": "manual"})))
-        yield from user.say(questions[0][9 * TICK : 11 * TICK], last=Controls(commit=True))
+        yield from user.speak(questions[0][9 * TICK : 11 * TICK], last=Controls(commit=True))
         yield from user.until_quiet()
 
     call = converse(engine, frontend, script())
@@ -225,12 +225,12 @@ def test_what_is_being_said_when_detection_ends_is_kept_for_the_commit(engine: E
     assert event_of(call, "answer_done")
 
 
-def test_listen_while_vad_listens_forgets_the_speech_before(talkative: Engine, frontend, questions):
-    """Its end does not end the turn that begins here, and a message is not held back for it."""
+def test_listen_under_voice_detection_drops_the_speech_before(talkative: Engine, frontend, questions):
+    """The end of that speech does not end the turn that begins here, and a message does not wait for it."""
 
     def script() -> Script:
         user = User()
-        yield from user.say(questions[0][: 8 * TICK])
+        yield from user.speak(questions[0][: 8 * TICK])
         yield silence(), Controls(listen=True)
         yield from user.wait(4)
         yield silence(), Controls(message="Hello.")

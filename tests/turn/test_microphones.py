@@ -1,4 +1,4 @@
-"""What microphones bring."""
+"""Audio of microphones: silence, noise and distorted speech."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ NOISE = np.random.RandomState(0).randn(16_000 * 120)
         pytest.param(8000 * np.sign(np.sin(np.arange(16_000 * 20) * 0.02)), id="a square wave"),
     ],
 )
-def test_what_is_no_speech_is_no_turn(engine: Engine, frontend, sound):
-    """Nobody has spoken, so nobody is answered."""
+def test_audio_without_speech_opens_no_turn(engine: Engine, frontend, sound):
+    """There is no speech and therefore no answer."""
 
     def script() -> Script:
         for part in ticks(np.clip(sound, -32768, 32767).astype(np.int16)):
@@ -41,13 +41,13 @@ def test_what_is_no_speech_is_no_turn(engine: Engine, frontend, sound):
 
 
 @pytest.mark.parametrize("how", ["clipped", "with a DC offset", "faint"])
-def test_bad_microphones_are_understood_as_speech(engine: Engine, frontend, questions, how):
+def test_speech_of_a_bad_microphone_is_answered(engine: Engine, frontend, questions, how):
     sound = questions[0].astype(np.float64)
     sound = {"clipped": sound * 12, "with a DC offset": sound + 6000, "faint": sound / 30}[how]
 
     def script() -> Script:
         user = User()
-        yield from user.say(np.clip(sound, -32768, 32767).astype(np.int16))
+        yield from user.speak(np.clip(sound, -32768, 32767).astype(np.int16))
         yield from user.until_quiet()
 
     call = converse(engine, frontend, script())

@@ -1,4 +1,4 @@
-"""Options, and the chat template that a checkpoint must have."""
+"""Options of a conversation, and the chat template that a checkpoint must have."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_bad_options_are_refused(engine: Engine, options, message):
         engine.open("bad", engine.parse_options(options))
 
 
-def test_a_voice_may_be_spelled_as_for_transformers(engine: Engine):
+def test_voice_is_accepted_as_transformers_spells_it(engine: Engine):
     assert engine.parse_options({"voice": "Ethan"}).voice == "ethan"
 
 
-def test_a_strange_chat_template_is_refused(checkpoint: Checkpoint):
+def test_unknown_chat_template_is_refused(checkpoint: Checkpoint):
     class Strange:
         def __init__(self, tokenizer):
             self._tokenizer = tokenizer
@@ -74,8 +74,8 @@ def test_a_strange_chat_template_is_refused(checkpoint: Checkpoint):
         ChatTemplate(Strange(checkpoint.tokenizer), checkpoint.model.config)
 
 
-def test_a_chat_template_may_have_a_system_prompt_of_its_own(checkpoint: Checkpoint):
-    """It is the system prompt where none is given, and no part of the user's turns."""
+def test_default_system_prompt_of_a_chat_template_is_used(checkpoint: Checkpoint):
+    """The default applies if no system prompt is given, and is no part of the user's turns."""
     tokenizer = copy.deepcopy(checkpoint.tokenizer)
     own = "<|im_start|>system\nBe kind.<|im_end|>\n"
     tokenizer.chat_template = "{% if messages[0].role != 'system' %}" + own + "{% endif %}" + tokenizer.chat_template

@@ -1,4 +1,4 @@
-"""Answers to the history of which it keeps nothing."""
+"""Out-of-band answers: answers to the history that are not added to it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from engine.checkpoint import Checkpoint
 from engine.engine import Engine
 from engine.errors import OptionError
 from engine.options import parse_controls
+from tests.turn_machine import expect_lengths
 from tests.turn_oracle import TurnOracle
 from tests.turns import MANUAL, Call, Script, User, converse, event_of, kinds, play, silence
 
 INSTRUCTIONS, NEXT = "Answer yes or no: does the user greet?", "What is the weather like?"
 
 
-def told(**controls) -> Script:
-    """One tick with controls, then silence until nobody speaks."""
+def with_controls(**controls) -> Script:
+    """Yield one tick with controls, and silence until the answer has ended."""
     user = User()
     user.note((yield silence(), Controls(**controls)))
     yield from user.until_quiet()
 
 
 def two_turns(between: Script) -> Script:
-    yield from told(message="Hello.")
+    yield from with_controls(message="Hello.")
     yield from between
-    yield from told(message=NEXT)
+    yield from with_controls(message=NEXT)
 
 
 def of_band(call: Call) -> list[Event]:
@@ -36,12 +37,12 @@ def of_band(call: Call) -> list[Event]:
 
 
 @pytest.mark.parametrize("speech", [True, False])
-def test_it_answers_the_history_as_transformers_would_and_leaves_it_as_it_was(
+def test_out_of_band_answer_equals_transformers_and_leaves_the_history_unchanged(
     engine: Engine, frontend, checkpoint: Checkpoint, speech: bool
 ):
-    """Its instructions are a last system message; the turn after it has tokens and codes as if nobody had asked."""
-    asked = told(out_of_band=OutOfBandControl(INSTRUCTIONS, {"speech": speech}))
-    call = Call(engine, 1, frontend, two_turns(asked), voice="ethan")
+    """Its instructions are the last system message; tokens and codes of the next turn are as if it had not been."""
+    between = with_controls(out_of_band=OutOfBandControl(INSTRUCTIONS, {"speech": speech}))
+    call = Call(engine, 1, frontend, two_turns(between), voice="ethan")
     play(call)
     history = engine.conversation(1).history
     engine.close(1)
@@ -55,18 +56,18 @@ def test_it_answers_the_history_as_transformers_would_and_leaves_it_as_it_was(
     oracle.messages = messages
     oracle.hear(None, NEXT)
     then = oracle.answer(40, 80)
-    for given, expected in zip(call.answers, (first, aside, then), strict=True):
-        assert given.tokens == expected.tokens
-        if given is not call.answers[1] or speech:
-            assert torch.equal(torch.cat(given.codes, 1)[:, : expected.codes.shape[1]], expected.codes)
+    for received, expected in zip(call.answers, (first, aside, then), strict=True):
+        assert received.tokens == expected.tokens
+        if received is not call.answers[1] or speech:
+            assert torch.equal(torch.cat(received.codes, 1)[:, : expected.codes.shape[1]], expected.codes)
     assert [event.type for event in of_band(call)] == ["answer_started", "answer_done"]
-    assert [turn.number for turn in history.turns] == [1, 2]
-    assert history.thinker_length == sum(turn.user + turn.answer for turn in history.turns)
+    assert history.turns == [1, 2]
+    expect_lengths(history)
 
 
 @pytest.mark.parametrize("ends", [{}, {"message": "Wait."}, {"out_of_band": OutOfBandControl(cancel=True)}])
-def test_what_is_sampled_after_it_is_the_same_however_it_ended(engine: Engine, frontend, ends: dict):
-    """Speech is sampled too: the conversation's random numbers are those of one that nobody asked."""
+def test_sampling_after_an_out_of_band_answer_is_unchanged_however_it_ended(engine: Engine, frontend, ends: dict):
+    """Tokens and codes are sampled; the random numbers are those of a conversation without the out-of-band answer."""
 
     def ended() -> Script:
         user = User()
@@ -75,23 +76,23 @@ def test_what_is_sampled_after_it_is_the_same_however_it_ended(engine: Engine, f
         yield from user.until_quiet()
 
     def plain() -> Script:
-        yield from told(message="Wait.") if "message" in ends else told()
+        yield from with_controls(message="Wait.") if "message" in ends else with_controls()
 
     sampled = {"text_temperature": 0.9, "temperature": 0.9, "seed": 5, **MANUAL}
     with_it, without = (converse(engine, frontend, two_turns(between), **sampled) for between in (ended(), plain()))
     assert [event.type for event in of_band(with_it)][-1] == ("interrupted" if ends else "answer_done")
     own = with_it.answers.pop(1)
     assert own.tokens
-    for given, expected in zip(with_it.answers, without.answers, strict=True):
-        assert given.tokens == expected.tokens
-        assert torch.equal(torch.cat(given.codes, 1), torch.cat(expected.codes, 1))
+    for received, expected in zip(with_it.answers, without.answers, strict=True):
+        assert received.tokens == expected.tokens
+        assert torch.equal(torch.cat(received.codes, 1), torch.cat(expected.codes, 1))
 
 
-def test_where_it_is_the_first_that_is_asked_nothing_is_left_of_it(engine: Engine, frontend, checkpoint):
+def test_out_of_band_answer_before_any_turn_leaves_nothing(engine: Engine, frontend, checkpoint):
     def script() -> Script:
-        yield from told(out_of_band=OutOfBandControl(INSTRUCTIONS))
-        yield from told(transcript=True)
-        yield from told(message=NEXT)
+        yield from with_controls(out_of_band=OutOfBandControl(INSTRUCTIONS))
+        yield from with_controls(transcript=True)
+        yield from with_controls(message=NEXT)
 
     call = converse(engine, frontend, script())
     oracle = TurnOracle(checkpoint, "ethan")
@@ -100,14 +101,14 @@ def test_where_it_is_the_first_that_is_asked_nothing_is_left_of_it(engine: Engin
     assert event_of(call, "transcript").turns == []
 
 
-def test_the_users_speech_ends_it_and_is_heard_whole(talkative: Engine, frontend, questions, interruption):
-    """Also where speech does not interrupt answers."""
+def test_speech_ends_an_out_of_band_answer_and_is_a_whole_turn(talkative: Engine, frontend, questions, interruption):
+    """Also if `interrupt` is off."""
 
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))))
         yield from user.wait(4)
-        yield from user.say(interruption)
+        yield from user.speak(interruption)
         yield from user.wait(16)
 
     call = converse(talkative, frontend, script(), interrupt="false", interrupt_after_ms=1000)
@@ -118,14 +119,14 @@ def test_the_users_speech_ends_it_and_is_heard_whole(talkative: Engine, frontend
     assert started.audio_start_ms <= event_of(call, "speech_started").at_ms
 
 
-def test_while_another_is_given_or_the_user_speaks_it_is_refused(engine: Engine, frontend, questions):
+def test_out_of_band_request_is_refused_during_an_answer_and_during_speech(engine: Engine, frontend, questions):
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(message="Hello.")))
         user.note((yield silence(), Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))))
         yield from user.until_quiet()
-        asked = Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))
-        yield from user.say(np.concatenate([questions[0], silence()]), last=asked)
+        request = Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))
+        yield from user.speak(np.concatenate([questions[0], silence()]), last=request)
         yield from user.wait(6)
         yield from user.until_quiet()
 
@@ -134,13 +135,15 @@ def test_while_another_is_given_or_the_user_speaks_it_is_refused(engine: Engine,
     assert kinds(call).count("answer_done") == 2
 
 
-def test_items_wait_until_it_has_ended_and_a_cancel_is_not_meant_for_it(engine: Engine, frontend, checkpoint):
+def test_items_wait_for_the_end_of_an_out_of_band_answer_which_cancel_does_not_end(
+    engine: Engine, frontend, checkpoint
+):
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(out_of_band=OutOfBandControl(INSTRUCTIONS))))
         user.note((yield silence(), Controls(items=(ItemControl(Role.USER, NEXT),), cancel=True)))
         yield from user.until_quiet()
-        yield from told(respond=True)
+        yield from with_controls(respond=True)
 
     call = converse(engine, frontend, script())
     assert event_of(call, "error").code == "nothing_to_cancel"
@@ -150,28 +153,30 @@ def test_items_wait_until_it_has_ended_and_a_cancel_is_not_meant_for_it(engine: 
     assert kinds(call).count("answer_done") == 2
 
 
-def test_options_that_cannot_be_are_an_error_and_nobody_elses(engine: Engine, frontend):
+def test_invalid_out_of_band_options_are_an_error_and_change_no_other_answer(engine: Engine, frontend):
     call = converse(
-        engine, frontend, two_turns(told(out_of_band=OutOfBandControl("", {"answer_tokens": 0, "speech": False})))
+        engine,
+        frontend,
+        two_turns(with_controls(out_of_band=OutOfBandControl("", {"answer_tokens": 0, "speech": False}))),
     )
     assert [(event.type, event.code) for event in of_band(call)] == [("error", "bad_control")]
-    assert all(torch.cat(given.codes, 1).numel() for given in call.answers)
+    assert all(torch.cat(received.codes, 1).numel() for received in call.answers)
 
 
 def test_instructions_longer_than_the_context_are_refused(small: Engine, frontend):
-    call = converse(small, frontend, told(out_of_band=OutOfBandControl("Be kind. " * 300)))
+    call = converse(small, frontend, with_controls(out_of_band=OutOfBandControl("Be kind. " * 300)))
     assert [(event.type, event.code) for event in of_band(call)] == [("error", "turn_too_long")]
 
 
 @pytest.mark.parametrize(
     "value", ["x", "[]", '{"instructions": 1}', '{"cancel": 1}', '{"turn": []}', '{"other": 1}', "null", '"\\ud800"']
 )
-def test_a_value_that_is_none_is_refused_by_name(turn_settings, value: str):
+def test_invalid_out_of_band_value_is_refused_by_name(turn_settings, value: str):
     with pytest.raises(OptionError, match="out_of_band: expected .*got"):
         parse_controls({"out_of_band": value}, turn_settings)
 
 
-def test_its_values(turn_settings):
+def test_out_of_band_values_are_parsed_and_bounded(turn_settings):
     parsed = parse_controls({"out_of_band": '{"instructions": "Be brief."}'}, turn_settings).out_of_band
     assert parsed == OutOfBandControl("Be brief.")
     with pytest.raises(OptionError, match="out_of_band.instructions: expected at most 20000 characters, got 20001"):

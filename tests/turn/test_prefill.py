@@ -1,4 +1,4 @@
-"""What is prefilled, and when."""
+"""Prefill: its content and its time."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from tests.turns import (
 )
 
 
-def test_a_long_turn_is_prefilled_as_it_is_spoken(engine: Engine, frontend, checkpoint, questions, turn_settings):
-    """27 s are three windows of 8 s and an open one: three are prefilled before the end, and the last at it."""
+def test_long_turn_is_prefilled_while_the_user_speaks(engine: Engine, frontend, checkpoint, questions, turn_settings):
+    """A turn of 27 s has three windows of 8 s, prefilled before its end, and a last one, prefilled at its end."""
     long = loudest_first(np.concatenate([*questions, *questions])[: 84 * TICK])
     prefilled: list[int] = []
     call = Call(engine, "long", frontend, asking(long), **MANUAL)
     going = True
     while going:
         before = engine.thinker_length("long")
-        going = call.take(engine.tick({"long": call.hear()})["long"])
+        going = call.receive(engine.tick({"long": call.next_input()})["long"])
         if engine.thinker_length("long") - before > 30:
             prefilled.append(len(call.spoken) - 1)
     engine.close("long")
-    assert prefilled == [25, 50, 75, 83], "a tick after 800, 1600 and 2400 frames, and the last"
+    assert prefilled == [25, 50, 75, 83], "one tick after 800, 1600 and 2400 frames, and the last tick"
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.hear(call.sound(call.answers[0]))
-    said = oracle.answer(turn_settings.turn.answer_tokens, turn_settings.turn.answer_frames)
-    assert call.answers[0].tokens == said.tokens
-    assert torch.equal(torch.cat(call.answers[0].codes, dim=1), said.codes[:, : 4 * 31])
+    expected = oracle.answer(turn_settings.turn.answer_tokens, turn_settings.turn.answer_frames)
+    assert call.answers[0].tokens == expected.tokens
+    assert torch.equal(torch.cat(call.answers[0].codes, dim=1), expected.codes[:, : 4 * 31])
 
 
 @pytest.mark.parametrize("ticks", [1, 3, 4, 6, 24, 25, 26])
-def test_the_thinker_hears_a_turn_of_any_length_as_transformers_does(engine: Engine, frontend, checkpoint, pcm, ticks):
-    """Lengths around a second, and around a window of the encoder."""
+def test_hidden_state_of_a_turn_of_any_length_equals_transformers(engine: Engine, frontend, checkpoint, pcm, ticks):
+    """The lengths are around one second, and around a window of the encoder."""
     sound = np.concatenate([pcm] * 2)[: ticks * TICK]
     call = Call(engine, 1, frontend, asking(sound, then=0), **MANUAL)
     decode = engine.dialect.decode
@@ -75,11 +75,11 @@ def test_the_thinker_hears_a_turn_of_any_length_as_transformers_does(engine: Eng
     assert (hidden[-1] - expected).abs().max() < 1e-4, "a few roundings of float32, of values around 1"
 
 
-def test_the_tenth_turn_prefills_no_more_than_the_first(engine: Engine, frontend, questions):
+def test_tenth_turn_prefills_no_more_than_the_first(engine: Engine, frontend, questions):
     def script() -> Script:
         user = User()
         for _ in range(10):
-            yield from user.say(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
+            yield from user.speak(questions[0][: 9 * TICK], Controls(listen=True), Controls(commit=True))
             yield from user.until_quiet()
 
     call = Call(engine, 1, frontend, script(), **MANUAL)
@@ -87,17 +87,17 @@ def test_the_tenth_turn_prefills_no_more_than_the_first(engine: Engine, frontend
     going = True
     while going:
         before = engine.thinker_length(1)
-        output = engine.tick({1: call.hear()})[1]
+        output = engine.tick({1: call.next_input()})[1]
         if any(event.type == "answer_started" for event in output.events):
             prefilled.append(engine.thinker_length(1) - before)
-        going = call.take(output)
+        going = call.receive(output)
     engine.close(1)
     assert len(prefilled) == 10
-    assert max(prefilled[1:]) <= prefilled[0] + 2, "the end of the answer before, and the turn itself"
+    assert max(prefilled[1:]) <= prefilled[0] + 2, "the end of the previous answer, and the turn"
 
 
-def test_a_long_system_prompt_takes_of_the_context(small: Engine, frontend, checkpoint: Checkpoint):
-    """Longer than `engine.prompt_positions`: as exact as any, and the turns have less room."""
+def test_long_system_prompt_takes_a_part_of_the_context(small: Engine, frontend, checkpoint: Checkpoint):
+    """A prompt longer than `engine.prompt_positions` gives exact answers and leaves less room for turns."""
     prompt = "You take orders and are kind to everybody. " * 2
     chat = small.dialect.chat
     assert small.settings.engine.prompt_positions < len(chat.system(prompt)) < 120
@@ -117,7 +117,7 @@ def test_a_long_system_prompt_takes_of_the_context(small: Engine, frontend, chec
     assert "turns_dropped" in kinds(call)
 
 
-def test_a_message_that_has_no_room_beside_the_prompt_is_refused(small: Engine, frontend):
+def test_message_without_room_after_the_prompt_is_refused(small: Engine, frontend):
     prompt = "You take orders and are kind to everybody. " * 2
 
     def script() -> Script:

@@ -1,4 +1,4 @@
-"""A seed gives the same in any company."""
+"""A seed gives the same output in any batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.turns import (
 )
 
 
-def test_a_seed_says_the_same_in_any_company(engine: Engine, frontend, questions):
+def test_seed_gives_the_same_output_in_any_batch(engine: Engine, frontend, questions):
     options = {**MANUAL, "temperature": 0.9, "text_temperature": 0.8, "seed": 3}
     alone = converse(engine, frontend, asking(questions[0][: 6 * TICK]), **options)
     again = converse(engine, frontend, asking(questions[0][: 6 * TICK]), **options)
@@ -28,15 +28,15 @@ def test_a_seed_says_the_same_in_any_company(engine: Engine, frontend, questions
         for key in range(3)
     ]
     for _ in range(30):
-        for key, spoken in engine.tick({call.key: call.hear() for call in calls}).items():
-            calls[key].take(spoken)
+        for key, spoken in engine.tick({call.key: call.next_input() for call in calls}).items():
+            calls[key].receive(spoken)
     for key in range(3):
         engine.close(key)
     pairs = list(zip(alone.spoken[:30], calls[0].spoken, strict=True))
     assert all(torch.equal(a.codes, b.codes) and a.tokens == b.tokens for a, b in pairs)
 
 
-def test_no_number_is_drawn_twice(engine: Engine, frontend, questions, monkeypatch):
+def test_no_random_number_is_drawn_twice(engine: Engine, frontend, questions, monkeypatch):
     drawn = note_uniforms(engine, monkeypatch)
     converse(
         engine, frontend, asking(questions[0][: 6 * TICK], 12), temperature=0.9, text_temperature=0.8, seed=1, **MANUAL

@@ -1,4 +1,4 @@
-"""Emotion and language are the model's own answers."""
+"""Labels of the speaker, `emotion` and `language`, are the model's answers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.turns import (
 )
 
 
-def test_perception_is_what_transformers_thinks_of_the_labels(engine: Engine, frontend, checkpoint, questions):
+def test_label_probabilities_equal_transformers(engine: Engine, frontend, checkpoint, questions):
     call = converse(
         engine, frontend, asking(questions[0][: 9 * TICK], 6), emotion="all", language="Korean, English", **MANUAL
     )
     plain = converse(engine, frontend, asking(questions[0][: 9 * TICK], 6), **MANUAL)
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(call.spoken, plain.spoken, strict=True))
-    assert [a.tokens for a in call.spoken] == [b.tokens for b in plain.spoken], "bit for bit the same"
+    assert [a.tokens for a in call.spoken] == [b.tokens for b in plain.spoken], "equal to the last bit"
     assert not any(event.type in ("emotion", "language") for event in plain.events)
     for name, labels in (("emotion", engine.settings.turn.labels("emotion")), ("language", ("Korean", "English"))):
         event = event_of(call, name)
@@ -49,12 +49,12 @@ def test_perception_is_what_transformers_thinks_of_the_labels(engine: Engine, fr
         Controls(turn={"emotion": "off"}),
     ],
 )
-def test_nobody_is_asked_about_what_is_gone(engine: Engine, frontend, questions, controls):
-    """Another conversation goes on with its own question."""
+def test_question_about_removed_audio_is_dropped(engine: Engine, frontend, questions, controls):
+    """The question of another conversation is answered."""
 
     def script(then: Controls) -> Script:
         user = User()
-        yield from user.say(questions[0][: 4 * TICK], last=Controls(commit=True))
+        yield from user.speak(questions[0][: 4 * TICK], last=Controls(commit=True))
         user.note((yield silence(), then))
         yield from user.until_quiet()
 
@@ -63,15 +63,15 @@ def test_nobody_is_asked_about_what_is_gone(engine: Engine, frontend, questions,
         for key, then in (("changed", controls), ("other", Controls()))
     }
     for _ in range(10):
-        for key, said in engine.tick({key: call.hear() for key, call in calls.items()}).items():
-            calls[key].take(said)
+        for key, output in engine.tick({key: call.next_input() for key, call in calls.items()}).items():
+            calls[key].receive(output)
     for key in calls:
         engine.close(key)
     assert "emotion" not in kinds(calls["changed"])
     assert "emotion" in kinds(calls["other"])
 
 
-def test_a_question_that_cannot_be_asked_is_refused_in_mid_conversation(checkpoint, turn_settings, frontend, questions):
+def test_labels_that_are_too_long_are_refused_in_mid_conversation(checkpoint, turn_settings, frontend, questions):
     labels = ", ".join(f"a rather long name of a mood {i}" for i in range(20))
     engine = Engine(checkpoint, turn_settings.with_values(turn={"emotion_labels": labels}))
 
@@ -80,12 +80,12 @@ def test_a_question_that_cannot_be_asked_is_refused_in_mid_conversation(checkpoi
         yield from asking(questions[0][: 4 * TICK])
 
     call = converse(engine, frontend, script(), **MANUAL)
-    assert "ask for fewer" in event_of(call, "error").message
+    assert "use fewer labels" in event_of(call, "error").message
     assert kinds(call)[1:] == ["answer_started", "answer_done"]
 
 
 def label_probabilities(checkpoint: Checkpoint, call: Call, name: str, labels: tuple[str, ...]) -> dict[str, float]:
-    """By transformers, a pass over the whole for every beginning of a label."""
+    """Return the probabilities by transformers, with a pass over the whole prompt for each prefix of a label."""
     from engine.turn.speaker_classifier import QUESTIONS
 
     oracle = TurnOracle(checkpoint, "ethan")
@@ -111,9 +111,9 @@ def label_probabilities(checkpoint: Checkpoint, call: Call, name: str, labels: t
     return found
 
 
-def test_too_many_labels_for_a_question_are_refused(checkpoint, turn_settings):
+def test_labels_that_are_too_long_are_refused_at_start(checkpoint, turn_settings):
     labels = ", ".join(f"a rather long name of a mood {i}" for i in range(20))
     turn = dataclasses.replace(turn_settings.turn, emotion_labels=labels)
     engine = Engine(checkpoint, dataclasses.replace(turn_settings, turn=turn))
-    with pytest.raises(OptionError, match="ask for fewer"):
+    with pytest.raises(OptionError, match="use fewer labels"):
         engine.open(1, engine.parse_options({"emotion": "all"}))

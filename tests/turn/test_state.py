@@ -7,7 +7,7 @@ import pytest
 from contract.controls import ForgetControl, ItemControl, Part, Role
 from contract.events import StateChanged, event_of
 from contract.state import Entry, InputState, State
-from tests.test_turn_conversation import END, SPEECH, TICK_MS, advance, answer, conversation, prefill_all
+from tests.turn_machine import END, SPEECH, TICK_MS, advance, answer, conversation, prefill_all
 
 
 def reported(one) -> State | None:
@@ -21,7 +21,7 @@ def reported(one) -> State | None:
 def state_of(one) -> State:
     """Return the latest state of a conversation, through JSON as a bridge receives it."""
     one.finish_tick()
-    changed = StateChanged(at_ms=0, state=one._state_report._last)
+    changed = StateChanged(at_ms=0, state=one._state_report._latest)
     received = event_of(changed.to_json())
     assert received == changed
     return received.state

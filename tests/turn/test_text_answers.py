@@ -1,4 +1,4 @@
-"""Answers that are text alone, and options that hold from the next answer on."""
+"""Answers that are only text, and options that apply from the next answer on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tests.turn_oracle import TurnOracle
 from tests.turns import Script, User, converse, event_of, silence
 
 
-def test_a_text_answer_ends_with_its_text_and_what_is_spoken_after_it_is_exact(
+def test_text_answer_ends_with_its_text_and_the_next_spoken_answer_is_exact(
     engine: Engine, frontend, checkpoint: Checkpoint
 ):
-    """The tokens are those of `generate()`, whose talker speaks the next answer as if this one had been spoken."""
+    """The tokens equal those of `generate()`, and the next answer's codes are as if this answer had been spoken."""
 
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(message="Hello.")))
-        user.note((yield silence(), Controls(turn={"speech": True})))  # the answer was asked for before
+        user.note((yield silence(), Controls(turn={"speech": True})))  # the answer was requested before
         yield from user.until_quiet()
         user.note((yield silence(), Controls(message="What is the weather like?")))
         yield from user.until_quiet()
@@ -41,7 +41,7 @@ def test_a_text_answer_ends_with_its_text_and_what_is_spoken_after_it_is_exact(
     assert torch.equal(torch.cat(spoken.codes, 1)[:, : expected.codes.shape[1]], expected.codes)
 
 
-def test_an_interrupted_text_answer_keeps_what_was_written(engine: Engine, frontend):
+def test_interrupted_text_answer_keeps_its_text(engine: Engine, frontend):
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(message="Hello.")))
@@ -54,7 +54,7 @@ def test_an_interrupted_text_answer_keeps_what_was_written(engine: Engine, front
     assert stopped.heard_text == written != ""
 
 
-def test_an_answer_keeps_the_options_that_it_was_asked_with(engine: Engine, frontend):
+def test_answer_keeps_the_options_of_its_request(engine: Engine, frontend):
     def script() -> Script:
         user = User()
         user.note((yield silence(), Controls(message="Hello.", turn={"answer_tokens": 3})))

@@ -1,4 +1,4 @@
-"""When a turn begins and ends, and when the answer begins."""
+"""Turn taking: when a turn begins and ends, and when its answer begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from contract.controls import Controls
 from engine.engine import Engine
-from engine.turn.speech_detector import SpeechDetector
+from engine.turn.detection import TurnDetector
 from engine.vad import WINDOW, Vad, VadState
 from export.mel_frontend import MelFrontend
 from tests.turns import (
@@ -25,10 +25,10 @@ from tests.turns import (
 )
 
 
-def test_the_end_of_speech_is_answered_in_its_tick(engine: Engine, frontend, questions):
+def test_end_of_speech_is_answered_in_its_tick(engine: Engine, frontend, questions):
     def script() -> Script:
         user = User()
-        yield from user.say(questions[0])
+        yield from user.speak(questions[0])
         yield from user.until_quiet()
 
     call = converse(engine, frontend, script())
@@ -39,22 +39,22 @@ def test_the_end_of_speech_is_answered_in_its_tick(engine: Engine, frontend, que
     speech_ms = event_of(call, "speech_started").at_ms
     assert started.audio_start_ms == max(0, (speech_ms // 10 - 30) * 10), "300 ms before the speech belong to it"
     first = spoken_frames(call).index(4)
-    assert (first + 1) * 320 == started.at_ms, "the tick in which the turn ends speaks"
+    assert (first + 1) * 320 == started.at_ms, "the answer begins in the tick in which the turn ends"
     assert kinds(call)[3:] == ["answer_done"]
     done = event_of(call, "answer_done")
     assert done.spoken_ms == 80 * sum(spoken_frames(call))
     assert done.text == "".join(spoken.text for spoken in call.spoken)
 
 
-def test_text_is_no_further_than_the_talker_needs(talkative: Engine, frontend, questions):
+def test_text_is_never_ahead_of_the_codec_frames(talkative: Engine, frontend, questions):
     call = converse(talkative, frontend, asking(questions[0][: 6 * TICK], then=20), **MANUAL)
     for spoken in call.spoken[5:]:
-        assert len(spoken.tokens) <= int((spoken.codes[0] >= 0).sum()) == 4, "a token a frame, four frames a tick"
+        assert len(spoken.tokens) <= int((spoken.codes[0] >= 0).sum()) == 4, "one token per frame, four frames per tick"
 
 
 @pytest.mark.parametrize("tick_ms", [80, 160])
-def test_shorter_ticks_say_the_same(checkpoint, turn_settings, extractor, engine, frontend, questions, tick_ms):
-    """The same turn, cut into other ticks."""
+def test_shorter_ticks_give_the_same_answer(checkpoint, turn_settings, extractor, engine, frontend, questions, tick_ms):
+    """The audio of the turn is the same."""
     sound = questions[0][: 8 * TICK]
     expected = converse(engine, frontend, asking(sound), **MANUAL).answers[0]
     short = Engine(checkpoint, turn_settings.with_values(audio={"tick_ms": tick_ms}, engine={"slots": 1}))
@@ -72,8 +72,8 @@ def test_shorter_ticks_say_the_same(checkpoint, turn_settings, extractor, engine
     assert torch.equal(torch.cat(found.codes, dim=1), torch.cat(expected.codes, dim=1))
 
 
-def test_vad_states_carry_windows_over_ticks(questions):
-    """However a stream is cut, the probabilities are those of the whole, alone and among others."""
+def test_vad_state_carries_windows_over_ticks(questions):
+    """Probabilities do not depend on how a stream is divided, nor on other streams in the batch."""
     vad, sound = Vad(), questions[0][: 40 * TICK // 8]
     (whole,) = vad(VadState(1), [0], [sound])
     assert len(whole) == len(sound) // WINDOW
@@ -88,21 +88,26 @@ def test_vad_states_carry_windows_over_ticks(questions):
     assert together[-1] == whole
 
 
-def test_a_detector_follows_probabilities(turn_settings):
-    """32 ms each; speech ends after 500 ms below 0.35."""
-    detector = SpeechDetector(turn_settings.turn)
-    detector.feed([0.1, 0.49])
+def feed(detector: TurnDetector, probabilities: list[float]) -> None:
+    for probability in probabilities:
+        detector.feed(probability)
+
+
+def test_detector_follows_probabilities(turn_settings):
+    """Each probability is of 32 ms; speech ends after 500 ms below 0.35."""
+    detector = TurnDetector(turn_settings.turn)
+    feed(detector, [0.1, 0.49])
     assert not detector.is_speech
-    detector.feed([0.5])
+    feed(detector, [0.5])
     assert detector.is_speech
     assert detector.started_ms == 64
-    detector.feed([0.4] * 40)
+    feed(detector, [0.4] * 40)
     assert detector.is_speech, "not below 0.35"
-    detector.feed([0.3] * 15)
+    feed(detector, [0.3] * 15)
     assert detector.is_speech, "480 ms"
-    detector.feed([0.9])
+    feed(detector, [0.9])
     assert detector.spoken_ms == 32 * (3 + 40 + 15 + 1) - 64
-    detector.feed([0.3] * 16)
+    feed(detector, [0.3] * 16)
     assert not detector.is_speech
     assert detector.stopped_ms == 32 * (3 + 40 + 15 + 1 + 16)
     assert detector.spoken_ms == 32 * (40 + 15 + 1 + 1), "without the silence at its end"

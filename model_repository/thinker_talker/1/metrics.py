@@ -1,4 +1,4 @@
-"""The engine's figures among Triton's own, for Prometheus: port 8002, names that begin with sca_."""
+"""The engine's metrics among Triton's, for Prometheus: port 8002, names that begin with sca_."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from engine.tick_load import BUCKETS_S
 
 
 class EngineMetrics:
-    """What the engine holds, where its ticks' time goes, and whether they are in time."""
+    """Metrics of the engine: slots, memory, and the time of its ticks by stage."""
 
     def __init__(self, engine: Engine[Any]):
         self._engine = engine
-        self._totals: dict[tuple[str, str], float] = {}  # of counters, as told last
+        self._totals: dict[tuple[str, str], float] = {}  # totals of counters at the latest update
         self._metrics: dict[tuple[str, str], Any] = {}
         gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
-        families = {  # name: its kind, its label, and what it is
-            "sca_memory_bytes": (gauge, "what", "Memory that the engine takes, by what for"),
-            "sca_context_seconds": (gauge, "", "Seconds of conversation that a slot holds"),
-            "sca_slots": (gauge, "what", "Conversations that the engine can hold and holds"),
+        families = {  # name: (kind, label, description)
+            "sca_memory_bytes": (gauge, "what", "Memory of the engine, by use"),
+            "sca_context_seconds": (gauge, "", "Seconds of conversation in the context of a slot"),
+            "sca_slots": (gauge, "what", "Slots of the engine in total, and slots that are taken"),
             "sca_stage_seconds_total": (counter, "stage", "Seconds of computation by stage of a tick"),
-            "sca_tick_seconds_bucket": (counter, "le", "Ticks that took no longer than le seconds"),
-            "sca_tick_seconds_sum": (counter, "", "Seconds that all ticks took"),
+            "sca_tick_seconds_bucket": (counter, "le", "Ticks of at most le seconds"),
+            "sca_tick_seconds_sum": (counter, "", "Seconds of computation of all ticks"),
             "sca_tick_seconds_count": (counter, "", "Ticks"),
-            "sca_late_ticks_total": (counter, "", "Ticks that took longer than the sound that they were for"),
-            "sca_events_total": (counter, "what", "What is rare, counted"),
+            "sca_late_ticks_total": (counter, "", "Ticks that took longer than the duration of their audio"),
+            "sca_events_total": (counter, "what", "Rare events of the engine, by kind"),
         }
         self._labels = {name: label for name, (_, label, _) in families.items()}
-        self._families = {  # kept: a metric lives no longer than its family
+        self._families = {  # kept here, because a metric needs its family
             name: pb_utils.MetricFamily(name=name, description=text, kind=kind)
             for name, (kind, _, text) in families.items()
         }
@@ -48,7 +48,7 @@ class EngineMetrics:
         self.update()
 
     def update(self) -> None:
-        """Tells what has changed since the last tick."""
+        """Update the metrics that have changed since the last tick."""
         engine, load = self._engine, self._engine.load
         self._metric("sca_slots", "taken").set(engine.open_conversations)
         for stage, seconds in engine.stage_seconds.items():
@@ -64,7 +64,7 @@ class EngineMetrics:
             self._count("sca_events_total", what, count)
 
     def _count(self, family: str, label: str, total: float) -> None:
-        """Brings a counter to a total."""
+        """Increment a counter to a total."""
         before = self._totals.get((family, label), 0.0)
         self._metric(family, label).increment(total - before)
         self._totals[family, label] = total
