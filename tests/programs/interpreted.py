@@ -20,7 +20,7 @@ from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.experts_kernel import KernelExperts
 from engine.fused_layer import FusedLayer, FusedMixture
-from engine.layer import Layer, Places, rotations
+from engine.layer import Layer, CacheTargets, rotations
 from engine.onnx_steps import OnnxSteps
 from engine.tick import TickInput
 
@@ -52,7 +52,7 @@ def expert_differences(model: Any) -> list[float]:
         expected = hidden + mlp.experts(x, chosen, weights)
         grouped = hidden.clone()
         KernelExperts(mlp.experts).add_to(hidden, x, chosen, weights)
-        KernelExperts(mlp.experts).grouped(grouped, x, chosen, weights)
+        KernelExperts(mlp.experts).add_grouped(grouped, x, chosen, weights)
         found += [float((each - expected).abs().max()) for each in (hidden, grouped)]
     return found
 
@@ -68,10 +68,10 @@ def layer_differences(model: Any) -> list[float]:
         plain, fused = Layer(decoder_model.layers[0]), FusedLayer(decoder_model.layers[0])
         cos, sin = rotations(decoder_model, 50)
         indices = torch.tensor([[4], [0], [40]]) + torch.arange(length)
-        places = Places(torch.tensor([2, 0, 3]), indices, cos[indices], sin[indices])
+        targets = CacheTargets(torch.tensor([2, 0, 3]), indices, cos[indices], sin[indices])
         hidden = torch.randn(3, length, 64)
         caches = torch.zeros(2, 4, 2 * plain.key_heads, 50, plain.head_size)
-        queries = [each.project(hidden, places, cache) for each, cache in zip((plain, fused), caches, strict=True)]
+        queries = [each.project(hidden, targets, cache) for each, cache in zip((plain, fused), caches, strict=True)]
         after = [each.finish(hidden.clone(), queries[0].flatten(2)) for each in (plain, fused)]
         found += [float((one - other).abs().max()) for one, other in (queries, caches, after)]
     return found
