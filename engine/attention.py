@@ -73,7 +73,7 @@ class CpuAttention:
         self._mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
     def advance_to(self, rows: CachePositions) -> bool:
-        """Reveal the next position of each row and return True, if `rows` are one position further.
+        """Advance the mask by one position and return True, if `rows` have advanced by one position.
 
         Return False, and change nothing, for any other rows: they need a new `CpuAttention`.
         """

@@ -22,7 +22,7 @@ CPU_SLOTS = 8  # value of `engine.slots = 0` on a CPU
 MAX_SLOTS = 128  # maximum for `engine.slots = 0` on a GPU, whose memory sets the number
 QUESTION_POSITIONS = 256  # positions of the thinker's cache for a question about the speaker, in the scratch slot
 EVICTION_COPIES = 2  # temporary copies of a slot: its keys and values while they move, its keys in float32
-# Estimate of the memory for libraries, graphs and a tick's tensors; measured on an H200: 3.2e9 for 64 slots, 6e9 for 128.
+# Estimate of the memory for libraries, graphs and a tick's tensors. On an H200, 64 slots took 3.2e9 and 128 took 6e9.
 CUDA_WORKING = 3 * 10**9
 
 

@@ -5,9 +5,9 @@ hidden state of each text token, through the talker's text projection, condition
 frames: 4 audio tokens, 2 text tokens and 4 codec frames in 320 ms. The talker's recurrent input is the sum of the 16
 embeddings of the previous frame.
 
-The thinker's cache starts with the system prompt's turn (if there is one) and `<|audio_start|>`, the talker's cache with
-transformers' prefix of an answer, which selects the voice. A conversation ignores audio and emits silence until its
-prompt is prefilled: usually within the first tick, later if many conversations start at once.
+The thinker's cache starts with the system prompt's turn, if there is one, and `<|audio_start|>`. The talker's cache
+starts with transformers' prefix of an answer, which selects the voice. A conversation ignores audio and emits silence
+until its prompt is prefilled: usually within the first tick, later if many conversations start at once.
 """
 
 from __future__ import annotations
