@@ -187,7 +187,7 @@ def test_error_without_tensorrt_names_the_script_to_run(made: Path, monkeypatch)
 
 @pytest.fixture(scope="module")
 def served_by_onnxruntime(made: Path, settings, tmp_path_factory) -> Iterator[str]:
-    """Serve the repository for TensorRT with ONNX Runtime in place of TensorRT; yield the address of the real Triton."""
+    """Serve the repository for TensorRT on the real Triton, with ONNX Runtime for the engines; yield the address."""
     repository = tmp_path_factory.mktemp("tensorrt") / "repository"
     shutil.copytree(made, repository)
     for stage in STAGES:
