@@ -40,8 +40,10 @@ class TorchCodePredictor:
     Its key-value cache starts empty for every frame, so all rows are at the same position.
     """
 
-    def __init__(self, talker: Any, rows: int):
-        """Allocate a cache for batches of up to `rows`."""
+    def __init__(self, talker: Any, rows: int, min_rows: int = 1):
+        """Allocate a cache for batches of up to `rows`; pad batches to `min_rows` (see `RowMinimums.products`)."""
+        rows = max(rows, min_rows)
+        self._min_rows = min_rows
         self._embed_first = talker.model.codec_embedding
         predictor = talker.code_predictor
         self._model, self._heads = predictor.model, list(predictor.lm_head)
@@ -60,6 +62,11 @@ class TorchCodePredictor:
 
     def __call__(self, hidden: Tensor, first: Tensor, temperature: Tensor | None, uniforms: Tensor | None) -> Frame:
         """Implement `CodePredictor`."""
+        count, missing = len(hidden), self._min_rows - len(hidden)
+        if missing > 0:
+            hidden, first = F.pad(hidden, (0, 0, 0, missing)), F.pad(first, (0, missing))
+            temperature = None if temperature is None else F.pad(temperature, (0, missing))
+            uniforms = None if uniforms is None else F.pad(uniforms, (0, 0, 0, missing))
         embedding = self._embed_first(first)
         total, codes = embedding, [first]
         inputs = torch.stack([hidden, embedding], dim=1)  # [B, 2, H']
@@ -75,7 +82,7 @@ class TorchCodePredictor:
             total = total + embedding
             codes.append(code)
             inputs = embedding[:, None]
-        return Frame(torch.stack(codes, dim=1), total)
+        return Frame(torch.stack(codes, dim=1)[:count], total[:count])
 
     def _forward(self, inputs: Tensor, start: int) -> Tensor:
         """Append inputs [B, T, H] from position `start` on; return the last hidden state [B, H].

@@ -6,6 +6,7 @@ A frame takes two steps: the talker predicts the first code, the code predictor 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -90,7 +91,8 @@ class CodecDecoder:
         inputs = slots.last_frame[batch.slots] + slots.text_condition[batch.slots]
         hidden = self.talker.decoder.forward(inputs[:, None], batch.positions)[:, -1]
         slots.talker_hidden[batch.slots] = hidden
-        logits = sampling.penalise(self.talker.logits(hidden, self._ends), batch.slots)
+        logits = slots.row_minimums.apply(partial(self.talker.logits, ends=self._ends), hidden)
+        logits = sampling.penalise(logits, batch.slots)
         if batch.samples:
             (uniforms,) = sampling.uniforms(batch.slots, batch.rng_offset, 1).unbind(1)
             batch.rng_offset += 1

@@ -66,7 +66,8 @@ class Engine(Generic[C]):
         self.timer = StageTimer(self.device)
         self.stage_seconds: Counter[str] = Counter()  # seconds by stage, over all ticks
         self.load = TickLoad(settings.audio.tick_ms / 1000, settings.engine.tick_share)
-        predictor = predictor or TorchCodePredictor(model.talker, self.slots.buckets.of(settings.engine.slots))
+        rows = self.slots.buckets.of(settings.engine.slots)
+        predictor = predictor or TorchCodePredictor(model.talker, rows, self.slots.row_minimums.products)
         self.dialect: Dialect[C] = DIALECTS[settings.engine.dialect](
             checkpoint, settings, self.slots, predictor, GraphRunner(self.timer)
         )

@@ -6,6 +6,7 @@ values of the slots in place, so a conversation's bits do not depend on the othe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -56,6 +57,22 @@ class OnnxSteps:
         """Complete the last layer and return its normed hidden states [R, H]."""
         feed = {"HIDDEN": hidden.numpy(), "ATTENDED": attended.numpy()}
         return torch.from_numpy(self._sessions[-1].run(None, feed)[0])
+
+
+def onnx_products(weights: Sequence[Tensor]) -> Callable[[Mapping[int, Tensor]], list[Tensor]]:
+    """Return a function that multiplies rows, [N, in] by their size `in`, by weights [out, in] with ONNX Runtime."""
+    builder = OnnxBuilder()
+    for number, weight in enumerate(weights):
+        builder.name(builder.linear(f"ROWS{weight.shape[1]}", f"weight{number}", weight), f"PRODUCT{number}")
+    inputs = {f"ROWS{size}": (FLOAT, [size]) for size in {weight.shape[1] for weight in weights}}
+    outputs = {f"PRODUCT{number}": (FLOAT, [len(weight)]) for number, weight in enumerate(weights)}
+    session = _session(builder.model("products", inputs, outputs))
+
+    def multiply(rows: Mapping[int, Tensor]) -> list[Tensor]:
+        feed = {f"ROWS{size}": values.numpy() for size, values in rows.items()}
+        return [torch.from_numpy(product) for product in session.run(None, feed)]
+
+    return multiply
 
 
 def _sizes(layer: Any) -> dict[str, Any]:

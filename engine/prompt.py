@@ -91,7 +91,7 @@ class PromptPrefill:
         self._max_positions = engine.prompts_kept * engine.prompt_positions
         self._prefixes: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         device = thinker.decoder.device
-        self._batches = BatchPool(lambda rows: PromptBatch(rows, slots, device), slots.buckets)
+        self._batches = BatchPool(lambda rows: PromptBatch(rows, slots, device), slots.prompt_buckets)
 
     @property
     def cached_bytes(self) -> int:
@@ -143,7 +143,7 @@ class PromptPrefill:
 
     def capture(self, enabled: bool) -> None:
         """Run the step at every batch size, on CUDA, and capture it if `enabled`."""
-        for rows in self._slots.buckets.all():
+        for rows in self._slots.prompt_buckets.all():
             self._run.capture("prompt", self._step, self._batches.with_rows(rows), enabled)
 
     def _step(self, batch: PromptBatch) -> None:

@@ -13,12 +13,13 @@ import torch
 
 from config.options import Options
 from config.settings import Settings
-from engine.buckets import BatchBuckets, min_rows
+from engine.buckets import BatchBuckets
 from engine.cache_layout import TALKER_PREFIX, Evictions
 from engine.kv_cache import KVCache
 from engine.log_mel import SILENCE, LogMel
 from engine.mel_buffer import MelBuffer
-from engine.memory import cache_sizes
+from engine.memory import PROMPT_CHUNK, cache_sizes
+from engine.row_minimums import RowMinimums
 from engine.sampler import SamplingState
 from engine.vad import VadState
 
@@ -39,9 +40,10 @@ class SlotState:
         ticks = settings.context_ticks
         has_scratch_slot = settings.engine.dialect == "turn"
         device: torch.device = model.device
-        decoders = (model.thinker.model, model.talker.model)
-        weights = (parameter for decoder in decoders for parameter in decoder.parameters())
-        self.buckets = BatchBuckets(self.count, device, min_rows(weights) if device.type == "cpu" else 1)
+        self.row_minimums = RowMinimums.measure(model)
+        self.buckets = BatchBuckets(self.count, device, self.row_minimums.steps)  # decoding steps
+        self.audio_buckets = BatchBuckets(self.count, device, self.row_minimums.products)  # encoder and its prefill
+        self.prompt_buckets = BatchBuckets(self.count, device, self.row_minimums.rows_of(PROMPT_CHUNK))
         self.thinker_cache = KVCache(model.thinker.model, self.count + 1 + has_scratch_slot, thinker.positions(ticks))
         self.talker_cache = KVCache(model.talker.model, self.count + 1, talker.positions(ticks))
 

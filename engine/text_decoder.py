@@ -61,7 +61,7 @@ class TextBatch:
 
 def next_token(batch: TextBatch, thinker: Thinker, slots: SlotState) -> Tensor:
     """Return the next token of each row [R], sampled from the logits of the slot's last hidden state."""
-    logits = thinker.logits(slots.thinker_hidden[batch.slots])
+    logits = slots.row_minimums.apply(thinker.logits, slots.thinker_hidden[batch.slots])
     if batch.candidates == GREEDY:
         return logits.argmax(dim=-1)
     (uniforms,) = slots.sampling.uniforms(batch.slots, batch.rng_offset, 1).unbind(1)

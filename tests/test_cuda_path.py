@@ -24,6 +24,7 @@ from engine.decoder import Decoder
 from engine.engine import DIALECTS
 from engine.errors import KernelError
 from engine.graph_runner import GraphRunner
+from engine.row_minimums import RowMinimums
 from engine.slots import SlotState
 from engine.stage_timer import StageTimer
 from export.random_checkpoint import random_config
@@ -189,7 +190,7 @@ def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, mo
     others: a copy from device to device would not be seen.
     """
     monkeypatch.setattr(layer, "DENSE_SHARE", 0)  # experts as on CUDA
-    monkeypatch.setattr(slots, "min_rows", lambda _: 4)
+    monkeypatch.setattr(slots.RowMinimums, "measure", lambda _: RowMinimums(4, 4))
     monkeypatch.setattr(Decoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         fake = checkpoint_without_values(checkpoint)

@@ -23,7 +23,7 @@ from config.options import Options
 from config.settings import Settings
 from contract.controls import Controls
 from engine.attention import CachePositions
-from engine.buckets import BatchPool
+from engine.buckets import BatchPool, set_rows
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import CodePredictor
 from engine.codec_decoder import CodecBatch, CodecDecoder, CodecRow, no_frames
@@ -44,38 +44,33 @@ from engine.tick import TickOutput, TickResult
 
 
 class AudioBatch:
-    """Audio of R rows for one tick, with the slots and positions of a text batch."""
+    """Audio of R rows for one tick. The tensors keep their addresses, as a captured graph requires."""
 
-    def __init__(self, text: TextBatch, audio_tokens: int, mel_frames: int, thinker: Thinker):
+    def __init__(self, rows: int, audio_tokens: int, mel_frames: int, slots: SlotState, thinker: Thinker):
         device, dtype = thinker.decoder.device, thinker.decoder.dtype
-        rows = len(text.slots)
-        self.text = text
+        self._padding_slot = slots.padding_slot
+        self.slots = torch.full((rows,), slots.padding_slot, device=device)
+        self.positions = CachePositions(self.slots, torch.zeros_like(self.slots))  # in the thinker's cache
         self.log_mel = torch.zeros(rows, 128, mel_frames, dtype=dtype, device=device)
         self.embeddings = torch.zeros(rows, audio_tokens, thinker.hidden_size, dtype=dtype, device=device)
-
-    @property
-    def slots(self) -> Tensor:
-        """Slots of the rows [R]."""
-        return self.text.slots
-
-    @property
-    def positions(self) -> CachePositions:
-        """Positions of the rows in the thinker's cache."""
-        return self.text.positions
 
     @property
     def variant(self) -> Hashable:
         """Number of rows."""
         return len(self.slots)
 
-    def fill(self, log_mel: Tensor) -> None:
-        """Set the log-mel of the first rows, [B, 128, T]; the remaining rows, padding, become zeros."""
+    def fill(self, slots: Sequence[int], starts: Sequence[int], log_mel: Tensor) -> None:
+        """Set the rows, sorted by slot, and their log-mel [B, 128, T]; the remaining ones become padding of zeros."""
+        values = list(zip(slots, starts, strict=True))
+        set_rows(values, self._padding_slot, (self.slots, self.positions.starts))
+        self.positions.set_host(list(slots), list(starts))
         self.log_mel[: len(log_mel)].copy_(log_mel)
         self.log_mel[len(log_mel) :] = 0
 
     def set_padding(self) -> None:
         """Turn every row into padding."""
-        self.text.set_padding()
+        self.slots.fill_(self._padding_slot)
+        self.positions.starts.zero_()
 
 
 @dataclass
@@ -126,8 +121,8 @@ class ScaDialect:
             slots.buckets,
         )
         self._audio_batches = BatchPool(
-            lambda rows: AudioBatch(self._text_batches.with_rows(rows), self._frames, mel_frames, self.thinker),
-            slots.buckets,
+            lambda rows: AudioBatch(rows, self._frames, mel_frames, slots, self.thinker),
+            slots.audio_buckets,
         )
         self._codec_batches = BatchPool(
             lambda rows: CodecBatch(rows, self._frames, slots, self.talker),
@@ -172,19 +167,20 @@ class ScaDialect:
         self._prompts.run(plan.prompts)
         if not plan.rows:
             return
-        text_rows, codec_rows = [], []
+        text_rows, codec_rows, audio_starts = [], [], []
         for row in plan.rows:
             conversation: ScaConversation = row.conversation
             sampling, positions = conversation.options.sampling, conversation.positions
             samples = sampling.text_temperature > 0 or sampling.temperature > 0
             count = candidates(samples, sampling.text_top_k if sampling.text_temperature > 0 else FEW)
-            text_rows.append(TextRow(conversation.slot, positions.thinker, positions.rng_offset, count))
+            audio_starts.append(positions.thinker)
+            text_rows.append(TextRow(conversation.slot, positions.thinker + self._frames, positions.rng_offset, count))
             codec_rows.append(CodecRow(conversation.slot, positions.talker, positions.rng_offset, samples))
         plan.text, plan.codec = self._text_batches.of(len(plan.rows)), self._codec_batches.of(len(plan.rows))
         plan.text.fill(text_rows)
         plan.codec.fill(codec_rows)
         audio = self._audio_batches.of(len(plan.rows))
-        audio.fill(self._log_mel(plan.rows))
+        audio.fill([row.slot for row in text_rows], audio_starts, self._log_mel(plan.rows))
         self._run("encoder", self._encode, audio)
         self._run("prefill", self._append_audio, audio)
 
@@ -219,12 +215,14 @@ class ScaDialect:
     def capture(self, enabled: bool) -> None:
         """Run every step at every batch size, on CUDA, and capture it if `enabled`."""
         self._prompts.capture(enabled)
-        for rows in self._slots.buckets.all():
-            audio, codec = self._audio_batches.with_rows(rows), self._codec_batches.with_rows(rows)
+        for rows in self._slots.audio_buckets.all():
+            audio = self._audio_batches.with_rows(rows)
             self._run.capture("encoder", self._encode, audio, enabled)
             self._run.capture("prefill", self._append_audio, audio, enabled)
-            for audio.text.candidates in (GREEDY, FEW, ALL):
-                self._run.capture("text", self._text_step, audio.text, enabled)
+        for rows in self._slots.buckets.all():
+            text, codec = self._text_batches.with_rows(rows), self._codec_batches.with_rows(rows)
+            for text.candidates in (GREEDY, FEW, ALL):
+                self._run.capture("text", self._text_step, text, enabled)
             for codec.samples in (False, True):
                 self._codec.capture(codec, enabled)
 
@@ -249,7 +247,7 @@ class ScaDialect:
         embeddings = self.thinker.embed(batch.token[:, None])
         hidden = self.thinker.decoder.forward(embeddings, batch.positions)[:, -1]
         self._slots.thinker_hidden[batch.slots] = hidden
-        self._slots.text_condition[batch.slots] = self.talker.project_text(hidden)
+        self._slots.text_condition[batch.slots] = self._slots.row_minimums.apply(self.talker.project_text, hidden)
 
     def _prompt_tokens(self, system_prompt: str) -> list[int]:
         if not system_prompt:
