@@ -64,9 +64,14 @@ def onnx_products(weights: Sequence[Tensor]) -> Callable[[Mapping[int, Tensor]],
     builder = OnnxBuilder()
     for number, weight in enumerate(weights):
         builder.name(builder.linear(f"ROWS{weight.shape[1]}", f"weight{number}", weight), f"PRODUCT{number}")
-    inputs = {f"ROWS{size}": (FLOAT, [size]) for size in {weight.shape[1] for weight in weights}}
-    outputs = {f"PRODUCT{number}": (FLOAT, [len(weight)]) for number, weight in enumerate(weights)}
-    session = _session(builder.model("products", inputs, outputs))
+    sizes = {weight.shape[1] for weight in weights}
+    session = _session(
+        builder.model(
+            "products",
+            {f"ROWS{size}": (FLOAT, [size]) for size in sizes},
+            {f"PRODUCT{number}": (FLOAT, [len(weight)]) for number, weight in enumerate(weights)},
+        )
+    )
 
     def multiply(rows: Mapping[int, Tensor]) -> list[Tensor]:
         feed = {f"ROWS{size}": values.numpy() for size, values in rows.items()}
