@@ -99,7 +99,7 @@ class Engine(Generic[C]):
         except BaseException as error:
             self._fail(list(rows), error)
             raise
-        for slot in self.slots.broken([row.conversation.slot for row in rows.values()]):
+        for slot in self.slots.non_finite([row.conversation.slot for row in rows.values()]):
             outputs[slot] = ConversationError(
                 "the model's numbers overflowed (NaN or infinity), the conversation is closed"
             )

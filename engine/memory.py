@@ -170,14 +170,14 @@ def fill_slots(
     `make(settings, cuda_working)` creates an engine. The first engine is sized with an estimate of the memory for
     graphs, libraries and a tick's tensors; its warm-up measures that memory, and a second engine uses the rest.
     """
-    used = used_bytes or held_bytes
+    used = used_bytes or reserved_bytes
     probe = make(settings)
     probe.warm_up()
     plan: MemoryPlan = probe.memory
     caches = plan.working - CUDA_WORKING + plan.slots * plan.slot - EVICTION_COPIES * plan.slot
-    held = used(device)
-    working = max(0, held - plan.weights - caches)
-    available = int((held + torch.cuda.mem_get_info(device)[0]) * settings.engine.memory_share)
+    reserved = used(device)
+    working = max(0, reserved - plan.weights - caches)
+    available = int((reserved + torch.cuda.mem_get_info(device)[0]) * settings.engine.memory_share)
     measured = replace(plan, working=plan.working - CUDA_WORKING + working)
     slots = min(MAX_SLOTS, measured.slots_that_fit(available))
     if slots == plan.slots or not slots:
@@ -191,7 +191,7 @@ def fill_slots(
     return engine
 
 
-def held_bytes(device: torch.device) -> int:
+def reserved_bytes(device: torch.device) -> int:
     """Return the bytes that torch has reserved on a CUDA device, used or cached."""
     return torch.cuda.memory_reserved(device)
 

@@ -85,7 +85,7 @@ class SlotState:
         """Erase the question about a speaker from the scratch slot."""
         self.thinker_cache.reset(self.scratch_slot)
 
-    def broken(self, slots: Sequence[int]) -> list[int]:
+    def non_finite(self, slots: Sequence[int]) -> list[int]:
         """Return the slots whose hidden states are not finite. Waits for the device."""
         index = torch.tensor(slots, device=self.thinker_hidden.device)
         finite = self.thinker_hidden[index].isfinite().all(dim=1) & self.talker_hidden[index].isfinite().all(dim=1)
