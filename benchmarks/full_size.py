@@ -23,7 +23,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from engine.checkpoint import Checkpoint, resolve_device, take_device
+from engine.checkpoint import Checkpoint, resolve_device, select_device
 from export.byte_tokenizer import make_tokenizer
 from export.chat_format import modality_ids, turn_ids
 from export.random_checkpoint import SEED, draw
@@ -106,7 +106,7 @@ def full_config() -> Qwen3OmniMoeConfig:
 
 def full_checkpoint(device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig | None = None) -> Checkpoint:
     """The model on the device, without what the engine does not run: eyes, and code2wav."""
-    take_device(device)
+    select_device(device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

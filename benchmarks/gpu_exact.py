@@ -28,7 +28,7 @@ from engine.attention_kernel import KernelAttention
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.engine import Engine
 from engine.fused_layer import FusedLayer
-from engine.layer import Layer, Places, rotations
+from engine.layer import CacheTargets, Layer, rotations
 from engine.tick import TickInput, TickOutput
 from export.random_checkpoint import make_random_checkpoint
 from tests.oracle import ScaOracle
@@ -87,7 +87,7 @@ def layer_differences(dtype: torch.dtype) -> tuple[float, float]:
                 cos, sin = (table[indices] for table in rotations(of, 100))
                 slots = torch.arange(rows, device="cuda").flip(0)
                 cache = torch.zeros(rows, 2 * each.key_heads, 100, each.head_size, device="cuda", dtype=kind)
-                queries = each.project(hidden.to(kind), Places(slots, indices, cos, sin), cache)
+                queries = each.project(hidden.to(kind), CacheTargets(slots, indices, cos, sin), cache)
                 after = each.finish(hidden.to(kind).clone(), queries.flatten(2))
                 outputs.append([tensor.float() for tensor in (queries, cache, after)])
             for which in (0, 1):

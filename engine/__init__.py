@@ -1,1 +1,1 @@
-"""The thinker and the talker for many conversations at once; knows nothing of Triton."""
+"""Inference of the thinker and the talker for many conversations at once, independent of Triton."""

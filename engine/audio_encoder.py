@@ -1,4 +1,4 @@
-"""The thinker's ears: transformers' audio encoder, all of a batch at once."""
+"""The thinker's audio encoder: transformers' modules, run for all rows of a batch at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FLOAT16_BOUND = torch.finfo(torch.float16).max - 1000  # transformers' own, after every layer
+MAX_FLOAT16 = torch.finfo(torch.float16).max - 1000  # transformers clamps to it after every layer in float16
 
 
 class AudioEncoder:
-    """Each row is a window of its own: its blocks of 100 frames are convolved apart, and attend to each other."""
+    """Encoder of windows, one a row: blocks of 100 frames are convolved separately and attend to each other."""
 
     def __init__(self, tower: Any):
         self._tower = tower
@@ -21,23 +21,23 @@ class AudioEncoder:
         self.block_tokens = self.tokens(self.block)
 
     def tokens(self, frames: int) -> int:
-        """Audio tokens of a clip: three convolutions halve each block."""
+        """Return the number of audio tokens of a clip: three convolutions halve each block."""
         blocks, rest = divmod(frames, self.block)
-        whole = self.tokens_of_block(self.block) if blocks else 0
-        return blocks * whole + (self.tokens_of_block(rest) if rest else 0)
+        full_blocks = self.tokens_of_block(self.block) if blocks else 0
+        return blocks * full_blocks + (self.tokens_of_block(rest) if rest else 0)
 
     @staticmethod
     def tokens_of_block(frames: int) -> int:
-        """Audio tokens of one block or less."""
+        """Return the number of audio tokens of `frames`, which are at most one block."""
         for _ in range(3):
             frames = (frames - 1) // 2 + 1
         return frames
 
     def __call__(self, log_mel: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """[B, 128, T] -> embeddings of audio tokens [B, tokens, H].
+        """Encode log-mel [B, 128, T] to embeddings of audio tokens [B, tokens, H].
 
-        Without `tokens`, T is a block at most. With them, T is a multiple of it, up to a window, and `tokens` [B] says
-        how many of a row's tokens are not padding.
+        Without `tokens`, T is at most one block. With `tokens`, T is a multiple of a block, at most a window, and
+        `tokens` [B] is the number of each row's tokens that are not padding.
         """
         tower = self._tower
         maps = log_mel[:, None].to(tower.conv2d1.weight.dtype)
@@ -55,7 +55,7 @@ class AudioEncoder:
             hidden = hidden + self._attend(layer.self_attn, layer.self_attn_layer_norm(hidden), mask)
             hidden = hidden + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
             if hidden.dtype == torch.float16:
-                hidden = hidden.clamp(-FLOAT16_BOUND, FLOAT16_BOUND)
+                hidden = hidden.clamp(-MAX_FLOAT16, MAX_FLOAT16)
         embeddings: Tensor = tower.proj2(tower.act(tower.proj1(tower.ln_post(hidden))))
         return embeddings
 

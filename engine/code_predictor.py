@@ -1,7 +1,7 @@
-"""The code predictor: a talker's hidden state and a frame's first code -> the frame's other 15 codes.
+"""The code predictor: the talker's hidden state and a frame's first code -> the other 15 codes of the frame.
 
-Two that give the same codes: torch's, which CUDA captures as a graph, and ONNX Runtime's, which takes a CPU a sixth of
-the time (the loop's operations are too small for torch's overhead).
+Two implementations return the same codes: torch, which CUDA captures as a graph, and ONNX Runtime, which needs a sixth
+of torch's time on a CPU, where torch's overhead per operation dominates.
 """
 
 from __future__ import annotations
@@ -13,34 +13,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.layer import Places, make_layer, norm, rotations
+from engine.layer import CacheTargets, make_layer, norm, rotations
 from engine.sampler import RESIDUAL_TOP_K, residual_params, sample
 
 
 class Frame(NamedTuple):
-    """A codec frame."""
+    """One codec frame of each row."""
 
     codes: Tensor  # [B, 16] int64
-    embedding: Tensor  # [B, H'], the sum of the codes' embeddings: the talker's next input
+    embedding: Tensor  # [B, H'], sum of the codes' embeddings: the talker's next input
 
 
 class CodePredictor(Protocol):
-    """Completes codec frames."""
+    """Interface that completes codec frames."""
 
     def __call__(self, hidden: Tensor, first: Tensor, temperature: Tensor | None, uniforms: Tensor | None) -> Frame:
-        """The talker's hidden states [B, H'], codes of the first codebook [B] -> frames.
+        """Complete frames from the talker's hidden states [B, H'] and codes of the first codebook [B].
 
-        Greedy without `temperature`; else a row samples where its temperature [B] is above 0, with `uniforms` [B, 15].
+        Greedy without `temperature`. With it, rows of a temperature [B] above 0 sample with `uniforms` [B, 15].
         """
 
 
 class TorchCodePredictor:
-    """`Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration` (transformers 5.20.2), its loop without a cache
-    object: it begins anew with every frame, so all rows are always in step.
+    """The loop of `Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration` (transformers 5.20.2).
+
+    Its key-value cache starts empty for every frame, so all rows are at the same position.
     """
 
-    def __init__(self, talker: Any, rows: int):
-        """`rows`: of the largest batch."""
+    def __init__(self, talker: Any, rows: int, min_rows: int = 1):
+        """Allocate a cache for batches of up to `rows`; pad batches to `min_rows` (see `RowMinimums.products`)."""
+        rows = max(rows, min_rows)
+        self._min_rows = min_rows
         self._embed_first = talker.model.codec_embedding
         predictor = talker.code_predictor
         self._model, self._heads = predictor.model, list(predictor.lm_head)
@@ -51,14 +54,19 @@ class TorchCodePredictor:
         positions = talker.config.num_code_groups
         self._cache = self._model.norm.weight.new_zeros(
             len(self._layers), rows, 2 * first.key_heads, positions, first.head_size
-        )  # keys, then values
+        )  # the keys' heads, then the values'
         self._cos, self._sin = rotations(self._model, positions)
         device = self._cache.device
-        self._slots = torch.arange(rows, device=device)  # a row's own
+        self._slots = torch.arange(rows, device=device)  # row i uses slot i
         self._indices = torch.arange(positions, device=device).expand(rows, -1)
 
     def __call__(self, hidden: Tensor, first: Tensor, temperature: Tensor | None, uniforms: Tensor | None) -> Frame:
-        """As `CodePredictor`."""
+        """Implement `CodePredictor`."""
+        count, missing = len(hidden), self._min_rows - len(hidden)
+        if missing > 0:
+            hidden, first = F.pad(hidden, (0, 0, 0, missing)), F.pad(first, (0, missing))
+            temperature = None if temperature is None else F.pad(temperature, (0, missing))
+            uniforms = None if uniforms is None else F.pad(uniforms, (0, 0, 0, missing))
         embedding = self._embed_first(first)
         total, codes = embedding, [first]
         inputs = torch.stack([hidden, embedding], dim=1)  # [B, 2, H']
@@ -74,22 +82,25 @@ class TorchCodePredictor:
             total = total + embedding
             codes.append(code)
             inputs = embedding[:, None]
-        return Frame(torch.stack(codes, dim=1), total)
+        return Frame(torch.stack(codes, dim=1)[:count], total[:count])
 
     def _forward(self, inputs: Tensor, start: int) -> Tensor:
-        """Appends [B, T, H] at positions `start`..., and may write into it; returns the last hidden state [B, H]."""
+        """Append inputs [B, T, H] from position `start` on; return the last hidden state [B, H].
+
+        May overwrite `inputs`.
+        """
         batch, length, _ = inputs.shape
         end = start + length
         cos, sin = (table[start:end].expand(batch, -1, -1, -1) for table in (self._cos, self._sin))
-        places = Places(self._slots[:batch], self._indices[:batch, start:end], cos, sin)
+        targets = CacheTargets(self._slots[:batch], self._indices[:batch, start:end], cos, sin)
         hidden = inputs
         for layer, cache in zip(self._layers, self._cache[:, :batch], strict=True):
-            queries = layer.project(hidden, places, cache)
+            queries = layer.project(hidden, targets, cache)
             keys, values = cache[:, : self._key_heads, :end], cache[:, self._key_heads :, :end]
-            if length == 1:  # a key head's queries as positions: the fast kernels want as many of one as of the other
+            if length == 1:  # query heads of a key head as positions, for the fast kernels (see `CpuAttention`)
                 folded = queries[:, 0].unflatten(1, (self._key_heads, self._groups))
                 attended = F.scaled_dot_product_attention(folded, keys, values, scale=layer.scale).flatten(1)[:, None]
-            else:  # only ever at the start
+            else:  # the first two positions of a frame
                 attended = F.scaled_dot_product_attention(
                     queries.transpose(1, 2), keys, values, is_causal=True, scale=layer.scale, enable_gqa=True
                 )
@@ -99,11 +110,11 @@ class TorchCodePredictor:
 
 
 class OnnxCodePredictor:
-    """The graphs that `export/code_predictor.py` writes, run by ONNX Runtime in one thread."""
+    """The graphs of `export/code_predictor.py`, run by ONNX Runtime in one thread."""
 
     def __init__(self, folder: Path):
-        """`folder` holds `greedy.onnx` and `sampling.onnx`."""
-        import onnxruntime  # a GPU's engine needs none
+        """Load `greedy.onnx` and `sampling.onnx` from `folder`."""
+        import onnxruntime  # not installed for a GPU-only engine
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -113,7 +124,7 @@ class OnnxCodePredictor:
         )
 
     def __call__(self, hidden: Tensor, first: Tensor, temperature: Tensor | None, uniforms: Tensor | None) -> Frame:
-        """As `CodePredictor`."""
+        """Implement `CodePredictor`."""
         feed = {"HIDDEN": hidden, "FIRST": first}
         session = self._greedy
         if temperature is not None and uniforms is not None:

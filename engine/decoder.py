@@ -1,7 +1,7 @@
 """A transformer decoder over the slots of a `KVCache`.
 
 Re-implements the forward pass of `Qwen3OmniMoeThinkerTextModel` and `Qwen3OmniMoeTalkerModel` (transformers 5.20.2)
-for text positions: one position index a token, no vision.
+for text positions: one position index per token, no vision.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from engine.attention import CachePositions, CpuAttention
 from engine.kv_cache import KVCache
-from engine.layer import Places, make_layer, norm, rotations
+from engine.layer import CacheTargets, make_layer, norm, rotations
 from engine.onnx_steps import OnnxSteps
 
 Attend = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class Decoder:
-    """Runs the layers of a thinker or a talker for any subset of the cache's slots at once.
+    """The layers of a thinker or a talker, run for any subset of the cache's slots at once.
 
-    Rows need not be in step: `CachePositions` says how many positions each has.
+    Rows may be at different positions: `CachePositions` holds each row's position.
     """
 
     def __init__(self, model: Any, cache: KVCache):
         self._norm = model.norm
-        self._last_attention: CpuAttention | None = None  # of a single step
+        self._single_position: CpuAttention | None = None  # attention of the last step of single positions
         self._steps = OnnxSteps(model) if OnnxSteps.possible(model) else None  # single positions on a CPU
         self._layers = [make_layer(layer) for layer in model.layers]
         self._cache = cache
@@ -37,7 +37,7 @@ class Decoder:
         self.dtype: torch.dtype = cache.buffer.dtype
 
     def forward(self, embeddings: Tensor, positions: CachePositions) -> Tensor:
-        """Appends [R, T, H] to each row and advances `positions`; returns last hidden states [R, T, H]."""
+        """Append embeddings [R, T, H] to the rows, advance `positions`, return the last layer's states [R, T, H]."""
         if self._steps and embeddings.shape[1] == 1:
             return self._step(self._steps, embeddings[:, 0], positions)[:, None]
         return self.forward_with_layer(embeddings, positions, 0)[0]
@@ -45,14 +45,14 @@ class Decoder:
     def forward_with_layer(
         self, embeddings: Tensor, positions: CachePositions, layer_count: int
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the hidden states after the first `layer_count` layers [R, T, H]."""
+        """Return what `forward` does, and the hidden states after the first `layer_count` layers [R, T, H]."""
         length = embeddings.shape[1]
         indices = positions.starts[:, None] + torch.arange(length, device=self.device)
-        places = Places(positions.slots, indices, self._cos[indices], self._sin[indices])
+        targets = CacheTargets(positions.slots, indices, self._cos[indices], self._sin[indices])
         attend = self._attention(positions, length)
         middle, hidden = embeddings, embeddings.clone(memory_format=torch.contiguous_format)  # layers write into it
         for number, (layer, cache) in enumerate(zip(self._layers, self._cache.buffer, strict=True), start=1):
-            queries = layer.project(hidden, places, cache)
+            queries = layer.project(hidden, targets, cache)
             hidden = layer.finish(hidden, attend(queries, cache, layer.scale))
             if number == layer_count:
                 middle = hidden.clone()
@@ -60,7 +60,7 @@ class Decoder:
         return norm(hidden, self._norm), middle
 
     def _step(self, steps: OnnxSteps, embeddings: Tensor, positions: CachePositions) -> Tensor:
-        """One position of each row, [R, H], through ONNX Runtime but for attention."""
+        """Append one position [R, H] to each row: attention in torch, the rest of the layers in ONNX Runtime."""
         starts = positions.starts
         cos, sin = self._cos[starts], self._sin[starts]  # [R, 1, D]
         attend, scale = self._single_attention(positions), self._layers[0].scale
@@ -75,10 +75,10 @@ class Decoder:
         return steps.last(hidden, attended)
 
     def _single_attention(self, positions: CachePositions) -> CpuAttention:
-        """Of one position of each row: within a tick, the step's before with one more position visible."""
-        attention = self._last_attention
-        if attention is None or not attention.moved_on(positions):
-            attention = self._last_attention = self._cpu_attention(positions, 1)
+        """Return attention for one position of each row; within a tick, reuse the previous step's and its mask."""
+        attention = self._single_position
+        if attention is None or not attention.advance_to(positions):
+            attention = self._single_position = self._cpu_attention(positions, 1)
         return attention
 
     def _cpu_attention(self, positions: CachePositions, length: int) -> CpuAttention:
@@ -88,6 +88,6 @@ class Decoder:
     def _attention(self, positions: CachePositions, length: int) -> Attend:
         if self.device.type == "cpu":
             return self._cpu_attention(positions, length)
-        from engine.attention_kernel import KernelAttention  # its compiler comes with torch for CUDA alone
+        from engine.attention_kernel import KernelAttention  # the compiler comes only with torch for CUDA
 
         return KernelAttention(positions, length)

@@ -48,38 +48,38 @@ C_co = TypeVar("C_co", bound=Conversation, covariant=True)
 
 
 class Row(NamedTuple):
-    """A conversation that ticks, and its input."""
+    """A conversation and its input for one tick."""
 
-    conversation: Any  # the dialect's own kind
+    conversation: Any  # an instance of the dialect's conversation class
     input: TickInput
 
 
 class Dialect(Protocol[C_co]):
     """The four stages of a tick over one thinker and one talker.
 
-    Host state lies in the conversations, device state in the engine's slots; between ticks a dialect keeps neither.
-    `P` of the comments below is the dialect's own plan of a tick.
+    The conversations own the host state and the engine's slots the device state; between ticks a dialect holds
+    neither. `plan` is the dialect's plan of one tick.
     """
 
-    warm_up_controls: Sequence[Controls]  # ticks after which everything that a conversation needs has run once
+    warm_up_controls: Sequence[Controls]  # controls of the ticks that run every kind of computation once
 
     def begin(self, slot: int, options: Options) -> C_co:
-        """A conversation in a slot that was reset. Raises `OptionError`."""
+        """Create a conversation in a slot that was reset. Raises `OptionError`."""
 
     def schedule(self, rows: Sequence[Row]) -> Any:
-        """Advances every conversation's state machine by a tick and plans (P) what is computed in it.
+        """Advance every conversation's state machine by a tick and return the plan of its computation.
 
-        `rows` are sorted by slot. What does not fit the tick's prefill budget stays queued in its conversation.
+        `rows` are sorted by slot. Prefill beyond the tick's budget stays queued in its conversation.
         """
 
     def prefill(self, plan: Any) -> None:
-        """Audio, text and prompts into the caches, in batches."""
+        """Append audio, text and prompts to the caches, in batches."""
 
     def decode(self, plan: Any) -> None:
-        """Text tokens and codec frames of all that speak, in batches."""
+        """Decode text tokens and codec frames of all conversations that answer, in batches."""
 
     def postprocess(self, plan: Any) -> dict[int, TickResult]:
-        """Results by slot; one that failed by itself gets its error. Waits for the device."""
+        """Return each slot's output, or the error of a conversation that failed. Waits for the device."""
 
     def capture(self, enabled: bool) -> None:
-        """On CUDA: runs every step at every batch size, and captures it as a graph if `enabled`."""
+        """Run every step at every batch size, on CUDA, and capture it as a graph if `enabled`."""

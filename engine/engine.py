@@ -1,4 +1,4 @@
-"""The engine: conversations in slots, ticked together. It knows nothing of Triton."""
+"""The engine: conversations in slots, computed together tick by tick. Independent of Triton."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from engine.tick_load import TickLoad
 from engine.turn.dialect import TurnDialect
 
 DIALECTS: dict[str, Callable[..., Dialect[Any]]] = {"turn": TurnDialect, "sca": ScaDialect}
-STICKY = "CUDA error"  # how torch begins the errors after which no kernel runs any more
+STICKY = "CUDA error"  # prefix of torch's messages for errors after which no kernel runs in this process
 
 
 class Engine(Generic[C]):
-    """Owns the slots. A conversation is known by any key; one key is one conversation.
+    """Owner of the slots and of the open conversations; a key of any hashable type identifies a conversation.
 
-    Not thread-safe: one thread calls it.
+    Not thread-safe: all calls come from one thread.
     """
 
     def __init__(
@@ -49,67 +49,72 @@ class Engine(Generic[C]):
         clock: Callable[[], float] = time.monotonic,
         cuda_working: int = CUDA_WORKING,
     ):
-        """`predictor` completes codec frames, torch's own by default; `cuda_working` is for the memory plan."""
+        """Allocate the slots. `cuda_working` is the memory plan's share for everything but weights and caches.
+
+        `predictor` completes codec frames; default: torch's. Raises `MemoryRefusedError`, `OptionError` or
+        `SettingsError`.
+        """
         model = checkpoint.model
         weights = sum(parameter.nbytes for parameter in model.parameters())
-        available = weights + available_bytes(model.device)  # the weights are there already
+        available = weights + available_bytes(model.device)  # the weights are already loaded
         settings = resolve_slots(model.config, settings, model.device, model.dtype, available)
         self.memory = plan_memory(model.config, settings, weights, model.dtype, model.device, cuda_working)
-        self.memory.expect_fit(available, f"{model.device.type}, the weights counted in,")
+        self.memory.expect_fit(available, f"{model.device.type}, including the weights,")
         self.settings = settings
         self.device: torch.device = model.device
         self.slots = SlotState(checkpoint, settings)
         self.timer = StageTimer(self.device)
-        self.stage_seconds: Counter[str] = Counter()  # where all ticks' time went
+        self.stage_seconds: Counter[str] = Counter()  # seconds by stage, over all ticks
         self.load = TickLoad(settings.audio.tick_ms / 1000, settings.engine.tick_share)
-        predictor = predictor or TorchCodePredictor(model.talker, self.slots.buckets.of(settings.engine.slots))
+        rows = self.slots.buckets.of(settings.engine.slots)
+        predictor = predictor or TorchCodePredictor(model.talker, rows, self.slots.row_minimums.products)
         self.dialect: Dialect[C] = DIALECTS[settings.engine.dialect](
             checkpoint, settings, self.slots, predictor, GraphRunner(self.timer)
         )
         self.voices: list[str] = list(model.config.talker_config.speaker_id)
-        self.lost = ""  # why the device computes nothing any more
+        self.lost = ""  # the error that made the device unusable, empty while it works
         self._clock = clock
-        self._free = list(range(settings.engine.slots))  # a heap
+        self._free = list(range(settings.engine.slots))  # a heap of free slots
         self._conversations: dict[Hashable, C] = {}
         self._last_tick_s: dict[Hashable, float] = {}
-        self.parse_options({})  # the settings' own defaults must be possible with this checkpoint
+        self.parse_options({})  # the defaults of the settings must be valid for this checkpoint
 
     @torch.inference_mode()
     def tick(self, inputs: Mapping[Hashable, TickInput]) -> dict[Hashable, TickResult]:
-        """One tick of each conversation named, all together.
+        """Compute one tick of the conversations in `inputs`, in batches. Return each one's output or error.
 
-        A conversation that cannot go on gets its error in place of an output and is closed. Should the computation
-        itself fail, all conversations in it are closed, since their caches are no longer known, and the failure is
-        raised: `DeviceLostError` where the device will never compute again.
+        A conversation that cannot continue is closed, and its result is the error. If the computation itself fails,
+        the state of the caches is unknown: all conversations of the tick are closed and the failure is raised, as
+        `DeviceLostError` if the device has failed permanently.
         """
         started_s = time.perf_counter()
         rows, results = self._rows(inputs)
         if not rows:
             return results
         try:
-            plan = self.dialect.schedule(list(rows.values()))  # who hears what, and what of it fits this tick's budget
-            self.dialect.prefill(plan)  # audio, text and prompts into the caches, in batches
-            self.dialect.decode(plan)  # text tokens and codec frames, in batches
-            outputs = self.dialect.postprocess(plan)  # results and events; waits for the device
+            plan = self.dialect.schedule(list(rows.values()))  # advance conversations, apply the prefill budget
+            self.dialect.prefill(plan)  # append audio, text and prompts to the caches, in batches
+            self.dialect.decode(plan)  # decode text tokens and codec frames, in batches
+            outputs = self.dialect.postprocess(plan)  # outputs and events; waits for the device
         except BaseException as error:
             self._fail(list(rows), error)
             raise
-        for slot in self.slots.broken([row.conversation.slot for row in rows.values()]):
+        for slot in self.slots.non_finite([row.conversation.slot for row in rows.values()]):
             outputs[slot] = ConversationError(
                 "the model's numbers overflowed (NaN or infinity), the conversation is closed"
             )
         for key, row in rows.items():
-            results[key] = self._settle(key, row, outputs[row.conversation.slot])
+            results[key] = self._complete(key, row, outputs[row.conversation.slot])
         self.stage_seconds.update(self.timer.read())
         self.load.note(self._clock(), time.perf_counter() - started_s, len(rows))
         return results
 
     @torch.inference_mode()
     def open(self, key: Hashable, options: Options) -> None:
-        """Begins a conversation; one that is open under `key` is closed first.
+        """Open a conversation under `key`; close an open one of this key first.
 
-        Raises `EngineFullError` when no slot is free or ticks have no time for one more, `OptionError` when the system
-        prompt is too long.
+        Raises `EngineFullError` if no slot is free or ticks leave no time for another conversation, `OptionError` if
+        the system prompt is too long.
         """
         self.close(key)
         if not self._free:
@@ -118,7 +123,7 @@ class Engine(Generic[C]):
             )
         if refusal := self.load.refusal(self._clock(), len(self._conversations)):
             raise EngineFullError(f"{refusal}, try again later")
-        slot = heappop(self._free)  # the lowest: batches stay close together
+        slot = heappop(self._free)  # the lowest free slot: CPU attention runs over the range of slots in use
         try:
             self._conversations[key] = self.dialect.begin(slot, options)
             self._last_tick_s[key] = self._clock()
@@ -128,21 +133,21 @@ class Engine(Generic[C]):
 
     @torch.inference_mode()
     def reset(self, key: Hashable) -> None:
-        """Begins the conversation anew in its slot, with its options. Raises `ConversationError`."""
+        """Restart the conversation in its slot, with its options. Raises `ConversationError`."""
         conversation = self.conversation(key)
         self.slots.reset(conversation.slot)
         self._conversations[key] = self.dialect.begin(conversation.slot, conversation.options)
 
     @torch.inference_mode()
     def close(self, key: Hashable) -> None:
-        """Ends a conversation and frees its slot; nothing of it is kept. A no-op if it is not open."""
+        """Close a conversation, erase its state and free its slot. A no-op if it is not open."""
         conversation = self._conversations.pop(key, None)
         if conversation is not None:
             del self._last_tick_s[key]
             self._release(conversation.slot)
 
     def sweep(self) -> list[Hashable]:
-        """Closes and returns the conversations that have been idle for too long: Triton never says that one died."""
+        """Close and return conversations idle for `engine.idle_timeout_s`: Triton does not report dead sequences."""
         oldest = self._clock() - self.settings.engine.idle_timeout_s
         idle = [key for key, last_tick_s in self._last_tick_s.items() if last_tick_s < oldest]
         for key in idle:
@@ -150,16 +155,16 @@ class Engine(Generic[C]):
         return idle
 
     def parse_options(self, parameters: Mapping[str, Any]) -> Options:
-        """A conversation's options from request parameters. Raises `OptionError`."""
+        """Return a conversation's options from request parameters. Raises `OptionError`."""
         return parse_options(parameters, self.settings, self.voices)
 
     @property
     def open_conversations(self) -> int:
-        """How many slots are taken."""
+        """Number of open conversations, each of which uses a slot."""
         return len(self._conversations)
 
     def conversation(self, key: Hashable) -> C:
-        """The state machine of an open conversation. Raises `ConversationError`."""
+        """Return the state machine of an open conversation. Raises `ConversationError`."""
         try:
             return self._conversations[key]
         except KeyError:
@@ -169,12 +174,12 @@ class Engine(Generic[C]):
             ) from None
 
     def thinker_length(self, key: Hashable) -> int:
-        """Positions of the thinker's cache that a conversation takes. Raises `ConversationError`."""
+        """Return how many positions a conversation uses in the thinker's cache. Raises `ConversationError`."""
         return self.conversation(key).thinker_length
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """On CUDA, every size of batch; then a few ticks of a conversation: a first is as fast as a second."""
+        """Capture every batch size (on CUDA) and run a conversation, so that the first tick served is not slower."""
         if self.device.type == "cuda":
             self.dialect.capture(self.settings.engine.cuda_graphs)
         key, audio = object(), self.settings.audio
@@ -186,7 +191,7 @@ class Engine(Generic[C]):
         self.close(key)
 
     def _rows(self, inputs: Mapping[Hashable, TickInput]) -> tuple[dict[Hashable, Row], dict[Hashable, TickResult]]:
-        """The conversations that tick, sorted by slot, and the errors of keys that are not open."""
+        """Return the rows of the tick, sorted by slot, and the errors of keys that are not open."""
         if self.lost:
             raise DeviceLostError(self.lost)
         rows: dict[Hashable, Row] = {}
@@ -199,7 +204,8 @@ class Engine(Generic[C]):
                 errors[key] = error
         return dict(sorted(rows.items(), key=lambda item: item[1].conversation.slot)), errors
 
-    def _settle(self, key: Hashable, row: Row, result: TickResult) -> TickResult:
+    def _complete(self, key: Hashable, row: Row, result: TickResult) -> TickResult:
+        """Close a conversation that failed; add the engine's own events to the output of any other."""
         if isinstance(result, ConversationError):
             self.close(key)
             return result
@@ -211,7 +217,7 @@ class Engine(Generic[C]):
         return result
 
     def _fail(self, keys: list[Hashable], error: BaseException) -> None:
-        """Closes the conversations of a failed tick; a device that is lost is not asked to forget them."""
+        """Close the conversations of a failed tick. Raises `DeviceLostError` if the device has failed permanently."""
         if isinstance(error, RuntimeError) and str(error).startswith(STICKY):
             self.lost = str(error).splitlines()[0]
             self._conversations.clear()
@@ -220,7 +226,7 @@ class Engine(Generic[C]):
         for key in keys:
             try:
                 self.close(key)
-            except RuntimeError as failure:  # nor can it forget: the same error again
+            except RuntimeError as failure:  # closing failed with the same error: the device is lost
                 self.lost = str(failure).splitlines()[0]
                 raise DeviceLostError(self.lost) from error
 
@@ -230,16 +236,16 @@ class Engine(Generic[C]):
 
 
 def load_engine(source: str, settings: Settings, predictor: Path | None = None) -> Engine[Any]:
-    """An engine over the checkpoint at `source`, alone in its process.
+    """Load the checkpoint at `source` into a warmed-up engine. Sets options of torch for the whole process.
 
-    `predictor` is a folder with the code predictor's ONNX graphs, for the CPU. Raises `CheckpointError`, `OptionError`
-    or, where the CUDA kernels cannot be compiled, `KernelError`.
+    `predictor` is a folder with the code predictor's ONNX graphs, used on a CPU. Raises `CheckpointError`,
+    `OptionError`, `MemoryRefusedError`, or `KernelError` if the CUDA kernels cannot be compiled.
     """
     torch.set_num_threads(settings.engine.cpu_threads)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: in TF32 nothing here would be exact
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would break the exactness of float32
     checkpoint = load_checkpoint(source, settings.qwen)
-    checkpoint.model.code2wav = None  # runs as ONNX
-    checkpoint.model.thinker.visual = None  # no images
+    checkpoint.model.code2wav = None  # served as ONNX, not by the engine
+    checkpoint.model.thinker.visual = None  # images are not supported
 
     def make(chosen: Settings, cuda_working: int = CUDA_WORKING) -> Engine[Any]:
         on_cpu = checkpoint.model.device.type == "cpu" and predictor is not None
@@ -253,7 +259,7 @@ def load_engine(source: str, settings: Settings, predictor: Path | None = None) 
             return _warmed_up(make(settings))
         return fill_slots(make, settings, checkpoint.model.device)
     except (subprocess.CalledProcessError, RuntimeError) as error:
-        problem = compiler_problem()  # asked only now: kernels compiled before need nothing
+        problem = compiler_problem()  # only after a failure: cached kernels need no compiler
         if problem:
             raise KernelError(f"the CUDA kernels cannot be compiled: {problem}") from error
         raise

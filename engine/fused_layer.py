@@ -1,7 +1,7 @@
-"""A decoder layer on CUDA: but for attention and experts, what lies between two matrix products is one kernel.
+"""A decoder layer on CUDA: except for attention and experts, one kernel between each two matrix products.
 
-A tick is hundreds of layers on few rows. What such a layer costs beside its weights is the number of its kernels, some
-two microseconds each: as torch's own operations they would be twice as many. Sums are in float32 until they are stored.
+A tick runs hundreds of layers on few rows. After reading its weights, the cost of a layer is the number of its kernels,
+about two microseconds each; torch's own operations would be twice as many. Kernels sum in float32.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.experts_kernel import KernelExperts, silu_times
-from engine.layer import DenseExperts, Layer, Places, is_dense, pack
+from engine.layer import CacheTargets, DenseExperts, Layer, is_dense, pack
 
-GATE_ROWS = 8  # that the shared expert's gate takes in a packed product: rows come in eights
+GATE_ROWS = 8  # the gate's one row is padded to 8: rows of a matrix product come in multiples of 8
 
 
 class FeedForward(Protocol):
-    """What follows attention."""
+    """Interface of the feed-forward network that follows attention."""
 
     def add_to(self, hidden: Tensor, x: Tensor) -> None:
-        """Adds its output for x [N, H] to hidden [N, H]."""
+        """Add the network's output for x [N, H] to hidden [N, H]."""
 
 
 class FusedLayer(Layer):
-    """As `Layer`, in half the kernels; `finish` writes into the hidden states that it is given."""
+    """`Layer` in half the number of kernels; `finish` overwrites the hidden states that it receives."""
 
     def make_feed_forward(self, mlp: Any) -> FeedForward:
-        """As `Layer.make_feed_forward`."""
+        """Override `Layer.make_feed_forward`."""
         return FusedMixture(mlp) if hasattr(mlp, "experts") else FusedMlp(mlp)
 
-    def project(self, hidden: Tensor, places: Places, cache: Tensor) -> Tensor:
-        """As `Layer.project`."""
+    def project(self, hidden: Tensor, targets: CacheTargets, cache: Tensor) -> Tensor:
+        """Override `Layer.project`."""
         packed = F.linear(rms_norm(hidden, self._in_norm), self._qkv)
         rows, length, _ = packed.shape
         queries = packed.new_empty(rows, length, self.heads, self.head_size)
-        rotate_and_keep[rows * length, self.heads + 2 * self.key_heads](
-            packed, self._head_norm, places.cos, places.sin, places.slots, places.indices, queries, cache,
-            self._head_eps, length, places.cos.stride(0), *places.indices.stride(), cache.stride(0), cache.stride(1),
+        rotate_and_store[rows * length, self.heads + 2 * self.key_heads](
+            packed, self._head_norm, targets.cos, targets.sin, targets.slots, targets.indices, queries, cache,
+            self._head_eps, length, targets.cos.stride(0), *targets.indices.stride(), cache.stride(0), cache.stride(1),
             heads=self.heads, key_heads=self.key_heads, size=self.head_size, num_warps=1,
         )  # fmt: skip
         return queries
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """As `Layer.finish`."""
+        """Override `Layer.finish`."""
         flat = hidden.view(-1, hidden.shape[2])
         flat.addmm_(attended.flatten(0, 1), self._out.T)
         self._feed_forward.add_to(flat, rms_norm(flat, self._out_norm))
@@ -62,12 +62,12 @@ class FusedMlp:
         self._out = mlp.down_proj.weight
 
     def add_to(self, hidden: Tensor, x: Tensor) -> None:
-        """As `FeedForward`."""
+        """Implement `FeedForward`."""
         hidden.addmm_(silu_times(F.linear(x, self._in), self._out.shape[1]), self._out.T)
 
 
 class FusedMixture:
-    """Routing, the experts, and the talker's shared one, whose gate is a further row of its packed product."""
+    """A mixture of experts; the gate of the talker's shared expert is an additional row of its packed product."""
 
     def __init__(self, mlp: Any):
         self._router = mlp.gate
@@ -79,7 +79,7 @@ class FusedMixture:
             self._shared = torch.cat(rows), shared.down_proj.weight
 
     def add_to(self, hidden: Tensor, x: Tensor) -> None:
-        """As `FeedForward`."""
+        """Implement `FeedForward`."""
         weights, chosen = choose_experts(F.linear(x, self._router.weight), self._router)
         self._experts.add_to(hidden, x, chosen, weights)
         if self._shared:
@@ -88,7 +88,7 @@ class FusedMixture:
 
 
 def rms_norm(hidden: Tensor, module: Any) -> Tensor:
-    """transformers' RMS norm of hidden [..., H]."""
+    """Compute transformers' RMS norm of hidden [..., H]."""
     out, size = torch.empty_like(hidden), hidden.shape[-1]
     norm_rows[hidden.numel() // size,](
         hidden, module.weight, out, module.variance_epsilon, size=size, block=triton.next_power_of_2(size)
@@ -97,7 +97,7 @@ def rms_norm(hidden: Tensor, module: Any) -> Tensor:
 
 
 def choose_experts(logits: Tensor, router: Any) -> tuple[Tensor, Tensor]:
-    """transformers' routing of logits [N, experts]: weights [N, k] and experts [N, k] int64."""
+    """Route logits [N, experts] like transformers: return weights [N, k] and experts [N, k] int64."""
     tokens, experts = logits.shape
     weights = logits.new_empty(tokens, router.top_k)
     chosen = torch.empty(tokens, router.top_k, dtype=torch.int64, device=logits.device)
@@ -111,38 +111,38 @@ def choose_experts(logits: Tensor, router: Any) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def norm_rows(hidden, weight, out, eps, size: tl.constexpr, block: tl.constexpr):
-    """One row."""
+    """Normalise one row."""
     channel = tl.arange(0, block)
-    place = tl.program_id(0).to(tl.int64) * size + channel
-    x = tl.load(hidden + place, mask=channel < size, other=0.0).to(tl.float32)
+    index = tl.program_id(0).to(tl.int64) * size + channel
+    x = tl.load(hidden + index, mask=channel < size, other=0.0).to(tl.float32)
     x = x * tl.rsqrt(tl.sum(x * x, 0) / size + eps) * tl.load(weight + channel, mask=channel < size).to(tl.float32)
-    tl.store(out + place, x.to(out.dtype.element_ty), mask=channel < size)
+    tl.store(out + index, x.to(out.dtype.element_ty), mask=channel < size)
 
 
 @triton.jit
-def rotate_and_keep(
+def rotate_and_store(
     packed, weight, cos, sin, slots, indices, queries, cache,
     eps, length, rotation_row, index_row, index_time, cache_slot, cache_head,
     heads: tl.constexpr, key_heads: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
-    """One head of one position: a query or key is normed and rotated; keys and values go into the cache.
+    """Process one head of one position: norm and rotate a query or key; write a key or value to the cache.
 
     packed: [R, T, heads + 2 * key heads, size]; cos, sin: [R, T, 1, size], the first half of sin negated.
     """
-    place, head = tl.program_id(0), tl.program_id(1)
-    row, time = place // length, place % length
+    token, head = tl.program_id(0), tl.program_id(1)
+    row, time = token // length, token % length
     channel = tl.arange(0, size)
-    source = packed + (place.to(tl.int64) * (heads + 2 * key_heads) + head) * size
+    source = packed + (token.to(tl.int64) * (heads + 2 * key_heads) + head) * size
     x = tl.load(source + channel).to(tl.float32)
     if head < heads + key_heads:
         scale = tl.rsqrt(tl.sum(x * x, 0) / size + eps)
         other = (channel + size // 2) % size
-        turned = tl.load(source + other).to(tl.float32) * scale * tl.load(weight + head * size + other).to(tl.float32)
+        paired = tl.load(source + other).to(tl.float32) * scale * tl.load(weight + head * size + other).to(tl.float32)
         angle = row * rotation_row + time * size + channel
         x = x * scale * tl.load(weight + head * size + channel).to(tl.float32)
-        x = x * tl.load(cos + angle).to(tl.float32) + turned * tl.load(sin + angle).to(tl.float32)
+        x = x * tl.load(cos + angle).to(tl.float32) + paired * tl.load(sin + angle).to(tl.float32)
     if head < heads:
-        target = queries + (place.to(tl.int64) * heads + head) * size
+        target = queries + (token.to(tl.int64) * heads + head) * size
     else:
         index = tl.load(indices + row * index_row + time * index_time)
         target = cache + tl.load(slots + row) * cache_slot + (head - heads) * cache_head + index * size
@@ -155,22 +155,22 @@ def choose(
     experts: tl.constexpr, choices: tl.constexpr, block: tl.constexpr, block_choices: tl.constexpr,
     normalise: tl.constexpr,
 ):  # fmt: skip
-    """The likeliest experts of one token and their probabilities."""
+    """Store the `choices` likeliest experts of one token and their probabilities."""
     token = tl.program_id(0)
     expert = tl.arange(0, block)
     logit = tl.load(logits + token * experts + expert, mask=expert < experts, other=float("-inf")).to(tl.float32)
-    share = tl.exp(logit - tl.max(logit, 0))
-    share = tl.where(expert < experts, share / tl.sum(share, 0), -1.0)
-    place = tl.arange(0, block_choices)
-    found = tl.zeros([block_choices], tl.float32)
+    probability = tl.exp(logit - tl.max(logit, 0))
+    probability = tl.where(expert < experts, probability / tl.sum(probability, 0), -1.0)
+    rank = tl.arange(0, block_choices)
+    top = tl.zeros([block_choices], tl.float32)
     best = tl.zeros([block_choices], tl.int32)
     for choice in range(choices):
-        likeliest = tl.minimum(tl.argmax(share, 0), experts - 1)  # of NaNs it may be any lane
-        found = tl.where(place == choice, tl.max(share, 0), found)
-        best = tl.where(place == choice, likeliest, best)
-        share = tl.where(expert == likeliest, -1.0, share)
+        likeliest = tl.minimum(tl.argmax(probability, 0), experts - 1)  # argmax of NaNs may be a padding lane
+        top = tl.where(rank == choice, tl.max(probability, 0), top)
+        best = tl.where(rank == choice, likeliest, best)
+        probability = tl.where(expert == likeliest, -1.0, probability)
     if normalise:
-        found = found / tl.sum(found, 0)
-    there = place < choices
-    tl.store(weights + token * choices + place, found.to(weights.dtype.element_ty), mask=there)
-    tl.store(chosen + token * choices + place, best.to(tl.int64), mask=there)
+        top = top / tl.sum(top, 0)
+    is_choice = rank < choices
+    tl.store(weights + token * choices + rank, top.to(weights.dtype.element_ty), mask=is_choice)
+    tl.store(chosen + token * choices + rank, best.to(tl.int64), mask=is_choice)

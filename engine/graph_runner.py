@@ -1,7 +1,7 @@
-"""The steps of a tick, run as they are written or, on CUDA, as graphs captured beforehand.
+"""Execution of the steps of a tick: eagerly or, on CUDA, as graphs captured at start-up.
 
-A step reads and writes tensors that keep their place in memory, and never looks at a value: that is what lets it be
-captured. A captured step is one launch in place of thousands.
+A step can be captured because its tensors keep their addresses and the host never reads their values. A captured step
+is one launch where the eager step is thousands.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ import torch
 
 from engine.stage_timer import StageTimer
 
-RUNS_BEFORE_CAPTURE = 2  # libraries choose kernels and take their working memory in them
+RUNS_BEFORE_CAPTURE = 2  # in these runs, libraries choose kernels and allocate their workspace
 
 
 class StepBatch(Protocol):
-    """A batch that a step works on."""
+    """The tensors that a step reads and writes."""
 
     @property
     def variant(self) -> Hashable:
-        """What makes a step another computation: the number of rows, and whatever else has a graph of its own."""
+        """Key of the graph: the number of rows, and anything else that changes the computation."""
 
     def set_padding(self) -> None:
-        """Makes every row padding."""
+        """Turn every row into padding."""
 
 
 B = TypeVar("B", bound=StepBatch)
 
 
 class GraphRunner:
-    """Runs steps, each by the graph of its batch's variant where there is one, and times them by stage."""
+    """Runner of steps: replays the graph of a stage and variant, if there is one, and times each stage."""
 
     def __init__(self, timer: StageTimer) -> None:
         self.timer = timer
         self._graphs: dict[tuple[str, Hashable], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
-        self._stream: Any = None  # one for all captures: libraries keep working memory for each
+        self._stream: Any = None  # shared by all captures: libraries hold a workspace for each stream
 
     def __call__(self, stage: str, step: Callable[[B], None], batch: B) -> None:
-        """Replays the graph of stage and variant, or runs the step where there is none."""
+        """Replay the graph of the stage and variant, or run the step if none was captured."""
         with self.timer(stage):
             graph = self._graphs.get((stage, batch.variant))
             if graph is None:
@@ -49,7 +49,7 @@ class GraphRunner:
                 graph.replay()
 
     def capture(self, stage: str, step: Callable[[B], None], batch: B, enabled: bool) -> None:
-        """Runs the step on padding alone, then captures it if `enabled`."""
+        """Run the step on padding rows only, then capture it if `enabled`."""
         batch.set_padding()
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -63,5 +63,5 @@ class GraphRunner:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             step(batch)
-        self._pool = graph.pool()  # graphs of one engine never run at once: they share their working memory
+        self._pool = graph.pool()  # graphs of one engine never run concurrently, so they share working memory
         self._graphs[stage, batch.variant] = graph

@@ -1,9 +1,8 @@
-"""A conversation's log-mel frames and samples that may still belong to a turn, and clips of them as the official
-feature extractor gives them for the turn's samples alone.
+"""Recent log-mel frames and samples of a conversation, and clips of a turn as the official extractor computes them.
 
-The stream's log-mel differs from the extractor's in three ways, which are made good here: it has no floor (the
-extractor's lies 80 dB below the loudest cell of the clip), it is one frame behind, and at a turn's two ends it has the
-sound around the turn where the extractor mirrors the turn's own.
+The stream's log-mel differs from the extractor's in three ways, which this module corrects. The stream has no floor;
+the extractor's is 80 dB below the clip's loudest cell. The stream is one frame late. At the two ends of a turn the
+stream contains the sound around the turn, where the extractor mirrors the turn's own samples.
 """
 
 from __future__ import annotations
@@ -18,57 +17,58 @@ from torch import Tensor
 from engine.clip import Clip
 from engine.log_mel import FLOOR_BELOW_PEAK, HOP, LogMel, normalise
 
-DELAY_FRAMES = 1  # of the stream (see export/mel_frontend.py)
-FIRST_FRAMES, LAST_FRAMES = 2, 1  # of a clip, that see past its ends
-EDGE_SAMPLES = 4 * HOP  # enough for any of them
+DELAY_FRAMES = 1  # delay of the stream (see export/mel_frontend.py)
+FIRST_FRAMES, LAST_FRAMES = 2, 1  # frames at the two ends of a clip whose windows reach past the clip
+EDGE_SAMPLES = 4 * HOP  # samples from which the frames of one end are computed
 
 
 class _Tick(NamedTuple):
     log_mel: Tensor  # [128, T]
-    peaks: np.ndarray  # [T], the loudest cell of each frame
+    peaks: np.ndarray  # [T], maximum of each frame
     pcm: np.ndarray  # [160 T]
 
 
-class _Encoded(NamedTuple):
+class _EncodedWindow(NamedTuple):
     first: int
     floor: float
-    lowest: float  # the least cell, before the floor
+    min_cell: float  # minimum of the window before the floor
 
 
 class MelBuffer:
-    """Frames are counted from the beginning of the conversation, 10 ms each; the oldest are dropped."""
+    """Buffer of a conversation. Frames of 10 ms are numbered from the start of the conversation."""
 
     def __init__(self, log_mel: LogMel):
         self._log_mel = log_mel
         self._ticks: deque[_Tick] = deque()
-        self._first = 0  # the oldest frame that is kept
+        self._first = 0  # oldest frame in the buffer
         self._end = 0
-        self._turn_first = -1  # the turn that the following are about
-        self._start_edge = torch.zeros(128, 0)  # its first two frames
-        self._end_edge = torch.zeros(128, 0)  # its last one, once it has ended
-        self._encoded: list[_Encoded] = []  # its windows that were read
+        self._turn_first = -1  # first frame of the current turn, the turn of the latest clip
+        self._start_edge = torch.zeros(128, 0)  # the current turn's first two frames
+        self._end_edge = torch.zeros(128, 0)  # the current turn's last frame, after the turn has ended
+        self._encoded: list[_EncodedWindow] = []  # windows of the current turn that `clip` has returned
 
     def append(self, log_mel: Tensor, pcm: np.ndarray) -> None:
-        """A tick: the stream's log-mel [128, T] and the samples [160 T] that came with it."""
+        """Append a tick: the stream's log-mel [128, T] and the tick's samples [160 T]."""
         self._ticks.append(_Tick(log_mel, log_mel.amax(dim=0).numpy(), pcm))
         self._end += log_mel.shape[1]
 
     @property
     def frames(self) -> range:
-        """The frames that are kept."""
+        """Numbers of the frames in the buffer."""
         return range(self._first, self._end)
 
     def drop_before(self, frame: int) -> None:
-        """Drops the ticks that end before a frame."""
+        """Drop the ticks that end before a frame."""
         while self._ticks and self._first + len(self._ticks[0].peaks) <= frame:
             self._first += len(self._ticks.popleft().peaks)
 
     def clip(self, clip: Clip) -> Tensor:
-        """What the extractor gives for the turn's samples, [128, frames] of it, with its floor.
+        """Return the extractor's log-mel of the turn's samples for the clip's frames: [128, frames], with floor.
 
-        Of a turn that goes on, the floor follows the loudest cell so far: `first_stale` says what must be read again.
+        While the turn is open, the floor follows the loudest cell until now; `first_stale` finds the windows that the
+        final floor changes.
         """
-        self._follow(clip.turn_first)
+        self._set_turn(clip.turn_first)
         if clip.frames > clip.end - clip.first:
             silence = np.zeros((clip.frames - clip.end + clip.first) * HOP, np.int16)
             log_mel = self._log_mel(np.concatenate([silence, self._samples(clip.first, clip.end)]))
@@ -76,85 +76,88 @@ class MelBuffer:
         frames = self._frames(clip)
         peak = self._peak(clip.turn_first, clip.turn_end)
         self._encoded = [window for window in self._encoded if window.first < clip.first]
-        self._encoded.append(_Encoded(clip.first, peak - FLOOR_BELOW_PEAK, float(frames.min())))
+        self._encoded.append(_EncodedWindow(clip.first, peak - FLOOR_BELOW_PEAK, float(frames.min())))
         return normalise(frames, peak)
 
     def first_stale(self, last: Clip) -> int | None:
-        """The first frame of the turn's earliest window that would be another with the turn's own floor, given the
-        turn's last clip; None where all stand. A later moment was louder, and cells of the window lie below its floor.
+        """Return the first frame of the earliest window whose floor the turn's final peak changes, or None.
+
+        `last` is the turn's last clip. A window changes if sound after it was louder and some of its cells are below
+        one of the two floors.
         """
-        self._follow(last.turn_first)
+        self._set_turn(last.turn_first)
         earlier = [window for window in self._encoded if window.first < last.first]
         if not earlier:
             return None
         floor = self._peak(last.turn_first, last.turn_end) - FLOOR_BELOW_PEAK
-        changed = (w.first for w in earlier if w.floor != floor and w.lowest < max(w.floor, floor))
+        changed = (w.first for w in earlier if w.floor != floor and w.min_cell < max(w.floor, floor))
         return next(changed, None)
 
-    def _follow(self, turn_first: int) -> None:
+    def _set_turn(self, turn_first: int) -> None:
+        """Forget the edges and windows of any other turn."""
         if turn_first != self._turn_first:
             self._turn_first, self._encoded = turn_first, []
             self._start_edge = self._end_edge = torch.zeros(128, 0)
 
     def _frames(self, clip: Clip) -> Tensor:
-        """The clip's cells before the floor, [128, frames]."""
-        parts = []
+        """Return the clip's cells before the floor, [128, frames]."""
+        pieces = []
         first, end = clip.first, clip.end
         if clip.first == clip.turn_first:
-            parts.append(self._edge_at_start(clip.turn_first))
+            pieces.append(self._edge_at_start(clip.turn_first))
             first += FIRST_FRAMES
         if clip.ends_turn:
             end -= LAST_FRAMES
         if end > first:
-            parts.append(self._stream(first, end))
+            pieces.append(self._stream(first, end))
         if clip.ends_turn:
-            parts.append(self._edge_at_end(clip.end))
-        return torch.cat(parts, dim=1)
+            pieces.append(self._edge_at_end(clip.end))
+        return torch.cat(pieces, dim=1)
 
     def _peak(self, turn_first: int, turn_end: int | None) -> float:
-        """The loudest cell of a turn, so far if it has not ended."""
+        """Return the loudest cell of a turn, up to now if `turn_end` is None."""
         loudest = float(self._edge_at_start(turn_first).max())
         if turn_end is not None:
             loudest = max(loudest, float(self._edge_at_end(turn_end).max()))
         first = turn_first + FIRST_FRAMES + DELAY_FRAMES
         end = self._end if turn_end is None else turn_end - LAST_FRAMES + DELAY_FRAMES
-        place = self._first
+        tick_first = self._first
         for tick in self._ticks:
-            inside = tick.peaks[max(first - place, 0) : max(end - place, 0)]
+            inside = tick.peaks[max(first - tick_first, 0) : max(end - tick_first, 0)]
             loudest = max(loudest, float(inside.max(initial=loudest)))
-            place += len(tick.peaks)
+            tick_first += len(tick.peaks)
         return loudest
 
     def _edge_at_start(self, turn_first: int) -> Tensor:
-        """The turn's first two frames, whose windows the extractor fills by mirroring."""
+        """Return the turn's first two frames, whose windows the extractor fills by mirroring."""
         if not self._start_edge.shape[1]:
             samples = self._samples(turn_first, turn_first + EDGE_SAMPLES // HOP)
             self._start_edge = self._log_mel(samples)[:, :FIRST_FRAMES]
         return self._start_edge
 
     def _edge_at_end(self, turn_end: int) -> Tensor:
-        """The turn's last frame, likewise."""
+        """Return the turn's last frame, whose window the extractor fills by mirroring."""
         if not self._end_edge.shape[1]:
             samples = self._samples(turn_end - EDGE_SAMPLES // HOP, turn_end)
             self._end_edge = self._log_mel(samples)[:, -LAST_FRAMES:]
         return self._end_edge
 
     def _stream(self, first: int, end: int) -> Tensor:
-        """The stream's cells for the sound of frames `first` to before `end`."""
-        parts, place = [], self._first
+        """Return the stream's cells for the sound of frames `first` to before `end`, without the stream's delay."""
+        pieces, tick_first = [], self._first
         for tick in self._ticks:
-            low, high = first + DELAY_FRAMES - place, end + DELAY_FRAMES - place
-            place += len(tick.peaks)
+            low, high = first + DELAY_FRAMES - tick_first, end + DELAY_FRAMES - tick_first
+            tick_first += len(tick.peaks)
             if high > 0 and low < len(tick.peaks):
-                parts.append(tick.log_mel[:, max(low, 0) : high])
-        return torch.cat(parts, dim=1)
+                pieces.append(tick.log_mel[:, max(low, 0) : high])
+        return torch.cat(pieces, dim=1)
 
     def _samples(self, first: int, end: int) -> np.ndarray:
-        """PCM16 of frames `first` to before `end`."""
-        parts, place = [], self._first
+        """Return the PCM16 samples of frames `first` to before `end`."""
+        pieces, tick_first = [], self._first
         for tick in self._ticks:
-            low, high = (first - place) * HOP, (end - place) * HOP
-            place += len(tick.peaks)
+            low, high = (first - tick_first) * HOP, (end - tick_first) * HOP
+            tick_first += len(tick.peaks)
             if high > 0 and low < len(tick.pcm):
-                parts.append(tick.pcm[max(low, 0) : high])
-        return np.concatenate(parts)
+                pieces.append(tick.pcm[max(low, 0) : high])
+        return np.concatenate(pieces)

@@ -1,6 +1,6 @@
-"""Writes ONNX graphs node by node: a transformer's parts by name, in the forms that ONNX Runtime fuses.
+"""Builder of ONNX graphs node by node, with a transformer's modules in forms that ONNX Runtime fuses.
 
-Tracing unrolled steps takes torch's exporter half a minute; writing them takes less than a second.
+torch's exporter needs half a minute to trace the unrolled steps; writing their nodes takes less than a second.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ OPSET = 18
 
 
 class OnnxBuilder:
-    """Nodes and constants of one graph; every method adds some and returns the name of its result."""
+    """Nodes and constants of one graph. A method that adds nodes returns the name of their result."""
 
     def __init__(self) -> None:
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
 
     def model(self, name: str, inputs: dict[str, tuple[int, Sequence[int]]], outputs: dict[str, Any]) -> Any:
-        """The ONNX model. `inputs` and `outputs`: element type and dims without the batch, by name."""
+        """Return the ONNX model. `inputs` and `outputs`: element type and dims without the batch, by name."""
 
         def declare(tensors: dict[str, tuple[int, Sequence[int]]]) -> list[Any]:
             return [
@@ -35,53 +35,53 @@ class OnnxBuilder:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """One node of one output."""
+        """Add a node with one output."""
         return self.outputs(kind, 1, *inputs, **attributes)[0]
 
     def outputs(self, kind: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
-        """One node of several outputs."""
+        """Add a node with `count` outputs."""
         names = [f"{kind.lower()}{len(self._nodes)}_{i}" for i in range(count)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names
 
     def name(self, result: str, name: str) -> None:
-        """Makes a result an output of the graph under this name."""
+        """Declare a result as an output of the graph called `name`."""
         self._nodes.append(helper.make_node("Identity", [result], [name]))
 
     def integers(self, *values: int) -> str:
-        """A constant list of integers."""
+        """Add a constant list of integers."""
         return self.constant("i" + "_".join(map(str, values)), tensor(values))
 
     def number(self, value: float) -> str:
-        """A constant float32."""
+        """Add a constant float32."""
         return self.constant(f"f{value!r}", tensor(value))
 
     def constant(self, name: str, value: Tensor) -> str:
-        """A constant, made once under its name."""
+        """Add a constant called `name`, unless the graph has it."""
         if name not in self._constants:
             array = np.ascontiguousarray(value.detach().numpy())
             self._constants[name] = numpy_helper.from_array(array, name)
         return name
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
-        """Parts of these sizes."""
+        """Split x into pieces of `sizes` along `axis`."""
         return self.outputs("Split", len(sizes), x, self.integers(*sizes), axis=axis)
 
     def linear(self, x: str, name: str, weight: Tensor) -> str:
-        """[B, in] by a weight [out, in] -> [B, out]."""
+        """Multiply x [B, in] by a weight [out, in]: [B, out]."""
         return self.op("MatMul", x, self.constant(name, weight.T))
 
     def norm(self, x: str, name: str, weight: Tensor, eps: float) -> str:
-        """RMS norm over the last dimension."""
+        """Apply RMS norm over the last dimension."""
         square = self.op("Pow", x, self.number(2.0))
         mean = self.op("ReduceMean", square, self.integers(-1), keepdims=1)
         root = self.op("Sqrt", self.op("Add", mean, self.number(eps)))
         return self.op("Mul", self.op("Div", x, root), self.constant(name, weight))
 
     def project(self, x: str, layer: Any, name: str, cos: str, sin: str, scale: float = 1.0) -> tuple[str, str, str]:
-        """A decoder layer up to attention: [B, H] -> queries [B, heads, D], scaled; keys and values [B, key heads, D].
+        """Compute a decoder layer's queries [B, heads, D], times `scale`, and keys and values [B, key heads, D].
 
-        `sin` [D] or [B, 1, D] has its first half negated, as `engine.layer.rotations` gives it.
+        `x` is [B, H]. `sin` is [D] or [B, 1, D] with its first half negated, as `engine.layer.rotations` returns it.
         """
         attention = layer.self_attn
         size = attention.head_dim
@@ -102,7 +102,7 @@ class OnnxBuilder:
         return queries, keys, values
 
     def finish(self, x: str, attended: str, layer: Any, name: str) -> str:
-        """The rest of a decoder layer: x [B, H] and what it attended to [B, heads * D] -> [B, H]."""
+        """Complete a decoder layer [B, H] from its input x [B, H] and its attention's result [B, heads * D]."""
         x = self.op("Add", x, self.linear(attended, f"{name}.out", layer.self_attn.o_proj.weight))
         norm = layer.post_attention_layernorm
         normed = self.norm(x, f"{name}.out_norm", norm.weight, norm.variance_epsilon)
@@ -111,21 +111,21 @@ class OnnxBuilder:
         return self.op("Add", x, forward(normed, layer.mlp, f"{name}.mlp"))
 
     def gated_mlp(self, x: str, mlp: Any, name: str) -> str:
-        """A gated feed-forward network with gate and up in one product."""
+        """Apply a gated feed-forward network that computes gate and up in one product."""
         packed = self.linear(x, f"{name}.gate_up", cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
         size = mlp.gate_proj.weight.shape[0]
         return self.linear(self._gated(packed, size), f"{name}.down", mlp.down_proj.weight)
 
     def mixture(self, x: str, mlp: Any, name: str) -> str:
-        """A small mixture of experts, all of them computed, and the talker's shared expert."""
+        """Apply all experts of a small mixture, weighted by the router, and the talker's shared expert."""
         router, experts = mlp.gate, mlp.experts
         count, inner = experts.down_proj.shape[0], experts.down_proj.shape[2]
         probabilities = self.op("Softmax", self.linear(x, f"{name}.router", router.weight), axis=-1)
         weights, chosen = self.outputs("TopK", 2, probabilities, self.integers(router.top_k), axis=-1)
         if getattr(router, "norm_topk_prob", True):
             weights = self.op("Div", weights, self.op("ReduceSum", weights, self.integers(-1), keepdims=1))
-        nothing = self.op("Mul", probabilities, self.number(0.0))
-        routing = self.op("ScatterElements", nothing, chosen, weights, axis=1)  # [B, E]
+        zeros = self.op("Mul", probabilities, self.number(0.0))
+        routing = self.op("ScatterElements", zeros, chosen, weights, axis=1)  # [B, E]
         gate, up = experts.gate_up_proj.chunk(2, dim=1)  # [E, I, H] each
         packed = self.linear(x, f"{name}.experts_in", cat([gate.flatten(0, 1), up.flatten(0, 1)]))
         by_expert = self.op("Reshape", self._gated(packed, count * inner), self.integers(0, count, inner))

@@ -1,11 +1,12 @@
-"""A decoder's single steps on a CPU: what lies between two attentions as one ONNX graph.
+"""A decoder's steps of single positions on a CPU, with one ONNX graph between each two attentions.
 
-A step's operations are small: torch spends most of its time between them. Attention stays torch's, over the slots' own
-keys and values, so that a conversation's bits do not depend on how it is batched.
+The operations of such a step are small, so torch's overhead dominates. Attention remains torch's and reads the keys and
+values of the slots in place, so a conversation's bits do not depend on the other rows of its batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,18 +18,18 @@ from engine.onnx_builder import FLOAT, OnnxBuilder
 
 
 class Projected(NamedTuple):
-    """What goes into a layer's attention."""
+    """Input of a layer's attention, and the residual stream."""
 
-    hidden: Tensor  # [R, H], the residual stream
+    hidden: Tensor  # [R, H], residual stream
     queries: Tensor  # [R, heads, D]
     keys_values: Tensor  # [R, 2 * key heads, D]
 
 
 class OnnxSteps:
-    """The graphs of one decoder, in float32: `first`, then `between` for each layer but the last, then `last`."""
+    """Graphs of one decoder in float32: `first`, then `between` for each layer except the last, then `last`."""
 
     def __init__(self, model: Any):
-        """For transformers' text model `model`, whose mixtures are small (see `possible`)."""
+        """Build the graphs of transformers' text model `model`, for which `possible` is true."""
         layers, norm = list(model.layers), model.norm
         self._sessions = [_session(_first(layers[0]))]
         self._sessions += [_session(_between(before, after)) for before, after in pairwise(layers)]
@@ -36,26 +37,47 @@ class OnnxSteps:
 
     @staticmethod
     def possible(model: Any) -> bool:
-        """Whether a model is in float32 on a CPU, and its mixtures so small that all experts are computed."""
+        """Return whether a model is in float32 on a CPU and computes all experts of its mixtures (`is_dense`)."""
         weight = model.norm.weight
         fits = weight.device.type == "cpu" and weight.dtype == torch.float32
         return fits and all(is_dense(layer.mlp) for layer in model.layers)
 
     def first(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Projected:
-        """hidden [R, H], cos and sin [R, 1, D] of the rows' positions -> the first layer's projections."""
+        """Return the first layer's projections of hidden [R, H]; cos and sin [R, 1, D] are the rows' rotations."""
         feed = {"HIDDEN": hidden.numpy(), "COS": cos.numpy(), "SIN": sin.numpy()}
         queries, keys_values = self._sessions[0].run(None, feed)
         return Projected(hidden, torch.from_numpy(queries), torch.from_numpy(keys_values))
 
     def between(self, number: int, hidden: Tensor, attended: Tensor, cos: Tensor, sin: Tensor) -> Projected:
-        """Layer `number`'s rest and the next one's projections; attended [R, heads * D]."""
+        """Complete layer `number` with attended [R, heads * D] and return the next layer's projections."""
         feed = {"HIDDEN": hidden.numpy(), "ATTENDED": attended.numpy(), "COS": cos.numpy(), "SIN": sin.numpy()}
         return Projected(*map(torch.from_numpy, self._sessions[number + 1].run(None, feed)))
 
     def last(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The last layer's rest, and the final norm: [R, H]."""
+        """Complete the last layer and return its normed hidden states [R, H]."""
         feed = {"HIDDEN": hidden.numpy(), "ATTENDED": attended.numpy()}
         return torch.from_numpy(self._sessions[-1].run(None, feed)[0])
+
+
+def onnx_products(weights: Sequence[Tensor]) -> Callable[[Mapping[int, Tensor]], list[Tensor]]:
+    """Return a function that multiplies rows, [N, in] by their size `in`, by weights [out, in] with ONNX Runtime."""
+    builder = OnnxBuilder()
+    for number, weight in enumerate(weights):
+        builder.name(builder.linear(f"ROWS{weight.shape[1]}", f"weight{number}", weight), f"PRODUCT{number}")
+    sizes = {weight.shape[1] for weight in weights}
+    session = _session(
+        builder.model(
+            "products",
+            {f"ROWS{size}": (FLOAT, [size]) for size in sizes},
+            {f"PRODUCT{number}": (FLOAT, [len(weight)]) for number, weight in enumerate(weights)},
+        )
+    )
+
+    def multiply(rows: Mapping[int, Tensor]) -> list[Tensor]:
+        feed = {f"ROWS{size}": values.numpy() for size, values in rows.items()}
+        return [torch.from_numpy(product) for product in session.run(None, feed)]
+
+    return multiply
 
 
 def _sizes(layer: Any) -> dict[str, Any]:
@@ -106,7 +128,7 @@ def _name_projections(builder: OnnxBuilder, hidden: str, layer: Any) -> None:
 
 
 def _session(model: Any) -> Any:
-    import onnxruntime  # a GPU's engine needs none
+    import onnxruntime  # not installed for a GPU-only engine
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

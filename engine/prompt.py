@@ -1,4 +1,4 @@
-"""System prompts into the thinker's cache: batched over conversations, within a tick's budget, each text once."""
+"""Prefill of system prompts: batched over conversations, within a tick's budget, with a cache of recent prompts."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from engine.thinker import Thinker
 
 
 class PrefillBudget:
-    """Tokens, padding counted in, that may still be prefilled in a tick. The first piece always fits."""
+    """Number of tokens, including padding, that a tick may still prefill. The first request always fits."""
 
     def __init__(self, tokens: int):
-        self._left = tokens
+        self._remaining = tokens
         self._is_untouched = True
 
     def take(self, tokens: int) -> bool:
-        """Takes so many tokens, if they fit."""
-        if tokens > self._left and not self._is_untouched:
+        """Subtract `tokens` from the budget and return True, or return False if they exceed it."""
+        if tokens > self._remaining and not self._is_untouched:
             return False
-        self._left -= tokens
+        self._remaining -= tokens
         self._is_untouched = False
         return True
 
 
 class PromptChunk(NamedTuple):
-    """Some of a prompt's tokens."""
+    """Consecutive tokens of a prompt, at most `PROMPT_CHUNK`."""
 
     slot: int
-    start: int
-    prompt: tuple[int, ...]  # all of it
+    start: int  # position of the chunk's first token
+    prompt: tuple[int, ...]  # the complete prompt
 
     @property
     def end(self) -> int:
-        """The position after the chunk's last token."""
+        """Position after the chunk's last token."""
         return min(self.start + PROMPT_CHUNK, len(self.prompt))
 
 
 class PromptBatch:
-    """R rows of prompts. The tensors keep their place in memory."""
+    """R rows of prompt chunks. The tensors keep their addresses, as a captured graph requires."""
 
     def __init__(self, rows: int, slots: SlotState, device: torch.device):
         self._padding_slot = slots.padding_slot
@@ -60,11 +60,11 @@ class PromptBatch:
 
     @property
     def variant(self) -> Hashable:
-        """Rows."""
+        """Number of rows."""
         return len(self.slots)
 
     def fill(self, chunks: Sequence[PromptChunk]) -> None:
-        """Sets the rows, sorted by slot; the others are padding."""
+        """Set the rows, sorted by slot; the remaining ones become padding."""
         tokens = torch.zeros(self.tokens.shape, dtype=torch.int64)
         for row, chunk in enumerate(chunks):
             tokens[row, : chunk.end - chunk.start] = torch.tensor(chunk.prompt[chunk.start : chunk.end])
@@ -74,32 +74,37 @@ class PromptBatch:
         self.positions.set_host([chunk.slot for chunk in chunks], [chunk.start for chunk in chunks])
 
     def set_padding(self) -> None:
-        """Makes every row padding."""
+        """Turn every row into padding."""
         self.slots.fill_(self._padding_slot)
         self.positions.starts.zero_()
 
 
 class PromptPrefill:
-    """The step `prompt`, and the keys and values of the prompts used last."""
+    """The step `prompt`, and a cache of the keys and values of recently used prompts."""
 
-    def __init__(self, thinker: Thinker, slots: SlotState, engine: EngineSettings, most: int, runner: GraphRunner):
-        """Prompts of at most `most` tokens; those used last are kept."""
+    def __init__(
+        self, thinker: Thinker, slots: SlotState, engine: EngineSettings, max_tokens: int, runner: GraphRunner
+    ):
+        """Accept prompts of at most `max_tokens`; cache the `engine.prompts_kept` latest."""
         self._thinker, self._slots, self._run = thinker, slots, runner
-        self._most, self._kept = most, engine.prompts_kept
-        self._kept_positions = engine.prompts_kept * engine.prompt_positions
+        self._max_tokens, self._max_prompts = max_tokens, engine.prompts_kept
+        self._max_positions = engine.prompts_kept * engine.prompt_positions
         self._prefixes: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         device = thinker.decoder.device
-        self._batches = BatchPool(lambda rows: PromptBatch(rows, slots, device), slots.buckets)
+        self._batches = BatchPool(lambda rows: PromptBatch(rows, slots, device), slots.prompt_buckets)
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes of the keys and values that are kept."""
+    def cached_bytes(self) -> int:
+        """Size of the cached keys and values in bytes."""
         return sum(prefix.nbytes for prefix in self._prefixes.values())
 
     def begin(self, slot: int, tokens: Sequence[int]) -> int:
-        """Loads a prompt that is kept; returns how many of its tokens are in the cache. Raises `PromptTooLongError`."""
-        if len(tokens) > self._most:
-            expected = f"expected at most {self._most} tokens (engine.prompt_positions)"
+        """Load the prompt's keys and values into a slot, if they are cached, and return the number of tokens loaded.
+
+        Raises `PromptTooLongError`.
+        """
+        if len(tokens) > self._max_tokens:
+            expected = f"expected at most {self._max_tokens} tokens (engine.prompt_positions)"
             raise PromptTooLongError(f"system_prompt: {expected}, got {len(tokens)}")
         prefix = self._prefixes.get(tuple(tokens))
         if prefix is None:
@@ -109,7 +114,7 @@ class PromptPrefill:
         return len(tokens)
 
     def schedule(self, conversations: Sequence[Conversation], budget: PrefillBudget) -> list[list[PromptChunk]]:
-        """Rounds of chunks, one of each conversation a round, as far as the budget goes."""
+        """Return rounds of chunks, one chunk per conversation in each round, within the budget."""
         rounds: list[list[PromptChunk]] = []
         waiting = [c for c in conversations if c.has_prompt_left]
         while waiting:
@@ -127,26 +132,26 @@ class PromptPrefill:
         return rounds
 
     def run(self, rounds: Sequence[Sequence[PromptChunk]]) -> None:
-        """Prefills what was scheduled, and keeps the prompts that are whole."""
+        """Prefill the scheduled chunks, and cache the prompts that are complete."""
         for chunks in rounds:
             batch = self._batches.of(len(chunks))
             batch.fill(chunks)
             self._run("prompt", self._step, batch)
             for chunk in chunks:
                 if chunk.end == len(chunk.prompt):
-                    self._keep(chunk)
+                    self._cache_prompt(chunk)
 
     def capture(self, enabled: bool) -> None:
-        """On CUDA: runs the step at every batch size, and captures it if `enabled`."""
-        for rows in self._slots.buckets.all():
+        """Run the step at every batch size, on CUDA, and capture it if `enabled`."""
+        for rows in self._slots.prompt_buckets.all():
             self._run.capture("prompt", self._step, self._batches.with_rows(rows), enabled)
 
     def _step(self, batch: PromptBatch) -> None:
-        """Positions past a prompt's end hold padding, and are written over by what follows."""
+        """Append the chunks. Padding after a prompt's end is overwritten by the positions that follow."""
         self._thinker.decoder.forward(self._thinker.embed(batch.tokens), batch.positions)
 
-    def _keep(self, chunk: PromptChunk) -> None:
+    def _cache_prompt(self, chunk: PromptChunk) -> None:
         self._prefixes[chunk.prompt] = self._slots.thinker_cache.snapshot(chunk.slot, chunk.end)
         self._prefixes.move_to_end(chunk.prompt)
-        while len(self._prefixes) > self._kept or sum(map(len, self._prefixes)) > self._kept_positions:
+        while len(self._prefixes) > self._max_prompts or sum(map(len, self._prefixes)) > self._max_positions:
             self._prefixes.popitem(last=False)

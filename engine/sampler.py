@@ -1,7 +1,7 @@
-"""Samples tokens and codes for all rows of a batch at once.
+"""Sampling of tokens and codes for all rows of a batch at once.
 
-Every sample of a conversation uses one uniform number, which follows from the conversation's seed and from how many
-came before it (the offset), and from nothing else: the same seed samples the same in any company.
+Every sample of a conversation uses one uniform number. The number depends only on the conversation's seed and on the
+count of earlier numbers (the offset), so a seed gives the same samples in any batch.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from torch import Tensor
 
 from config.options import Options
 
-RESIDUAL_TOP_K = 50  # what transformers' talker gives to its code predictor
+RESIDUAL_TOP_K = 50  # sampling parameters of transformers' code predictor
 RESIDUAL_TOP_P = 0.8
 
-# Among how many of the likeliest a batch samples: to put a whole vocabulary in order takes longer than to compute it.
+# Number of likeliest candidates among which a batch samples. Sorting a whole vocabulary takes longer than computing it.
 GREEDY, FEW, ALL = 0, 64, 1 << 30
 
 
 class SamplingParams(NamedTuple):
-    """How the rows of a batch sample one kind of token, each [B]; temperature 0 is greedy."""
+    """Sampling parameters of the rows of a batch for one kind of token, each [B]."""
 
-    temperature: Tensor
-    top_k: Tensor  # 0 is all
+    temperature: Tensor  # 0: greedy
+    top_k: Tensor  # 0: all
     top_p: Tensor
 
 
 class SamplingState:
-    """Every slot's sampling parameters and seed, and which codes of the first codebook its speech has had."""
+    """Sampling parameters and seed of every slot, and the codes of the first codebook that its speech contains."""
 
     def __init__(self, slots: int, codes: int, device: torch.device):
-        """For so many slots and padding's; `codes` of the first codebook, the end of speech among them."""
+        """Allocate `slots` slots and a padding slot for `codes` codes, which include the end of speech."""
         self._text = torch.zeros(slots + 1, 3, device=device)  # temperature, top-k, top-p
         self._codes = torch.zeros(slots + 1, 3, device=device)
         self._penalty = torch.ones(slots + 1, device=device)
@@ -43,7 +43,7 @@ class SamplingState:
             self.reset(slot)
 
     def begin(self, slot: int, options: Options) -> None:
-        """Sets a slot to a conversation's options."""
+        """Set a slot to a conversation's options."""
         sampling, device = options.sampling, self._seeds.device
         text = [sampling.text_temperature, float(sampling.text_top_k), sampling.text_top_p]
         codes = [sampling.temperature, float(sampling.top_k), sampling.top_p]
@@ -54,42 +54,42 @@ class SamplingState:
         self._seen[slot] = False
 
     def begin_speech(self, slot: int) -> None:
-        """A new speech has had no code yet."""
+        """Forget the codes of the slot's earlier speech."""
         self._seen[slot] = False
 
     def reset(self, slot: int) -> None:
-        """A slot without a conversation is greedy."""
+        """Set a slot without a conversation to greedy sampling."""
         self._text[slot] = self._codes[slot] = torch.tensor([0.0, 0.0, 1.0], device=self._seeds.device)
         self._penalty[slot] = 1.0
         self._seeds[slot] = 0
         self._seen[slot] = False
 
     def text(self, slots: Tensor) -> SamplingParams:
-        """Of text tokens."""
+        """Return the parameters for text tokens."""
         return SamplingParams(*self._text[slots].unbind(1))
 
     def first_code(self, slots: Tensor) -> SamplingParams:
-        """Of codes of the first codebook."""
+        """Return the parameters for codes of the first codebook."""
         return SamplingParams(*self._codes[slots].unbind(1))
 
     def residual_temperature(self, slots: Tensor) -> Tensor:
-        """Of codes of the other codebooks [B]: 1, or 0 where the first is greedy."""
+        """Return the temperature of the other codebooks [B]: 0 if the first codebook is greedy, else 1."""
         return (self._codes[slots, 0] > 0).float()
 
     def penalise(self, logits: Tensor, slots: Tensor) -> Tensor:
-        """Logits of the first codebook [B, V], those of codes that the speech has had made less likely."""
+        """Apply the repetition penalty to logits of the first codebook [B, V]."""
         penalty = self._penalty[slots, None]
         seen = self._seen[slots, : logits.shape[1]]
         return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
     def note_first_codes(self, slots: Tensor, codes: Tensor) -> None:
-        """Remembers codes of the first codebook [B]."""
+        """Record codes of the first codebook [B] for the repetition penalty."""
         self._seen.index_put_((slots, codes), self._true)
 
     def uniforms(self, slots: Tensor, offsets: Tensor, count: int) -> Tensor:
-        """`count` numbers of each row, uniform over [0, 1), from its offset [B] on: [B, count].
+        """Return `count` numbers for each row, uniform over [0, 1), from the row's offset [B] on: [B, count].
 
-        SplitMix64 (Steele, Lea, Flood 2014: Fast splittable pseudorandom number generators), on int64 that wraps.
+        SplitMix64 (Steele, Lea, Flood 2014: Fast splittable pseudorandom number generators), on wrapping int64.
         """
         index = offsets[:, None] + torch.arange(1, count + 1, device=offsets.device)
         mixed = _mix(_mix(self._seeds[slots])[:, None] + index * -0x61C8864680B583EB)
@@ -97,14 +97,14 @@ class SamplingState:
 
 
 def candidates(samples: bool, top_k: int) -> int:
-    """GREEDY, FEW or ALL, for a conversation's top-k."""
+    """Return the number of candidates for a conversation's top-k: GREEDY, FEW or ALL."""
     if not samples:
         return GREEDY
     return FEW if 0 < top_k <= FEW else ALL
 
 
 def residual_params(temperature: Tensor) -> SamplingParams:
-    """Of codes of the other codebooks, for temperatures [B]."""
+    """Return the parameters for codes of the other codebooks, for temperatures [B]."""
     return SamplingParams(
         temperature,
         torch.full_like(temperature, RESIDUAL_TOP_K),
@@ -112,29 +112,31 @@ def residual_params(temperature: Tensor) -> SamplingParams:
     )
 
 
-def sample(logits: Tensor, params: SamplingParams, uniforms: Tensor, most: int = ALL) -> Tensor:
-    """logits [B, V] float32, uniforms [B] in [0, 1) -> tokens [B]: top-k, then top-p, as transformers' warpers.
+def sample(logits: Tensor, params: SamplingParams, uniforms: Tensor, max_candidates: int = ALL) -> Tensor:
+    """Sample tokens [B] from logits [B, V] float32 with uniforms [B] in [0, 1).
 
-    `most`: unless it is ALL, no row samples among more.
+    Top-k, then top-p, as transformers' warpers. Rows sample among their `max_candidates` likeliest tokens, which a
+    caller sets to the largest top-k of the rows, or to ALL.
     """
-    if most < logits.shape[1]:
-        ordered, order = logits.topk(most)
+    if max_candidates < logits.shape[1]:
+        ordered, order = logits.topk(max_candidates)
     else:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     greedy = params.temperature == 0
-    below_likeliest = ordered - ordered[:, :1]  # so that no temperature, however low, overflows
-    scores = below_likeliest / torch.where(greedy, 1.0, params.temperature)[:, None]
+    relative = ordered - ordered[:, :1]  # at most 0: division by a low temperature cannot overflow to infinity
+    scores = relative / torch.where(greedy, 1.0, params.temperature)[:, None]
     kth = ordered.gather(1, (params.top_k[:, None].long() - 1).clamp(0, ordered.shape[1] - 1))
-    among_top_k = (ordered >= kth) | (params.top_k[:, None] == 0)  # with all that are as likely as the last
-    probabilities = scores.masked_fill(~among_top_k, -torch.inf).softmax(dim=-1)
+    in_top_k = (ordered >= kth) | (params.top_k[:, None] == 0)  # includes all ties of the k-th
+    probabilities = scores.masked_fill(~in_top_k, -torch.inf).softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    among_top_p = (before < params.top_p[:, None]) | (params.top_p[:, None] == 1)
-    probabilities = probabilities * among_top_p
+    in_top_p = (before < params.top_p[:, None]) | (params.top_p[:, None] == 1)
+    probabilities = probabilities * in_top_p
     cumulative = probabilities.cumsum(dim=-1)
-    place = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1  # should rounding have the number reach the sum,
-    last = last.clamp(min=0)  # or a row be all NaN: its conversation ends by itself
-    tokens = order.gather(1, torch.minimum(place, last))[:, 0]
+    rank = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    # Rounding may let the number reach the sum; then the last possible token is sampled. A row of NaN has no possible
+    # token; any rank will do, because `Engine.tick` closes its conversation.
+    last = ((probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    tokens = order.gather(1, torch.minimum(rank, last))[:, 0]
     return torch.where(greedy, logits.argmax(dim=-1), tokens)
 
 
@@ -145,5 +147,5 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right; torch's repeats the sign."""
+    """Shift to the right and fill with zeros; torch's operator repeats the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Seconds of computation by stage of a tick, and counts of what is rare."""
+"""Timer of the stages of a tick, and counters of rare events."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def _cuda_event() -> Any:
 
 
 class StageTimer:
-    """Adds up seconds by stage.
+    """Sum of seconds by stage.
 
-    On CUDA it records events in the stream and never waits: a stage counts once the device has finished it, in this
-    tick's reading or in a later one.
+    On CUDA the timer records events in the stream and never waits: `read` includes a stage once the device has finished
+    it, possibly in a later tick.
     """
 
     def __init__(self, device: torch.device, event: Callable[[], Any] = _cuda_event):
         self._is_cuda = device.type == "cuda"
         self._event = event
         self._seconds: dict[str, float] = defaultdict(float)
-        self.counts: Counter[str] = Counter()  # since the start
-        self._recorded: list[tuple[str, Any, Any]] = []  # stage, its first event, its last
+        self.counts: Counter[str] = Counter()  # rare events since start-up, by name
+        self._recorded: list[tuple[str, Any, Any]] = []  # stage, first event, last event
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Times the block as `stage`."""
+        """Time the block as `stage`."""
         if self._is_cuda:
             first, last = self._event(), self._event()
             first.record()
@@ -44,7 +44,7 @@ class StageTimer:
             self._seconds[stage] += time.perf_counter() - started_s
 
     def read(self) -> dict[str, float]:
-        """Seconds by stage of what has finished since the last reading."""
+        """Return seconds by stage for the work that has finished since the last call."""
         unfinished = []
         for stage, first, last in self._recorded:
             if last.query():

@@ -1,4 +1,4 @@
-"""The talker: text conditions to hidden states and first codes, each codec frame conditioned by the one before."""
+"""The talker: text conditions and the previous codec frame -> hidden states and codes of the first codebook."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class Talker:
         self.decoder = Decoder(talker.model, cache)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Codes of the first codebook and the codec's special tokens [...] -> [..., H']."""
+        """Embed codes of the first codebook and special tokens of the codec: [...] -> [..., H']."""
         embeddings: Tensor = self._talker.model.codec_embedding(codes)
         return embeddings
 
     def project_text(self, hidden: Tensor) -> Tensor:
-        """The thinker's text embeddings or hidden states [..., H] as inputs of the talker [..., H']."""
+        """Project the thinker's text embeddings or hidden states [..., H] to inputs of the talker [..., H']."""
         projected: Tensor = self._talker.text_projection(hidden)
         return projected
 
     def project_audio(self, hidden: Tensor) -> Tensor:
-        """The thinker's middle layer at audio tokens [..., H] as inputs of the talker [..., H']."""
+        """Project the thinker's middle layer at audio tokens [..., H] to inputs of the talker [..., H']."""
         projected: Tensor = self._talker.hidden_projection(hidden)
         return projected
 
     def logits(self, hidden: Tensor, ends: bool) -> Tensor:
-        """[B, H'] -> logits of the first codebook [B, codebook size], float32; with `ends`, one more for the end.
+        """Return logits of the first codebook [B, codebook size] in float32 for hidden states [B, H'].
 
-        Only codes that code2wav can decode, and the end of speech where speech may end: transformers suppresses the
-        other special tokens too.
+        `ends` adds a column for the end of speech. transformers suppresses the other special tokens, which code2wav
+        cannot decode.
         """
         logits: Tensor = self._talker.codec_head(hidden)
         codes = logits[:, : self.codebook_size]

@@ -1,4 +1,4 @@
-"""The thinker: audio and text tokens to hidden states and text."""
+"""The thinker: audio and text tokens -> hidden states and logits of text tokens."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Thinker:
         self.decoder = Decoder(thinker.model, cache)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """[B, T] -> [B, T, H]."""
+        """Embed tokens [B, T]: [B, T, H]."""
         embeddings: Tensor = self._thinker.model.embed_tokens(tokens)
         return embeddings
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[B, H] -> [B, vocabulary], float32."""
+        """Return logits [B, vocabulary] in float32 for hidden states [B, H]."""
         logits: Tensor = self._thinker.lm_head(hidden)
         return logits.float()

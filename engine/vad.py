@@ -1,7 +1,7 @@
-"""Silero VAD: how likely each 32 ms of a microphone hold speech, for all conversations together.
+"""Silero VAD: the probability of speech in each 32 ms of a microphone's signal, batched over conversations.
 
-The package's own ONNX model for sequences of windows takes one conversation; its recurrence is opened here to a batch
-of them, which takes two reshapes and changes no weight.
+The package's ONNX model for sequences of windows accepts one conversation. Two reshapes around its recurrent layer
+extend it to a batch of conversations, with unchanged weights.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ import numpy as np
 
 from engine.errors import OptionError
 
-WINDOW = 512  # samples of a probability
-CONTEXT = 64  # samples before a window that the model gets too
+WINDOW = 512  # samples per probability
+CONTEXT = 64  # samples before a window that are also input of the model
 HIDDEN = 128
-ROWS_PER_RUN = 8  # a run is bound by arithmetic, 0.4 ms a row: more rows are shared among the threads
+MIN_ROWS_PER_RUN = 8  # rows that one thread computes before others share them; a run takes 0.4 ms per row
 THREADS = 4
 RECURRENT_IN, RECURRENT_OUT = "/Transpose_output_0", "/recurrent/Squeeze_output_0"  # tensors of the package's graph
 
 
 class VadState:
-    """What the model carries of each slot's conversation, and samples that do not fill a window yet."""
+    """Recurrent state of each slot's conversation, and samples of its unfinished window."""
 
     def __init__(self, slots: int):
         self.hidden = np.zeros((slots, HIDDEN), np.float32)
         self.cell = np.zeros((slots, HIDDEN), np.float32)
-        self.samples = [np.zeros(CONTEXT, np.float32) for _ in range(slots)]  # the context, then such samples
+        self.samples = [np.zeros(CONTEXT, np.float32) for _ in range(slots)]  # context, then the unfinished window
 
     def reset(self, slot: int) -> None:
-        """Forgets a slot's conversation."""
+        """Erase the state of a slot's conversation."""
         self.hidden[slot] = 0
         self.cell[slot] = 0
         self.samples[slot] = np.zeros(CONTEXT, np.float32)
 
 
 class Vad:
-    """The model. Raises `OptionError` at construction when the package silero-vad is not installed."""
+    """The VAD model, extended to batches."""
 
     def __init__(self) -> None:
-        package = importlib.util.find_spec("silero_vad")  # not imported: only its file is wanted
+        """Load the model. Raises `OptionError` if the package silero-vad is not installed."""
+        package = importlib.util.find_spec("silero_vad")  # not imported: only its ONNX file is needed
         if package is None or not package.submodule_search_locations:
             raise OptionError("detection is 'server_vad', but the package silero-vad is not installed: choose 'manual'")
-        import onnxruntime  # a server whose clients commit their turns themselves needs neither
+        import onnxruntime  # not needed if all clients use manual detection
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # the shapes that the graph declares are of one conversation
+        options.log_severity_level = 3  # hides warnings about declared shapes, which are for one conversation
         file = Path(package.submodule_search_locations[0]) / "data" / "silero_vad_16k_sequence.onnx"
         self._session = onnxruntime.InferenceSession(
             _batched(file).SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -58,11 +59,11 @@ class Vad:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="vad")
 
     def __call__(self, state: VadState, slots: Sequence[int], sounds: Sequence[np.ndarray]) -> list[list[float]]:
-        """Probabilities of the windows that PCM16 [samples] of each slot completes; the state moves on.
+        """Append PCM16 [samples] to each slot and return the probabilities of the windows that became complete.
 
-        A conversation's probabilities do not depend on the others.
+        A conversation's probabilities do not depend on the other slots.
         """
-        by_count: dict[int, list[int]] = {}  # rows by the windows that they complete
+        by_count: dict[int, list[int]] = {}  # rows by number of windows that became complete
         signals = []
         for row, (slot, pcm) in enumerate(zip(slots, sounds, strict=True)):
             signal = np.concatenate([state.samples[slot], pcm.astype(np.float32) / 32768.0])
@@ -73,12 +74,13 @@ class Vad:
         found: list[list[float]] = [[] for _ in slots]
         runs = []
         for count, rows in by_count.items():
-            size = max(ROWS_PER_RUN, -(-len(rows) // THREADS))
+            size = max(MIN_ROWS_PER_RUN, -(-len(rows) // THREADS))
             runs += [(count, rows[first : first + size]) for first in range(0, len(rows) if count else 0, size)]
 
-        def run(part: tuple[int, list[int]]) -> np.ndarray:
-            windows = np.stack([_windows(signals[row], part[0]) for row in part[1]])
-            return self._run(state, [slots[row] for row in part[1]], windows)
+        def run(work: tuple[int, list[int]]) -> np.ndarray:
+            count, rows = work
+            windows = np.stack([_windows(signals[row], count) for row in rows])
+            return self._run(state, [slots[row] for row in rows], windows)
 
         results = self._threads.map(run, runs) if len(runs) > 1 else map(run, runs)
         for (_, rows), probabilities in zip(runs, results, strict=True):
@@ -87,7 +89,7 @@ class Vad:
         return found
 
     def _run(self, state: VadState, slots: Sequence[int], windows: np.ndarray) -> np.ndarray:
-        """windows [B, T, 576] -> probabilities [B, T]."""
+        """Return probabilities [B, T] of windows [B, T, 576], and update the state of the slots."""
         rows, count, size = windows.shape
         feed = {
             "input": windows.transpose(1, 0, 2).reshape(-1, size),
@@ -102,13 +104,13 @@ class Vad:
 
 
 def _windows(signal: np.ndarray, count: int) -> np.ndarray:
-    """[count, 576] of a signal that begins with the context."""
+    """Return the first windows [count, 576] of a signal that starts with the context."""
     views: np.ndarray = np.lib.stride_tricks.sliding_window_view(signal, CONTEXT + WINDOW)
     return views[::WINDOW][:count]
 
 
 def _batched(file: Path) -> Any:
-    """The package's model for windows [T * B, 576] in order of time, states [1, B, 128], and B."""
+    """Return the package's model with inputs windows [T * B, 576] in time order, states [1, B, 128], and B."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,4 +1,4 @@
-"""Looks through all that an object holds, whatever it is called: for tests of what must not be anywhere."""
+"""Traversal of everything that an object references, for tests that look for state in any attribute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def walk(root: Any, path: str = "engine", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """Every object below `root` with the way to it; not into transformers' modules."""
+    """Yield every object reachable from `root` with its path, except the contents of torch modules."""
     seen = set() if seen is None else seen
     if id(root) in seen or isinstance(root, str | bytes | int | float | type | torch.nn.Module):
         return
@@ -33,5 +33,5 @@ def walk(root: Any, path: str = "engine", seen: set[int] | None = None) -> Itera
 
 
 def found_in(root: Any, kind: type) -> list[Any]:
-    """All objects of a kind below `root`."""
+    """Return all objects of a class reachable from `root`."""
     return [found for _, found in walk(root) if isinstance(found, kind)]

@@ -1,4 +1,4 @@
-"""What transformers gives: plain loops over its own modules, its own caches and its own `generate()`."""
+"""Oracle of the dialect `sca`: loops over transformers' own modules, caches and `generate()`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from transformers import DynamicCache
 
 
 def signal_to_noise_db(reference: Tensor, found: Tensor) -> float:
-    """The reference's energy over the difference's."""
+    """Return the energy of the reference over the energy of the difference, in dB."""
     noise = (reference.double() - found.double()).square().sum()
     return float(10 * torch.log10(reference.double().square().sum() / noise.clamp(min=1e-300)))
 
 
 class ScaOracle:
-    """The `sca` dialect, one conversation, greedy, step by step with nothing but transformers."""
+    """One greedy conversation in the dialect `sca`, computed step by step with transformers only."""
 
     def __init__(self, model: Any, tokenizer: Any, voice: str, system_prompt: str = "", text_tokens: int = 2):
         self.model, self.text_tokens = model, text_tokens
@@ -36,12 +36,12 @@ class ScaOracle:
         text = self._ids([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id])
         text_embeds = model.talker.text_projection(model.thinker.get_input_embeddings()(text))
         self._talk(codec_embeds + text_embeds)
-        self.openings = (self.thinker_cache.get_seq_length(), self.talker_cache.get_seq_length())
+        self.prefix_lengths = (self.thinker_cache.get_seq_length(), self.talker_cache.get_seq_length())
         self.recurrent = model.talker.get_input_embeddings()(self._ids([talker.codec_bos_id]))
 
     @torch.no_grad()
     def tick(self, log_mel: Tensor) -> tuple[list[int], Tensor]:
-        """log-mel [128, T] -> text tokens, codes [16, frames]."""
+        """Compute one tick of log-mel [128, T]; return its text tokens and codes [16, frames]."""
         log_mel = log_mel.to(self.model.device, self.model.dtype)
         mask = torch.ones(1, log_mel.shape[1], dtype=torch.long, device=log_mel.device)
         audio = self.model.thinker.get_audio_features(log_mel[None], feature_attention_mask=mask).last_hidden_state
@@ -56,29 +56,29 @@ class ScaOracle:
             frames += [self._frame(condition) for _ in range(frames_per_token)]
         return tokens, torch.stack(frames, dim=1)
 
-    def forget(self, kept_ticks: int, leaving: int, ticks: int) -> None:
-        """Cuts both caches as a sliding context does: `leaving` ticks go, those behind the first `kept_ticks`."""
+    def evict(self, kept_ticks: int, evicted_ticks: int, ticks: int) -> None:
+        """Evict `evicted_ticks` of `ticks` after the first `kept_ticks` from both caches, as a sliding context does."""
         thinker, talker = self.model.thinker.model, self.model.talker.model
         caches = (self.thinker_cache, self.talker_cache)
-        for cache, opening, model in zip(caches, self.openings, (thinker, talker), strict=True):
-            step, rest = divmod(cache.get_seq_length() - opening, ticks)
+        for cache, prefix, model in zip(caches, self.prefix_lengths, (thinker, talker), strict=True):
+            step, rest = divmod(cache.get_seq_length() - prefix, ticks)
             assert rest == 0
-            first, gone = opening + kept_ticks * step, leaving * step
-            angles = torch.outer(torch.tensor([-float(gone)]).double(), model.rotary_emb.inv_freq.double())
-            turn = torch.polar(torch.ones_like(angles), angles)  # as complex numbers: not how the engine rotates
+            first, count = prefix + kept_ticks * step, evicted_ticks * step
+            angles = torch.outer(torch.tensor([-float(count)]).double(), model.rotary_emb.inv_freq.double())
+            rotation = torch.polar(torch.ones_like(angles), angles)  # complex numbers: not the engine's formula
             for layer in cache.layers:
                 half = layer.keys.shape[-1] // 2
-                late = layer.keys[:, :, first + gone :].double()
-                turned = torch.complex(late[..., :half], late[..., half:]) * turn
-                late = torch.cat([turned.real, turned.imag], dim=-1).float()
-                layer.keys = torch.cat([layer.keys[:, :, :first], late], dim=2)
-                layer.values = torch.cat([layer.values[:, :, :first], layer.values[:, :, first + gone :]], dim=2)
+                moved = layer.keys[:, :, first + count :].double()
+                rotated = torch.complex(moved[..., :half], moved[..., half:]) * rotation
+                moved = torch.cat([rotated.real, rotated.imag], dim=-1).float()
+                layer.keys = torch.cat([layer.keys[:, :, :first], moved], dim=2)
+                layer.values = torch.cat([layer.values[:, :, :first], layer.values[:, :, first + count :]], dim=2)
 
     def _frame(self, condition: Tensor) -> Tensor:
         talker = self.model.talker
         hidden = self._talk(self.recurrent + condition)
         logits = talker.codec_head(hidden)
-        logits[..., -1024:] = -torch.inf  # generate()'s suppressed tokens; the end of speech too, in an endless stream
+        logits[..., -1024:] = -torch.inf  # tokens that generate() suppresses, and the end of speech
         first = logits.argmax(-1)  # [1, 1]
         first_embed = talker.get_input_embeddings()(first)
         residual = talker.code_predictor.generate(
@@ -107,6 +107,6 @@ class ScaOracle:
 
 @torch.no_grad()
 def one_shot_waveform(code2wav: Any, codes: Tensor) -> Tensor:
-    """codes [16, frames] -> the waveform as the stream has it: behind by 555 samples, 1920 a frame."""
+    """Decode codes [16, frames] in one call; delay the waveform by 555 samples, as the stream does (1920 per frame)."""
     waveform = code2wav(codes[None])[0, 0]
     return torch.cat([torch.zeros(555), waveform])

@@ -1,4 +1,4 @@
-"""Sound for tests, and what the engine and the official feature extractor make of it."""
+"""Sound for tests, and its log-mel by the served frontend and by the official feature extractor."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ KOREAN_SENTENCE = "내일 서울 날씨가 어떤지 알려 주시겠어요? 저
 
 
 def is_same_sound(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether two sounds of a server are one, of the same codes, whoever shared a batch with them."""
+    """Return whether two sounds of a server can come from the same codes: equal up to `ROUNDING` PCM16 steps."""
     return len(found) == len(expected) and bool(np.all(np.abs(found.astype(int) - expected) <= ROUNDING))
 
 
 def speech() -> np.ndarray:
-    """Some seconds of speech, said by espeak-ng."""
+    """Return some seconds of speech, synthesised by espeak-ng."""
     return said_by_espeak(SENTENCE, "en")
 
 
 def said_by_espeak(words: str, voice: str) -> np.ndarray:
-    """A sentence at 16 kHz, the same on every machine: without dither."""
+    """Synthesise a sentence at 16 kHz, without dither: the same samples on every machine."""
     import soundfile
 
     espeak = subprocess.run(["espeak-ng", "--stdout", "-v", voice, words], capture_output=True, check=True)
@@ -45,25 +45,28 @@ def said_by_espeak(words: str, voice: str) -> np.ndarray:
 
 
 def with_knock(pcm: np.ndarray) -> np.ndarray:
-    """Sound whose loudest moment is its first: no later one moves the floor of its log-mel."""
+    """Return sound that starts with its loudest moment, so that no later moment changes the floor of its log-mel."""
     knock = 32000 * np.sign(np.sin(2 * np.pi * 250 / INPUT_HZ * np.arange(400)))
     return np.concatenate([knock.astype(np.int16), pcm[400:] // 2])
 
 
 def stream_inputs(extractor: Any, pcm: np.ndarray, samples: int = 5120) -> list[TickInput]:
-    """Whole ticks of a sound as the engine gets them: the served log-mel, without a floor, and its samples."""
+    """Return the complete ticks of a sound as inputs of the engine: samples and the served log-mel without a floor."""
     frontend = MelFrontend(extractor, samples)
     states = frontend.zero_states(1)
     inputs = []
     for start in range(0, len(pcm) - samples + 1, samples):
-        part = pcm[start : start + samples]
-        log_mel, *states = frontend(torch.from_numpy(part[None]), *states)
-        inputs.append(TickInput(log_mel[0], part))
+        tick = pcm[start : start + samples]
+        log_mel, *states = frontend(torch.from_numpy(tick[None]), *states)
+        inputs.append(TickInput(log_mel[0], tick))
     return inputs
 
 
 def official_stream(extractor: Any, pcm: np.ndarray, samples: int = 5120) -> list[torch.Tensor]:
-    """The same in ticks of a stream, which is a frame late and begins with silence: of `with_knock`'s sound alone."""
+    """Return the official log-mel of a sound in ticks of the stream, which is one frame late and starts with silence.
+
+    Correct only for sound of `with_knock`, whose floor is known from the first frame on.
+    """
     count = len(pcm) // samples
     frames = torch.cat([torch.full((128, 1), -1.5), official_log_mel(extractor, pcm[: count * samples])], dim=1)
     return list(frames[:, : count * samples // 160].split(samples // 160, dim=1))

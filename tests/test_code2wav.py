@@ -1,4 +1,4 @@
-"""The streamed waveform is transformers' one-shot waveform, 555 samples late and complete."""
+"""The streamed waveform equals transformers' one-shot waveform, 555 samples late and without a lost sample."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def random_codes(batch: int, frames: int = FRAMES) -> torch.Tensor:
 def stream(
     stage: Code2Wav, codes: torch.Tensor, frames: int, begins: tuple[int, ...] = ()
 ) -> tuple[torch.Tensor, list]:
-    """The waveform, and the shapes of the states; `begins`: ticks in which a speech begins."""
+    """Return the waveform and the shapes of the states after each tick; speech starts in the ticks of `begins`."""
     states = stage.zero_states(len(codes))
     waveform, shapes = [], []
     for start in range(0, codes.shape[2], frames):
         begin = torch.full((len(codes), 1), int(start // frames in begins))
-        part, *states = stage.waveform(codes[:, :, start : start + frames], begin, *states)
-        waveform.append(part)
+        tick, *states = stage.waveform(codes[:, :, start : start + frames], begin, *states)
+        waveform.append(tick)
         shapes.append([state.shape for state in states])
     return torch.cat(waveform, dim=1), shapes
 
@@ -39,14 +39,14 @@ def test_streamed_equals_one_shot(checkpoint: Checkpoint, frames):
     waveform, shapes = stream(Code2Wav(checkpoint.model.code2wav, frames), codes, frames)
     for row in range(2):
         expected = one_shot_waveform(checkpoint.model.code2wav, codes[row])
-        assert waveform.shape[1] == 1920 * FRAMES == len(expected), "no sample is lost"
-        assert (waveform[row, :DELAY_SAMPLES] == 0).all(), "no pre-roll is heard"
+        assert waveform.shape[1] == 1920 * FRAMES == len(expected), "expected every sample"
+        assert (waveform[row, :DELAY_SAMPLES] == 0).all(), "expected silence in the place of the pre-roll"
         assert signal_to_noise_db(expected, waveform[row]) > 90
-    assert all(shape == shapes[0] for shape in shapes), "a tick carries the same amount, however old the stream"
+    assert all(shape == shapes[0] for shape in shapes), "expected states of constant size"
 
 
-def test_rows_of_a_batch_begin_and_continue_on_their_own(checkpoint: Checkpoint):
-    """A stream 10 ticks old and one that begins share a batch."""
+def test_rows_of_a_batch_are_independent(checkpoint: Checkpoint):
+    """A stream that is 10 ticks old and a new stream share a batch."""
     stage, codes = Code2Wav(checkpoint.model.code2wav, 4), random_codes(batch=2, frames=80)
     alone = [stream(stage, codes[row : row + 1], 4)[0][0] for row in range(2)]
     states = stage.zero_states(1)
@@ -57,21 +57,20 @@ def test_rows_of_a_batch_begin_and_continue_on_their_own(checkpoint: Checkpoint)
         for tick in range(5):
             both = torch.stack([codes[0, :, 40 + 4 * tick : 44 + 4 * tick], codes[1, :, 4 * tick : 4 * tick + 4]])
             waveform, *states = stage.waveform(both, torch.zeros(2, 1), *states)
-            here = slice(7680 * tick, 7680 * tick + 7680)
-            there = slice(7680 * (tick + 10), 7680 * (tick + 10) + 7680)
-            assert (waveform[0] - alone[0][there]).abs().max() < PCM16_STEP
-            assert (waveform[1] - alone[1][here]).abs().max() < PCM16_STEP
+            new, old = slice(7680 * tick, 7680 * (tick + 1)), slice(7680 * (tick + 10), 7680 * (tick + 11))
+            assert (waveform[0] - alone[0][old]).abs().max() < PCM16_STEP
+            assert (waveform[1] - alone[1][new]).abs().max() < PCM16_STEP
 
 
-def test_the_weights_alone_are_the_checkpoints(checkpoint: Checkpoint, checkpoint_folder):
-    """What the export loads, without thinker and talker, is what transformers loads."""
+def test_code2wav_loaded_without_the_other_modules_equals_the_checkpoint(checkpoint: Checkpoint, checkpoint_folder):
+    """The export loads code2wav without the thinker and the talker."""
     alone = load_code2wav(checkpoint_folder).state_dict()
     whole = checkpoint.model.code2wav.state_dict()
     assert alone.keys() == whole.keys()
     assert all(torch.equal(alone[name], whole[name]) for name in whole)
 
 
-def test_a_code2wav_with_another_delay_is_refused(checkpoint: Checkpoint):
+def test_code2wav_with_another_delay_is_refused(checkpoint: Checkpoint):
     whole = checkpoint.model.code2wav
     other = {**whole.config.to_dict(), "upsample_rates": (6, 5, 4, 4), "upsampling_ratios": (2, 2)}
     code2wav = type(whole)(type(whole.config)(**other))
@@ -79,8 +78,8 @@ def test_a_code2wav_with_another_delay_is_refused(checkpoint: Checkpoint):
         Code2Wav(code2wav, 4)
 
 
-def test_a_frame_of_silence_ends_a_speech_and_begin_begins_one(checkpoint: Checkpoint):
-    """Three speeches: silence after the first, to the sample; none between the second and the third."""
+def test_silence_ends_a_speech_and_begin_starts_one(checkpoint: Checkpoint):
+    """Three speeches: silence after the first, exact to the sample, and none between the second and the third."""
     stage = Code2Wav(checkpoint.model.code2wav, 4)
     first, second, third = (random_codes(3, 20)[row : row + 1] for row in range(3))
     alone = [stream(stage, codes, 4)[0][0] for codes in (first, second, third)]

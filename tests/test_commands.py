@@ -109,7 +109,7 @@ def test_serve_names_a_checkpoint_that_is_none(tmp_path):
     environment = {k: v for k, v in serve_environment().items() if k.startswith("SCA_")}
     run = sca("serve", "--build", tmp_path / "build", **{**environment, "SCA_QWEN_MODEL_ID": str(tmp_path)})
     assert run.returncode == 1
-    assert "is of model type 'llama', expected 'qwen3_omni_moe'" in run.stderr
+    assert "expected model type 'qwen3_omni_moe', got 'llama'" in run.stderr
     assert "Traceback" not in run.stderr
 
 

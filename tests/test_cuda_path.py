@@ -24,6 +24,7 @@ from engine.decoder import Decoder
 from engine.engine import DIALECTS
 from engine.errors import KernelError
 from engine.graph_runner import GraphRunner
+from engine.row_minimums import RowMinimums
 from engine.slots import SlotState
 from engine.stage_timer import StageTimer
 from export.random_checkpoint import random_config
@@ -66,16 +67,16 @@ def compile_kernel(kernel, types: dict[str, str], chosen: dict[str, int], capabi
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
-@pytest.mark.parametrize(("kind", "block_keys", "parts"), [("bf16", 64, 16), ("bf16", 64, 1), ("fp32", 32, 4)])
-def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, parts):
+@pytest.mark.parametrize(("kind", "block_keys", "splits"), [("bf16", 64, 16), ("bf16", 64, 1), ("fp32", 32, 4)])
+def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, splits):
     """With the full-size model's shapes."""
-    from engine.attention_kernel import join_parts, read_part
+    from engine.attention_kernel import attend_to_split, merge_splits
 
     types = dict.fromkeys(("queries", "cache", "out"), f"*{kind}") | {"slots": "*i64", "starts": "*i64"}
     types |= {"partial": "*fp32", "log_sums": "*fp32", "scale": "fp32", "cache_slot": "i64"}
-    chosen = {"length": 1, "groups": 8, "key_heads": 4, "size": 128, "parts": parts}
+    chosen = {"length": 1, "groups": 8, "key_heads": 4, "size": 128, "splits": splits}
     chosen |= {"block_queries": 16, "block_keys": block_keys}
-    for kernel in (read_part, join_parts):
+    for kernel in (attend_to_split, merge_splits):
         compile_kernel(kernel, types, chosen, capability)
 
 
@@ -83,17 +84,18 @@ def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, pa
 @pytest.mark.parametrize(("kind", "size", "inner", "choices"), [("bf16", 2048, 768, 8), ("fp32", 1024, 384, 6)])
 def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, choices):
     from engine import experts_kernel as kernels
+    from engine.expert_pairs import sort_by_expert
 
-    types = dict.fromkeys(("hidden", "activated", "weight", "weights", "given"), f"*{kind}") | {"chosen": "*i64"}
+    types = dict.fromkeys(("hidden", "activated", "weight", "weights", "outputs"), f"*{kind}") | {"chosen": "*i64"}
     chosen = {"experts": 128, "choices": choices, "block_choices": 8, "size": size, "inner": inner}
     chosen |= {"block_out": kernels.BLOCK_OUT, "block_in": kernels.BLOCK_IN, "block_pairs": kernels.BLOCK_PAIRS}
     chosen |= {"block_columns": kernels.BLOCK_COLUMNS, "block_inner": kernels.BLOCK_INNER}
-    types |= dict.fromkeys(("order", "places", "expert_of", "first_of", "end_of"), "*i64")
+    types |= dict.fromkeys(("order", "ranks", "expert_of", "first_of", "end_of"), "*i64")
     for kernel in (kernels.gate_up, kernels.block_gate_up, kernels.block_down):
         compile_kernel(kernel, types, chosen, capability)
     compile_kernel(kernels.down, types, chosen | {"block_out": kernels.DOWN_OUT, "block_in": 128}, capability)
     compile_kernel(kernels.combine, types, chosen | {"block": 1024}, capability)
-    compile_kernel(kernels.sort_by_expert, types | {"ends": "*i32"}, {"block": 1024}, capability)
+    compile_kernel(sort_by_expert, types | {"ends": "*i32"}, {"block": 1024}, capability)
     types = {"packed": f"*{kind}", "out": f"*{kind}"}
     compile_kernel(kernels.silu_multiply, types, {"inner": inner, "block": 1024, "gated": True}, capability)
 
@@ -101,13 +103,13 @@ def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, cho
 @pytest.mark.parametrize("capability", [80, 89, 90, 120])
 @pytest.mark.parametrize(("kind", "heads", "key_heads"), [("bf16", 32, 4), ("fp32", 16, 2)])
 def test_the_layers_kernels_compile_for_gpus(capability, kind, heads, key_heads):
-    from engine.fused_layer import choose, norm_rows, rotate_and_keep
+    from engine.fused_layer import choose, norm_rows, rotate_and_store
 
     types = dict.fromkeys(("hidden", "weight", "out"), f"*{kind}") | {"eps": "fp32"}
     compile_kernel(norm_rows, types, {"size": 2048, "block": 2048}, capability)
     types = dict.fromkeys(("packed", "weight", "cos", "sin", "queries", "cache"), f"*{kind}")
     types |= {"slots": "*i64", "indices": "*i64", "eps": "fp32", "cache_slot": "i64"}
-    compile_kernel(rotate_and_keep, types, {"heads": heads, "key_heads": key_heads, "size": 128}, capability)
+    compile_kernel(rotate_and_store, types, {"heads": heads, "key_heads": key_heads, "size": 128}, capability)
     types = {"logits": f"*{kind}", "weights": f"*{kind}", "chosen": "*i64"}
     sizes = {"experts": 128, "choices": 6, "block": 128, "block_choices": 8, "normalise": True}
     compile_kernel(choose, types, sizes, capability)
@@ -115,7 +117,7 @@ def test_the_layers_kernels_compile_for_gpus(capability, kind, heads, key_heads)
 
 def test_blocks_hold_every_pair_once_and_one_expert_each():
     """For any choice, though nothing of it is looked at."""
-    from engine.experts_kernel import BLOCK_PAIRS, blocks_by_expert
+    from engine.expert_pairs import BLOCK_PAIRS, blocks_by_expert
 
     for seed, experts in ((0, 8), (1, 128), (2, 3)):
         random = torch.Generator().manual_seed(seed)
@@ -188,7 +190,7 @@ def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, mo
     others: a copy from device to device would not be seen.
     """
     monkeypatch.setattr(layer, "DENSE_SHARE", 0)  # experts as on CUDA
-    monkeypatch.setattr(slots, "min_rows", lambda _: 4)
+    monkeypatch.setattr(slots.RowMinimums, "measure", lambda _: RowMinimums(4, 4))
     monkeypatch.setattr(Decoder, "_attention", lambda *_: lambda queries, cache, scale: queries.flatten(2))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         fake = checkpoint_without_values(checkpoint)

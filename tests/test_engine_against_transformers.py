@@ -1,6 +1,6 @@
-"""The engine gives what a plain loop over transformers' own modules gives, token for token and code for code.
+"""The engine's tokens and codes in the dialect `sca` equal those of a plain loop over transformers' modules.
 
-The oracle gets the official feature extractor's log-mel of the raw samples, the engine what is served.
+The oracle's input is the official feature extractor's log-mel of the raw samples, the engine's the served log-mel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_hundred_ticks_equal_transformers(checkpoint: Checkpoint, engine: Engine
     assert_equal(engine, ScaOracle(checkpoint.model, checkpoint.tokenizer, voice, prompt), extractor, long, 5120)
 
 
-def test_with_the_served_code_predictor_too(checkpoint: Checkpoint, settings, predictor: Path, extractor, pcm):
+def test_served_code_predictor_equals_transformers(checkpoint: Checkpoint, settings, predictor: Path, extractor, pcm):
     engine = Engine(checkpoint, settings, OnnxCodePredictor(predictor))
     oracle = ScaOracle(checkpoint.model, checkpoint.tokenizer, "aiden", PROMPT)
     assert_equal(engine, oracle, extractor, with_knock(np.tile(pcm[5120:], 3)[: 50 * 5120]), 5120)
@@ -44,17 +44,17 @@ def assert_equal(engine: Engine, oracle: ScaOracle, extractor, pcm: np.ndarray, 
     engine.open("alone", engine.parse_options({"voice": oracle.voice, "system_prompt": oracle.system_prompt}))
     codes = []
     pairs = zip(stream_inputs(extractor, pcm, samples), official_stream(extractor, pcm, samples), strict=True)
-    for tick, (heard, official) in enumerate(pairs):
+    for tick, (served, official) in enumerate(pairs):
         expected_tokens, expected_codes = oracle.tick(official)
-        output = engine.tick({"alone": heard})["alone"]
+        output = engine.tick({"alone": served})["alone"]
         assert output.tokens == expected_tokens, f"text tokens of tick {tick}"
         assert torch.equal(output.codes, expected_codes), f"codes of tick {tick}"
         codes.append(output.codes)
-    assert len(torch.cat(codes, dim=1)[0].unique()) > len(codes) // 2, "it should have much to say"
+    assert len(torch.cat(codes, dim=1)[0].unique()) > len(codes) // 2, "expected varied codes"
 
 
-def test_conversations_together_equal_each_alone(checkpoint: Checkpoint, engine: Engine, extractor, pcm):
-    """Three conversations, out of step, each hearing something else."""
+def test_conversations_in_one_batch_equal_transformers(checkpoint: Checkpoint, engine: Engine, extractor, pcm):
+    """Three conversations with different sound that start in different ticks."""
     sounds = {
         key: with_knock(pcm[first * 5120 : last * 5120]) for key, (first, last) in
         {"a": (0, 14), "b": (5, 19), "c": (8, 20)}.items()
@@ -64,12 +64,12 @@ def test_conversations_together_equal_each_alone(checkpoint: Checkpoint, engine:
     outputs: dict[str, list] = {key: [] for key in inputs}
     for tick in range(20):
         now = {}
-        for key, heard in inputs.items():
+        for key, served in inputs.items():
             if tick == begin[key]:
                 engine.open(key, engine.parse_options({"voice": "aiden"}))
-            if 0 <= tick - begin[key] < len(heard):
-                now[key] = heard[tick - begin[key]]
-            if tick - begin[key] == len(heard):
+            if 0 <= tick - begin[key] < len(served):
+                now[key] = served[tick - begin[key]]
+            if tick - begin[key] == len(served):
                 engine.close(key)
         for key, output in engine.tick(now).items():
             outputs[key].append(output)

@@ -1,4 +1,4 @@
-"""One conversation's trouble is its own, a full engine says what is full, and a device that is lost is told."""
+"""Faults of a conversation, of the device and of a full engine: their errors, and their effect on conversations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from engine.tick_load import MIN_TICKS, TickLoad
 
 
 class FakeEvent:
-    """A CUDA event whose work the device finishes when it is told to."""
+    """A CUDA event on a device whose progress the test sets."""
 
-    finished = 0.0  # milliseconds of the device's clock
-    now = 0.0
+    finished = 0.0  # time up to which the device has finished its work, in milliseconds
+    now = 0.0  # time of the next event, in milliseconds
 
     def record(self) -> None:
         self.at = FakeEvent.now
@@ -35,8 +35,7 @@ class FakeEvent:
         return other.at - self.at
 
 
-def test_timing_never_fails_a_tick():
-    """Work that lies behind the tick's synchronisation is counted in a later reading."""
+def test_stage_timer_includes_unfinished_work_in_a_later_read():
     timer = StageTimer(torch.device("cuda"), event=FakeEvent)
     for stage in ("text", "speaker"):
         with timer(stage):
@@ -48,8 +47,8 @@ def test_timing_never_fails_a_tick():
     assert timer.read() == {}
 
 
-def test_a_device_that_is_lost_is_told_and_not_asked_again(engine: Engine, ticks, monkeypatch):
-    """What torch raises in every call after an illegal access."""
+def test_sticky_cuda_error_raises_device_lost_in_every_later_tick(engine: Engine, ticks, monkeypatch):
+    """torch raises this error in every call after an illegal access."""
     lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with ...")
     monkeypatch.setattr(engine.slots, "reset", lambda _: (_ for _ in ()).throw(lost))
     monkeypatch.setattr(engine.dialect, "prefill", lambda _: (_ for _ in ()).throw(lost))
@@ -62,7 +61,7 @@ def test_a_device_that_is_lost_is_told_and_not_asked_again(engine: Engine, ticks
         engine.tick({"a": ticks[0]})
 
 
-def test_memory_that_runs_out_is_not_the_end_of_the_device(engine: Engine, ticks, monkeypatch):
+def test_out_of_memory_error_does_not_lose_the_device(engine: Engine, ticks, monkeypatch):
     engine.open("a", engine.parse_options({}))
     monkeypatch.setattr(
         engine.dialect, "prefill", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried"))
@@ -77,8 +76,8 @@ def test_memory_that_runs_out_is_not_the_end_of_the_device(engine: Engine, ticks
 @pytest.mark.parametrize("temperature", [0, 0.9])
 @pytest.mark.parametrize("dialect", ["sca", "turn"])
 @pytest.mark.parametrize("model", ["thinker", "talker"])
-def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settings, ticks, dialect, model, temperature):
-    """As from an overflow in half precision: it stays in the caches. The slot's next conversation is as any."""
+def test_nan_closes_only_its_own_conversation(checkpoint: Checkpoint, settings, ticks, dialect, model, temperature):
+    """A NaN from an overflow in half precision stays in the caches until the slot is reset."""
     changed = settings.with_values(
         engine={"slots": 2, "dialect": dialect},
         turn={"detection": "manual"},
@@ -90,13 +89,13 @@ def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settin
         controls = Controls(commit=number == 4) if dialect == "turn" else Controls()
         return engine.tick({key: ticks[number]._replace(controls=controls) for key in keys})
 
-    def said_alone(key: str) -> list:
+    def outputs_alone(key: str) -> list:
         engine.open(key, engine.parse_options({"seed": 7}))
         found = [tick(number, key)[key] for number in range(7)]
         engine.close(key)
         return [(output.tokens, output.codes.tolist()) for output in found]
 
-    expected = said_alone("before")
+    expected = outputs_alone("before")
     for key in ("broken", "whole"):
         engine.open(key, engine.parse_options({"seed": 7}))
     slot = engine.conversation("broken").slot
@@ -108,32 +107,34 @@ def test_a_nan_ends_its_conversation_and_no_other(checkpoint: Checkpoint, settin
     assert "NaN or infinity" in str(results["broken"])
     assert (results["whole"].tokens, results["whole"].codes.tolist()) == expected[5]
     assert engine.open_conversations == 1
-    assert said_alone("after") == expected
+    assert outputs_alone("after") == expected
     results = tick(6, "broken", "whole")
     assert "is not open" in str(results["broken"])
     assert (results["whole"].tokens, results["whole"].codes.tolist()) == expected[6]
 
 
-def test_a_conversation_more_is_refused_when_ticks_have_no_time_for_it():
+def test_conversation_is_refused_if_ticks_leave_no_time_for_it():
     load = TickLoad(tick_s=0.32, share=0.9)
     for number in range(MIN_TICKS):
         load.note(now_s=number * 0.32, seconds=0.25, rows=8)
-    assert load.refusal(7.0, open_conversations=12) is None, "13 would take 271 of 288 ms"
+    assert load.refusal(7.0, open_conversations=12) is None, "13 conversations would take 271 of 288 ms"
     refusal = load.refusal(7.0, open_conversations=6)
-    assert refusal.startswith("ticks of 6 conversations take 250 of their 320 ms (95% of the last 10 s), too much for")
-    assert load.refusal(60.0, open_conversations=6) is None, "that was long ago"
+    assert refusal.startswith(
+        "ticks of 6 conversations take 250 of 320 ms (95th percentile of the last 10 s), too much"
+    )
+    assert load.refusal(60.0, open_conversations=6) is None, "the window is over"
 
 
-def test_a_pause_of_the_machine_keeps_nobody_out():
+def test_two_slow_ticks_in_the_window_refuse_no_conversation():
     load = TickLoad(tick_s=0.32, share=0.9)
     for number in range(MIN_TICKS):
         load.note(now_s=number * 0.32, seconds=0.3 if number in (7, 12) else 0.02, rows=1)
     assert load.refusal(7.0, open_conversations=1) is None, "two ticks of 20"
     load.note(7.0, seconds=0.3, rows=1)
-    assert load.refusal(7.0, open_conversations=1), "a third is no accident"
+    assert load.refusal(7.0, open_conversations=1), "three ticks of 21"
 
 
-def test_ticks_are_counted_by_what_they_take():
+def test_histogram_counts_ticks_by_duration():
     load = TickLoad(tick_s=0.32, share=0.9)
     for number in range(MIN_TICKS):
         load.note(now_s=number * 0.32, seconds=0.25, rows=8)
@@ -144,12 +145,12 @@ def test_ticks_are_counted_by_what_they_take():
     assert load.histogram[0.5] == 1
 
 
-def test_which_of_the_two_ran_out_is_told(checkpoint: Checkpoint, settings, ticks):
+def test_refusal_names_the_setting_that_limits_conversations(checkpoint: Checkpoint, settings, ticks):
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 2, "tick_share": 0.001}))
     engine.open(1, engine.parse_options({}))
     for number in range(MIN_TICKS):
         engine.tick({1: ticks[number]})
-    with pytest.raises(EngineFullError, match=r"too much for one more \(engine.tick_share\), try again later"):
+    with pytest.raises(EngineFullError, match=r"too much for another \(engine.tick_share\), try again later"):
         engine.open(2, engine.parse_options({}))
     engine.load.refusal = lambda *_: None
     engine.open(2, engine.parse_options({}))
@@ -157,7 +158,7 @@ def test_which_of_the_two_ran_out_is_told(checkpoint: Checkpoint, settings, tick
         engine.open(3, engine.parse_options({}))
 
 
-def test_a_budget_lets_the_first_piece_through_and_no_more_than_fits():
+def test_prefill_budget_accepts_the_first_request_and_then_only_what_fits():
     budget = PrefillBudget(100)
     assert budget.take(300)
     assert not budget.take(1)
@@ -166,8 +167,8 @@ def test_a_budget_lets_the_first_piece_through_and_no_more_than_fits():
     assert budget.take(20)
 
 
-def test_a_long_message_holds_nobody_up(checkpoint: Checkpoint, turn_settings, ticks):
-    """Twenty chunks of one client, and a commit of another in the same tick: the answer begins in its tick."""
+def test_long_message_does_not_delay_another_conversation(checkpoint: Checkpoint, turn_settings, ticks):
+    """One client types twenty chunks and another commits in the same tick, in which the other's answer starts."""
     engine = Engine(checkpoint, turn_settings.with_values(engine={"slots": 2, "prefill_tokens": 256}))
     manual = {"detection": "manual"}
     engine.open("writer", engine.parse_options(manual))
@@ -178,51 +179,51 @@ def test_a_long_message_holds_nobody_up(checkpoint: Checkpoint, turn_settings, t
     committed = ticks[4]._replace(controls=Controls(commit=True))
     outputs = engine.tick({"writer": message, "speaker": committed})
     kinds = [event.type for event in outputs["speaker"].events]
-    assert "answer_started" in kinds, "not a tick later"
-    lengths, begun = [], None
+    assert "answer_started" in kinds, "expected in the tick of the commit"
+    lengths, answer_tick = [], None
     for number in range(5, 40):
         before = engine.thinker_length("writer")
         output = engine.tick({"writer": ticks[number % len(ticks)], "speaker": ticks[0]})["writer"]
         lengths.append(engine.thinker_length("writer") - before)
         if any(event.type == "answer_started" for event in output.events):
-            begun = number
+            answer_tick = number
             break
-    assert begun, "the message is answered in the end"
-    assert len(lengths) > 3, "over several ticks"
+    assert answer_tick, "expected an answer to the message"
+    assert len(lengths) > 3, "expected several ticks of prefill"
     assert max(lengths) <= 256 + 4
 
 
-def test_prompts_are_prefilled_together_and_within_the_budget(checkpoint: Checkpoint, settings, ticks):
-    """Six STARTs at once with prompts of their own: what does not fit goes on in the next tick, in silence."""
+def test_prompts_are_prefilled_in_batches_within_the_budget(checkpoint: Checkpoint, settings, ticks):
+    """Six STARTs in one tick with different prompts: conversations are silent while their chunks exceed the budget."""
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 6, "prefill_tokens": 512}))
     plain = Engine(checkpoint, settings.with_values(engine={"slots": 6}))
     prompts = {key: f"{key} " + "be kind and brief " * 8 for key in range(6)}
     for key, prompt in prompts.items():
         for one in (engine, plain):
             one.open(key, one.parse_options({"system_prompt": prompt}))
-    heard: dict[int, list[TickOutput]] = {key: [] for key in prompts}
+    outputs: dict[int, list[TickOutput]] = {key: [] for key in prompts}
     for number in range(6):
         for key, output in engine.tick(dict.fromkeys(prompts, ticks[number])).items():
-            heard[key].append(output)
-    silent = [sum(bool((output.codes == -1).all()) for output in outputs) for outputs in heard.values()]
+            outputs[key].append(output)
+    silent = [sum(bool((output.codes == -1).all()) for output in of_key) for of_key in outputs.values()]
     assert silent[0] < silent[-1] <= 4
-    for key, outputs in heard.items():
-        first = outputs[silent[key]]
+    for key, of_key in outputs.items():
+        first = of_key[silent[key]]
         expected = plain.tick({key: ticks[silent[key]]})[key]
-        assert torch.equal(first.codes, expected.codes), "the prompt's pieces do not change what is said"
+        assert torch.equal(first.codes, expected.codes), "expected codes that do not depend on the chunks of the prompt"
 
 
-def test_a_prompt_of_any_length_is_not_even_tokenized(engine: Engine):
+def test_prompt_with_too_many_characters_is_refused_before_tokenization(engine: Engine):
     with pytest.raises(OptionError, match=f"is {MAX_PROMPT_CHARACTERS + 1} characters long, expected at most"):
         engine.parse_options({"system_prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)})
 
 
-def test_a_rejected_control_is_an_event_and_its_sound_is_heard(engine: Engine, ticks):
+def test_rejected_control_emits_an_event_and_the_audio_is_processed(engine: Engine, ticks):
     engine.open("a", engine.parse_options({}))
     engine.open("b", engine.parse_options({}))
-    rejected = ticks[0]._replace(rejected="voice came in mid-conversation")
+    rejected = ticks[0]._replace(rejected="voice is an option of START")
     outputs = engine.tick({"a": ticks[0], "b": rejected})
     assert torch.equal(outputs["a"].codes, outputs["b"].codes)
     error = outputs["b"].events[0]
     assert (error.type, error.code) == ("error", "bad_control")
-    assert error.message == "voice came in mid-conversation"
+    assert error.message == "voice is an option of START"

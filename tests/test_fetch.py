@@ -1,4 +1,4 @@
-"""A checkpoint of the hub is fetched before anything is started, and refused where the disk is too small."""
+"""A checkpoint of the hub is downloaded before anything starts, and refused if the disk is too small."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
 
 
 class Hub:
-    """The hub's word on what a checkpoint's files are."""
+    """Stand-in for the hub's API: the files of a checkpoint and their sizes in bytes."""
 
     def model_info(self, name: str, files_metadata: bool) -> SimpleNamespace:
         assert (name, files_metadata) == (NAME, True)
@@ -23,46 +23,46 @@ class Hub:
 
 @pytest.fixture
 def downloads(monkeypatch, tmp_path) -> list[str]:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append(name)
+        requested.append(name)
         assert "*.safetensors" in allow_patterns
         return str(tmp_path)
 
     monkeypatch.setattr(fetch, "snapshot_download", snapshot_download)
     monkeypatch.setattr(fetch, "try_to_load_from_cache", lambda *_: None)
-    return asked
+    return requested
 
 
 def has_free(monkeypatch, gigabytes: int) -> None:
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: SimpleNamespace(free=gigabytes * 10**9))
 
 
-def test_it_is_fetched_in_the_open(downloads, monkeypatch, tmp_path):
+def test_download_reports_its_size_and_folder(downloads, monkeypatch, tmp_path):
     has_free(monkeypatch, 100)
-    said: list[str] = []
-    assert fetch.fetch_checkpoint(NAME, said.append, Hub()) == tmp_path
-    assert said[0].startswith(f"{NAME}: downloading 70 GB into ")
+    reports: list[str] = []
+    assert fetch.fetch_checkpoint(NAME, reports.append, Hub()) == tmp_path
+    assert reports[0].startswith(f"{NAME}: downloading 70 GB into ")
     assert downloads == [NAME]
 
 
-def test_a_disk_that_is_too_small_is_told_before(downloads, monkeypatch):
+def test_small_disk_is_refused_before_the_download(downloads, monkeypatch):
     has_free(monkeypatch, 60)
     with pytest.raises(CheckpointError, match="needs 70 GB more, but .* has 60 GB free: make room, or set HF_HOME"):
         fetch.fetch_checkpoint(NAME, print, Hub())
     assert not downloads
 
 
-def test_what_is_there_is_not_counted(downloads, monkeypatch):
+def test_cached_files_need_no_space(downloads, monkeypatch):
     has_free(monkeypatch, 1)
     monkeypatch.setattr(fetch, "try_to_load_from_cache", lambda _, file: f"/cache/{file}")
-    said: list[str] = []
-    fetch.fetch_checkpoint(NAME, said.append, Hub())
-    assert (said, downloads) == ([], [NAME])
+    reports: list[str] = []
+    fetch.fetch_checkpoint(NAME, reports.append, Hub())
+    assert (reports, downloads) == ([], [NAME])
 
 
-def test_a_hub_that_cannot_be_reached_is_told(downloads, monkeypatch):
+def test_error_reports_an_unreachable_hub(downloads, monkeypatch):
     def fail(*_, **__):
         raise OSError("no route")
 

@@ -1,4 +1,4 @@
-"""What the engine takes of memory is known before, told, and refused when it cannot be had."""
+"""The memory plan equals what the engine allocates, and settings that exceed the device are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GIGABYTE = 10**9
 
 
 def has_free(monkeypatch, gigabytes: float) -> None:
-    """A GPU that nobody has used yet."""
+    """Simulate an unused GPU with `gigabytes` of free memory."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(gigabytes * GIGABYTE), 999 * GIGABYTE))
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda _: 0)
@@ -45,20 +45,20 @@ def full_plan(settings, **engine) -> MemoryPlan:
 
 
 @pytest.mark.parametrize(("dialect", "thinker_slots"), [("sca", 4), ("turn", 5)])
-def test_the_plan_is_what_the_caches_take(checkpoint: Checkpoint, settings, dialect, thinker_slots):
-    """Three slots and padding's; in the dialect turn a scratch slot of the thinker's too."""
+def test_plan_equals_the_size_of_the_caches(checkpoint: Checkpoint, settings, dialect, thinker_slots):
+    """Three slots and a padding slot; in the dialect `turn` also the thinker's scratch slot."""
     changed = settings.with_values(engine={"slots": 3, "context_s": 20, "dialect": dialect})
     engine = Engine(checkpoint, changed)
     caches = (engine.slots.thinker_cache, engine.slots.talker_cache)
     assert engine.memory.slot == sum(cache.bytes_per_slot for cache in caches)
-    taken = sum(cache.buffer.nbytes for cache in caches)
+    allocated = sum(cache.buffer.nbytes for cache in caches)
     assert caches[0].buffer.shape[1] == thinker_slots
-    assert 3 * engine.memory.slot < taken <= engine.memory.slots * engine.memory.slot + engine.memory.working
+    assert 3 * engine.memory.slot < allocated <= engine.memory.slots * engine.memory.slot + engine.memory.working
     assert engine.memory.slots == 3
     assert engine.memory.weights == sum(p.nbytes for p in checkpoint.model.parameters())
 
 
-def test_prompts_that_are_kept_are_in_the_plan(checkpoint: Checkpoint, settings, ticks):
+def test_plan_includes_cached_prompts(checkpoint: Checkpoint, settings, ticks):
     changed = settings.with_values(engine={"prompts_kept": 2, "prompt_positions": 40})
     engine = Engine(checkpoint, changed)
     (prompts,) = found_in(engine.dialect, PromptPrefill)
@@ -66,11 +66,11 @@ def test_prompts_that_are_kept_are_in_the_plan(checkpoint: Checkpoint, settings,
     for number in range(5):
         engine.open(1, engine.parse_options({"system_prompt": f"Be kind {number}."}))
         engine.tick({1: ticks[0]})
-        sizes.append(prompts.kept_bytes)
-    assert sizes[0] < sizes[1] == sizes[4] <= engine.memory.prompts, "the latest two"
+        sizes.append(prompts.cached_bytes)
+    assert sizes[0] < sizes[1] == sizes[4] <= engine.memory.prompts, "expected the two latest prompts"
 
 
-def test_a_prompt_that_was_seen_costs_no_prefill(engine: Engine, ticks):
+def test_cached_prompt_needs_no_prefill(engine: Engine, ticks):
     options = engine.parse_options({"system_prompt": "Be kind."})
     engine.open("first", options)
     first = engine.tick({"first": ticks[0]})["first"]
@@ -82,15 +82,18 @@ def test_a_prompt_that_was_seen_costs_no_prefill(engine: Engine, ticks):
     assert first.tokens == second.tokens
 
 
-def test_the_full_size_in_figures(settings):
-    """98,304 bytes a position of the thinker (48 layers, 4 heads of 128, twice 2 bytes), 20,480 of the talker."""
+def test_plan_of_the_full_size_model(settings):
+    """98,304 bytes per position in the thinker (48 layers, 4 heads of 128, keys and values in 2 bytes each).
+
+    The talker takes 20,480 bytes per position.
+    """
     plan = full_plan(settings, slots=100, context_s=240, prompt_positions=512)
     assert plan.second == int((6 * 98304 + 4 * 20480) / 0.32)
     assert plan.slot == (512 + 750 * 6) * 98304 + (5 + 750 * 4) * 20480
-    assert str(plan).startswith("100 slots of 554 MB each (240 s of context at 2.1 MB a second")
+    assert str(plan).startswith("100 slots of 554 MB each (240 s of context at 2.1 MB per second")
 
 
-def test_what_does_not_fit_is_refused_with_what_to_change(settings):
+def test_refusal_names_values_that_fit(settings):
     plan = full_plan(settings, slots=128, context_s=240)
     with pytest.raises(MemoryRefusedError) as error:
         plan.expect_fit(130 * GIGABYTE, "cuda")
@@ -101,50 +104,51 @@ def test_what_does_not_fit_is_refused_with_what_to_change(settings):
     full_plan(settings, slots=128, context_s=int(found[2])).expect_fit(130 * GIGABYTE, "cuda")
     with pytest.raises(MemoryRefusedError):
         full_plan(settings, slots=int(found[1]) + 1, context_s=240).expect_fit(130 * GIGABYTE, "cuda")
-    with pytest.raises(MemoryRefusedError, match="take a smaller checkpoint or a larger device"):
+    with pytest.raises(MemoryRefusedError, match="use a smaller checkpoint or a larger device"):
         plan.expect_fit(60 * GIGABYTE, "cuda")
 
 
-def test_the_engine_refuses_before_it_allocates(checkpoint: Checkpoint, settings):
+def test_engine_refuses_before_it_allocates(checkpoint: Checkpoint, settings):
     with pytest.raises(MemoryRefusedError, match="engine.slots is 900000: .* lower engine.slots to"):
         Engine(checkpoint, settings.with_values(engine={"slots": 900000}))
 
 
-def test_a_context_beyond_the_models_positions_is_refused(checkpoint: Checkpoint, settings):
-    with pytest.raises(SettingsError, match=r"engine.context_s is 3000, expected at most \d+: the thinker knows 32768"):
+def test_context_beyond_the_positions_of_the_model_is_refused(checkpoint: Checkpoint, settings):
+    expected = r"engine.context_s: expected at most \d+, got 3000: the thinker supports 32768 positions"
+    with pytest.raises(SettingsError, match=expected):
         Engine(checkpoint, settings.with_values(engine={"context_s": 3000, "slots": 1}))
 
 
 @pytest.mark.parametrize(("total", "slots"), [(86, 4), (110, 54), (150, 128)])
-def test_slots_follow_from_a_gpus_memory(settings, monkeypatch, total, slots):
+def test_number_of_slots_follows_from_the_memory_of_a_gpu(settings, monkeypatch, total, slots):
     has_free(monkeypatch, total)
     assert resolve_slots(full_config(), settings, CUDA, torch.bfloat16).engine.slots == slots
 
 
-def test_the_weights_that_are_loaded_count_once(checkpoint: Checkpoint, settings, monkeypatch):
-    """An engine on a GPU is made when they are there."""
+def test_loaded_weights_are_counted_once(checkpoint: Checkpoint, settings, monkeypatch):
+    """The weights are on the GPU before the engine is created, so free memory does not include them."""
     weights = sum(parameter.nbytes for parameter in checkpoint.model.parameters())
-    asked: list[int | None] = []
+    received: list[int | None] = []
 
-    def noted(config, given, device, dtype, available=None) -> Settings:
-        asked.append(available)
-        return given.with_values(engine={"slots": 1})
+    def resolve(config, unresolved, device, dtype, available=None) -> Settings:
+        received.append(available)
+        return unresolved.with_values(engine={"slots": 1})
 
-    monkeypatch.setattr("engine.engine.resolve_slots", noted)
+    monkeypatch.setattr("engine.engine.resolve_slots", resolve)
     monkeypatch.setattr("engine.engine.available_bytes", lambda _: 5 * GIGABYTE)
     Engine(checkpoint, settings)
-    assert asked == [5 * GIGABYTE + weights]
+    assert received == [5 * GIGABYTE + weights]
 
 
-def test_a_gpu_that_holds_no_slot_is_refused(settings, monkeypatch):
+def test_gpu_without_memory_for_a_slot_is_refused(settings, monkeypatch):
     has_free(monkeypatch, 48)
-    with pytest.raises(MemoryRefusedError, match="take a smaller checkpoint or a larger device"):
+    with pytest.raises(MemoryRefusedError, match="use a smaller checkpoint or a larger device"):
         resolve_slots(full_config(), settings, CUDA, torch.bfloat16)
 
 
 @dataclass
 class FakeEngine:
-    """What `fill_slots` makes in place of an engine on a GPU."""
+    """Stand-in for an engine on a GPU."""
 
     memory: MemoryPlan
     warmed_up: bool = False
@@ -154,13 +158,13 @@ class FakeEngine:
 
 
 @pytest.mark.parametrize(("working", "expected"), [(1, 58), (3, 54), (9, 40)])
-def test_slots_are_filled_by_what_a_warm_up_takes(settings, monkeypatch, working, expected):
-    """Of 110 GB: the first engine guesses 3 GB, its warm-up shows how much it is, and the second has the rest."""
+def test_slots_fill_the_memory_that_a_warm_up_leaves(settings, monkeypatch, working, expected):
+    """A device of 110 GB: the first engine assumes 3 GB of working memory, its warm-up measures `working` GB."""
     made: list[FakeEngine] = []
 
     def make(chosen, cuda_working: int = CUDA_WORKING) -> FakeEngine:
         weights = weights_of(full_config(), torch.bfloat16)
-        has_free(monkeypatch, 110 - weights / GIGABYTE)  # they are loaded before
+        has_free(monkeypatch, 110 - weights / GIGABYTE)  # the weights are loaded before
         chosen = resolve_slots(full_config(), chosen, CUDA, torch.bfloat16, weights + available_bytes(CUDA))
         plan = plan_memory(full_config(), chosen, weights, torch.bfloat16, CUDA, cuda_working)
         made.append(FakeEngine(plan))
@@ -181,12 +185,12 @@ def test_slots_are_filled_by_what_a_warm_up_takes(settings, monkeypatch, working
     assert len(made) == (1 if working == 3 else 2)
 
 
-def test_a_cpu_has_eight_slots_unless_told(checkpoint: Checkpoint, settings):
+def test_cpu_has_eight_slots_by_default(checkpoint: Checkpoint, settings):
     assert Engine(checkpoint, settings).settings.engine.slots == 8
     assert settings.engine.slots == 0
 
 
-def test_sizes_for_people():
+def test_sizes_are_readable():
     assert [size(n) for n in (12, 2_500, 3_210_000, 70.5e9, 4e12)] == [
         "12 bytes",
         "2.5 KB",
@@ -197,7 +201,7 @@ def test_sizes_for_people():
     assert available_bytes(CPU) > 2**20
 
 
-def test_triton_exports_the_figures(served: Served):
+def test_triton_exports_the_memory_plan(served: Served):
     url = f"http://127.0.0.1:{served.settings.triton.metrics_port}/metrics"
     text = urllib.request.urlopen(url).read().decode()
     found = {label: float(value) for label, value in re.findall(r'^sca_\w+\{what="(.*?)"\} (\S+)$', text, re.MULTILINE)}

@@ -1,4 +1,4 @@
-"""The Python-based ONNX Runtime backend, with a stand-in for the module that Triton gives it: states stay their own."""
+"""The Python-based ONNX Runtime backend separates the states of sequences, tested without Triton."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stand_in() -> ModuleType:
 
 @pytest.fixture(params=["HostStates", "DeviceStates"])
 def code2wav(request, monkeypatch, settings) -> Any:
-    """The stage with its states in numpy's arrays, and in torch's, bound as on a GPU."""
+    """Return the stage code2wav with states in numpy arrays or in torch tensors, bound as on a GPU."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stand_in())
     spec = importlib.util.spec_from_file_location("onnx_backend", ROOT / "backends" / "onnxruntime" / "model.py")
     module = importlib.util.module_from_spec(spec)
@@ -58,7 +58,7 @@ def code2wav(request, monkeypatch, settings) -> Any:
 
 
 def tick(key: Any, number: int, flags: int = 0) -> Any:
-    """Of a conversation, whose codes follow from its key and its age."""
+    """Return the request of a conversation's tick, whose codes depend only on `key` and `number`."""
     codes = np.random.RandomState(hash((key, number)) % 2**31).randint(0, 512, (1, 16, 4))
     tensors = {"CODES": codes, "BEGIN": np.zeros((1, 1), np.int64)}
     return SimpleNamespace(correlation_id=lambda: key, flags=lambda: flags, tensors=tensors)
@@ -69,8 +69,8 @@ def sound_of(response: Any) -> np.ndarray:
     return response.tensors[0].array[0]
 
 
-def test_sequences_that_come_and_go_are_as_alone(code2wav):
-    """Three share batches, out of step; one ends, and another takes its row; an id is used again."""
+def test_sequences_in_changing_batches_equal_themselves_alone(code2wav):
+    """Three sequences start in different ticks, another one reuses the row of a sequence that ended, an id returns."""
     alone = {}
     for key in (11, 12, 13):
         ticks = [sound_of(code2wav.execute([tick(key, n, START if n == 0 else END * (n == 5))])[0]) for n in range(6)]
@@ -83,35 +83,35 @@ def test_sequences_that_come_and_go_are_as_alone(code2wav):
         for key, response in zip(going, code2wav.execute(requests), strict=True):
             assert np.abs(sound_of(response).astype(int) - alone[key][ages[key]]).max() <= 1
         ages = {key: age + 1 for key, age in ages.items()}
-    assert code2wav.sequences.count <= 5, "rows are used again"
+    assert code2wav.sequences.count <= 5, "expected rows that are reused"
     again = code2wav.execute([tick(11, 0, START), tick(11, 1), tick(11, 0, START), tick(11, 1)])
     for response, number in zip(again, (0, 1, 0, 1), strict=True):
         assert np.abs(sound_of(response).astype(int) - alone[11][number]).max() <= 1
 
 
-def test_a_sequence_that_did_not_begin_gets_an_error_of_its_own(code2wav):
+def test_sequence_without_start_gets_an_error_and_others_continue(code2wav):
     first, second = code2wav.execute([tick(21, 3), tick(22, 0, START)])
     assert first.error.text.startswith("code2wav: sequence 21 has no state here, expected START")
     sound_of(second)
 
 
-def test_a_sequence_that_idled_for_too_long_is_forgotten(code2wav, monkeypatch):
+def test_sequence_beyond_the_idle_timeout_is_dropped(code2wav, monkeypatch):
     code2wav.execute([tick(31, 0, START)])
     monkeypatch.setattr(code2wav.sequences, "_idle_s", -1.0)
     (response,) = code2wav.execute([tick(31, 1)])
     assert "has no state here" in response.error.text
 
 
-def test_a_request_without_a_sequence_leaves_nothing(code2wav):
-    """Neither to the next one, nor to a sequence that begins."""
+def test_request_without_a_sequence_leaves_no_state(code2wav):
+    """The next request without a sequence, and a new sequence, start from zero states."""
     alone = sound_of(code2wav.execute([tick(61, 0, START)])[0])
     first = sound_of(code2wav.execute([tick(0, 0)])[0])
     assert np.array_equal(sound_of(code2wav.execute([tick(0, 0)])[0]), first)
     assert np.array_equal(sound_of(code2wav.execute([tick(61, 0, START)])[0]), alone)
 
 
-def test_states_that_cannot_be_kept_are_nobodys(code2wav, monkeypatch):
-    """As when memory runs out for further rows."""
+def test_sequences_are_dropped_if_their_states_cannot_be_stored(code2wav, monkeypatch):
+    """Storing fails, for example, if memory for further rows runs out."""
     code2wav.execute([tick(51, n, START * (n == 0)) for n in range(1)])
 
     def fails(*_):
@@ -124,11 +124,11 @@ def test_states_that_cannot_be_kept_are_nobodys(code2wav, monkeypatch):
     for key in (51, 52, 59):
         (response,) = code2wav.execute([tick(key, 1)])
         assert "has no state here" in response.error.text
-    began = code2wav.execute([tick(key, 0, START) for key in range(52, 60)])
-    assert all(response.error is None for response in began)
+    restarted = code2wav.execute([tick(key, 0, START) for key in range(52, 60)])
+    assert all(response.error is None for response in restarted)
 
 
-def test_many_sequences_at_once_find_room(code2wav):
+def test_rows_grow_with_the_number_of_sequences(code2wav):
     alone = sound_of(code2wav.execute([tick(40, 0, START)])[0])
     for number in range(2):
         responses = code2wav.execute([tick(40 + i, number, START * (number == 0)) for i in range(20)])

@@ -1,4 +1,4 @@
-"""The graphs that are served compute what torch computes, in float32 and in float16."""
+"""The served ONNX graphs equal torch, in float32 and in float16."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import BUILD
 from tests.oracle import one_shot_waveform, signal_to_noise_db
 from tests.sound import stream_inputs
 
-PEAK = 2.6  # log10 of the energy of the loudest cell in the speech
+PEAK = 2.6  # energy of the loudest cell in the speech, log10
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def repository(settings):
 
 @pytest.fixture(scope="module")
 def products(settings):
-    """As for ONNX Runtime on a GPU."""
+    """Build the repository for ONNX Runtime on a GPU, whose convolutions are matrix products."""
     changed = settings.with_values(triton={"instance": "gpu"})
     return build_repository(changed, BUILD / "in_process_products", print)
 
@@ -62,16 +62,16 @@ def stream(graph: onnxruntime.InferenceSession, name: str, ticks: list[np.ndarra
     return outputs
 
 
-def test_the_mel_graph_equals_torch_over_a_whole_clip(either, extractor, pcm):
+def test_mel_graph_equals_torch_over_a_whole_clip(either, extractor, pcm):
     graph = session(either / "mel_frontend" / "1" / "model.onnx")
     ticks = [pcm[None, start : start + 5120] for start in range(0, len(pcm) - 5119, 5120)]
     for found, expected in zip(stream(graph, "AUDIO_IN", ticks), stream_inputs(extractor, pcm), strict=True):
-        ours, torchs = (normalise(cells, PEAK) for cells in (torch.from_numpy(found["LOG_MEL"][0]), expected.log_mel))
-        assert (ours - torchs).abs().max() < 1e-4
+        of_graph = normalise(torch.from_numpy(found["LOG_MEL"][0]), PEAK)
+        assert (of_graph - normalise(expected.log_mel, PEAK)).abs().max() < 1e-4
 
 
-def test_in_a_batch_the_mel_graph_gives_the_same_bits(repository, pcm):
-    """A difference here, however small, could tip a token of one conversation by the company it is in."""
+def test_bits_of_the_mel_graph_do_not_depend_on_the_batch(repository, pcm):
+    """Any difference could change a token of a conversation if another conversation joins its batch."""
     options = onnxruntime.SessionOptions()
     config = read_config(repository / "mel_frontend")
     options.intra_op_num_threads = int(config.parameters["intra_op_thread_count"].string_value)
@@ -83,7 +83,7 @@ def test_in_a_batch_the_mel_graph_gives_the_same_bits(repository, pcm):
         assert np.array_equal(together[row], alone[0])
 
 
-def test_the_code2wav_graph_equals_one_shot(either, checkpoint: Checkpoint):
+def test_code2wav_graph_equals_one_shot_decoding(either, checkpoint: Checkpoint):
     codes = torch.randint(0, 512, (16, 120), generator=torch.Generator().manual_seed(2))
     graph = session(either / "code2wav" / "1" / "model.onnx")
     ticks = [codes[None, :, start : start + 4].numpy() for start in range(0, 120, 4)]
@@ -93,8 +93,8 @@ def test_the_code2wav_graph_equals_one_shot(either, checkpoint: Checkpoint):
 
 
 @pytest.mark.parametrize("name", ["mel_frontend", "code2wav"])
-def test_on_a_gpu_nothing_is_planned_anew_for_another_batch(products, name):
-    """By ONNX Runtime: its CUDA provider plans convolutions, and nothing else of these graphs."""
+def test_graphs_for_a_gpu_contain_only_products_instead_of_convolutions(products, name):
+    """ONNX Runtime's CUDA provider plans convolutions again for every size of the batch, and no other operation."""
     kinds = {node.op_type for node in onnx.load(products / name / "1" / "model.onnx").graph.node}
     assert "MatMul" in kinds
     assert not {kind for kind in kinds if "Conv" in kind or "LSTM" in kind or "Pool" in kind}
@@ -111,12 +111,12 @@ def test_on_a_gpu_nothing_is_planned_anew_for_another_batch(products, name):
         nn.ConvTranspose1d(4, 6, 5, stride=2),
     ],
 )
-def test_a_convolution_that_is_no_product_is_refused(conv):
+def test_convolution_that_cannot_be_a_product_is_refused(conv):
     with pytest.raises(ValueError, match="cannot be a product: expected"):
         as_products(nn.Sequential(conv))
 
 
-def test_the_float16_graph_is_as_exact_as_float16_is(checkpoint: Checkpoint, checkpoint_folder, tmp_path):
+def test_error_of_the_float16_graph_is_the_rounding_of_float16(checkpoint: Checkpoint, checkpoint_folder, tmp_path):
     stage = Code2Wav(load_code2wav(checkpoint_folder, torch.float16), 4)
     file = tmp_path / "model.onnx"
     export_onnx(stage, file, {"AUDIO_OUT": 3277})
@@ -125,11 +125,11 @@ def test_the_float16_graph_is_as_exact_as_float16_is(checkpoint: Checkpoint, che
     assert {i.name: i.type for i in graph.get_inputs()}["kv"] == "tensor(float16)"
     ticks = [codes[None, :, start : start + 4].numpy() for start in range(0, 120, 4)]
     waveform = np.concatenate([found["AUDIO_OUT"][0] for found in stream(graph, "CODES", ticks)]) / 32767
-    # 11 bits of mantissa are 66 dB; some 40 layers, each rounding its output, leave 31 dB of them on this checkpoint.
+    # 11 bits of mantissa are 66 dB; about 40 layers that round their outputs leave 31 dB on this checkpoint.
     assert signal_to_noise_db(one_shot_waveform(checkpoint.model.code2wav, codes), torch.from_numpy(waveform)) > 28
 
 
-def test_a_graph_that_differs_is_not_served(extractor, tmp_path):
+def test_graph_that_differs_from_torch_is_refused(extractor, tmp_path):
     stage = MelFrontend(extractor, 1280)
     file = tmp_path / "model.onnx"
     export_onnx(stage, file, {"LOG_MEL": 1e-3})
@@ -139,8 +139,8 @@ def test_a_graph_that_differs_is_not_served(extractor, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mel_frontend", "code2wav"])
-def test_graph_and_config_name_the_same_tensors(repository, name):
-    """What Triton's own ONNX Runtime backend checks when it loads the repository."""
+def test_graph_and_config_have_the_same_tensors(repository, name):
+    """Triton's native ONNX Runtime backend checks this when it loads the repository."""
     config = read_config(repository / name)
     graph = onnx.load(repository / name / "1" / "model.onnx").graph
     tensors = {t.name: ([d.dim_value for d in t.type.tensor_type.shape.dim][1:], t.type.tensor_type.elem_type)
@@ -161,8 +161,8 @@ def test_graph_and_config_name_the_same_tensors(repository, name):
 
 
 @pytest.mark.parametrize(("device_map", "gpu"), [("cuda", 0), ("cuda:3", 3), ("auto", 0)])
-def test_the_stages_run_on_the_engines_gpu_alone(settings, extractor, device_map, gpu):
-    """An instance group without `gpus` would put an instance on every GPU of the machine."""
+def test_stages_run_only_on_the_gpu_of_the_engine(settings, extractor, device_map, gpu):
+    """Triton would place an instance of a group without `gpus` on every GPU of the machine."""
     on_gpu = settings.with_values(qwen={"device_map": device_map}, triton={"instance": "gpu"}, engine={"slots": 2})
     config = model_config_pb2.ModelConfig()
     complete_stage(config, tensors_of(MelFrontend(extractor, 5120)), on_gpu)
@@ -170,14 +170,14 @@ def test_the_stages_run_on_the_engines_gpu_alone(settings, extractor, device_map
     assert (group.kind, list(group.gpus)) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, [gpu])
 
 
-def test_a_setting_that_no_graph_depends_on_exports_nothing_again(settings, repository):
-    """A port, a limit, how turns are told: the repository is assembled anew around the graphs that are there."""
+def test_graphs_are_reused_after_a_change_of_unrelated_settings(settings, repository):
+    """A port, a timeout and a VAD threshold change only the configs of the repository."""
     graph = repository / "code2wav" / "1" / "model.onnx"
-    before, told = graph.stat().st_mtime_ns, []
+    before, reports = graph.stat().st_mtime_ns, []
     changed = settings.with_values(bridge={"port": 9999}, turn={"threshold": 0.7}, engine={"idle_timeout_s": 7.0})
-    build_repository(changed, BUILD / "in_process", told.append)
+    build_repository(changed, BUILD / "in_process", reports.append)
     assert graph.stat().st_mtime_ns == before
-    assert sum("as exported before" in step for step in told) == 3
+    assert sum("as exported before" in report for report in reports) == 3
     text = (repository / "thinker_talker" / "config.pbtxt").read_text()
     assert '\\"threshold\\": 0.7' in text
     assert "max_sequence_idle_microseconds: 7000000" in (repository / "mel_frontend" / "config.pbtxt").read_text()

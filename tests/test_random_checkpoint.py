@@ -1,4 +1,4 @@
-"""The random checkpoint is Qwen3-Omni in all but size, and the same everywhere."""
+"""The random checkpoint has Qwen3-Omni's architecture in a small size, and equals itself on every machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.checkpoint import Checkpoint
 from export.chat_format import SPECIAL_TOKENS
 from export.random_checkpoint import make_random_checkpoint
 
-# Of model.safetensors, on every machine: uniform draws of a frozen stream, and no measurement.
+# Digest of model.safetensors: its weights come from a frozen stream of uniform numbers, without any measurement.
 WEIGHTS_SHA256 = "c9cc647db1b1e913602d4ab80efc5b2bf3f768fe3c8dd500003551463aae9844"
 
 
@@ -22,13 +22,13 @@ def digests(folder) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_it_is_the_same_to_the_byte(tmp_path):
+def test_random_checkpoint_is_reproducible_to_the_byte(tmp_path):
     first, second = make_random_checkpoint(tmp_path / "a"), make_random_checkpoint(tmp_path / "b")
     assert digests(first) == digests(second)
     assert digests(first)["model.safetensors"] == WEIGHTS_SHA256
 
 
-def test_it_has_the_architecture(checkpoint: Checkpoint):
+def test_random_checkpoint_has_the_architecture(checkpoint: Checkpoint):
     config = checkpoint.model.config
     assert isinstance(checkpoint.model, Qwen3OmniMoeForConditionalGeneration)
     assert config.talker_config.num_code_groups == config.code2wav_config.num_quantizers == 16
@@ -40,7 +40,7 @@ def test_it_has_the_architecture(checkpoint: Checkpoint):
 
 @pytest.fixture(scope="module")
 def question(checkpoint: Checkpoint, extractor, pcm):
-    """A user's turn with the speech in it, as transformers wants it."""
+    """Return a prompt with a user's spoken turn, as arguments of `generate()`."""
     features = extractor(
         pcm.astype(np.float32) / 32768,
         sampling_rate=16000,
@@ -63,7 +63,7 @@ def question(checkpoint: Checkpoint, extractor, pcm):
     }
 
 
-def test_generate_hears_and_speaks(checkpoint: Checkpoint, question):
+def test_generate_returns_speech_that_depends_on_the_audio(checkpoint: Checkpoint, question):
     kwargs = {
         "thinker_max_new_tokens": 12,
         "talker_max_new_tokens": 40,
@@ -72,16 +72,16 @@ def test_generate_hears_and_speaks(checkpoint: Checkpoint, question):
     }
     sequences, waveform = checkpoint.model.generate(**question, speaker="ethan", **kwargs)
     assert sequences.shape[1] > question["input_ids"].shape[1]
-    assert 0.03 < waveform.std() < 0.3, "neither silent nor noise at full scale"
-    assert waveform.abs().max() < 0.95, "not clipped"
+    assert 0.03 < waveform.std() < 0.3, "expected neither silence nor noise at full scale"
+    assert waveform.abs().max() < 0.95, "expected no clipping"
     _, other = checkpoint.model.generate(
         **{**question, "input_features": question["input_features"].flip(2)}, speaker="ethan", **kwargs
     )
-    assert not torch.equal(waveform, other), "what it hears changes what it says"
+    assert not torch.equal(waveform, other), "expected an answer that depends on the audio"
 
 
-def test_every_parameter_moves_the_output(checkpoint: Checkpoint, question):
-    """Disturbing any parameter changes what its module gives: none is dead, none is hidden behind a gate."""
+def test_every_parameter_changes_the_output(checkpoint: Checkpoint, question):
+    """A change of any parameter changes the output of its module: no parameter is unused or behind a closed gate."""
     model = checkpoint.model
     codes = torch.randint(0, 512, (1, 16, 24), generator=torch.Generator().manual_seed(0))
 
@@ -108,30 +108,31 @@ def test_every_parameter_moves_the_output(checkpoint: Checkpoint, question):
     def code2wav() -> torch.Tensor:
         return model.code2wav(codes)
 
-    still, random = [], torch.Generator().manual_seed(0)
-    untouched = ("visual.", "k_proj.bias")  # nothing is seen here; softmax takes no notice of what all keys share
+    unused, random = [], torch.Generator().manual_seed(0)
+    skipped = ("visual.", "k_proj.bias")  # the prompt has no image; softmax ignores a bias that all keys share
     for module, output in ((model.thinker, thinker), (model.talker, talker), (model.code2wav, code2wav)):
         before = output()
         for name, parameter in module.named_parameters():
-            if any(part in name for part in untouched):
+            if any(pattern in name for pattern in skipped):
                 continue
-            kept = parameter.data
-            parameter.data = kept * (0.5 + torch.rand(kept.shape, generator=random))  # norms would undo a mere factor
+            original = parameter.data
+            # Random factors: norms would undo a single one.
+            parameter.data = original * (0.5 + torch.rand(original.shape, generator=random))
             if (output() - before).abs().max() < 1e-4:
-                still.append(name)
-            parameter.data = kept
-    assert not still, still
+                unused.append(name)
+            parameter.data = original
+    assert not unused, unused
 
 
-def test_it_sees_too(checkpoint: Checkpoint):
+def test_vision_encoder_returns_varied_features(checkpoint: Checkpoint):
     pixels = torch.rand(16, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        seen = checkpoint.model.thinker.get_image_features(pixels, torch.tensor([[1, 4, 4]])).pooler_output
-    assert torch.cat(list(seen)).std() > 0.1
+        features = checkpoint.model.thinker.get_image_features(pixels, torch.tensor([[1, 4, 4]])).pooler_output
+    assert torch.cat(list(features)).std() > 0.1
 
 
 @pytest.mark.parametrize("text", ["Hello, wörld!", "오늘 날씨는 어때?", "user system assistant", "\t\n \x00"])
-def test_the_tokenizer_gives_back_any_text(checkpoint: Checkpoint, text):
+def test_tokenizer_restores_any_text(checkpoint: Checkpoint, text):
     assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode(text)) == text
 
 

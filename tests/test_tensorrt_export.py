@@ -1,4 +1,4 @@
-"""What TensorRT will build engines from, checked as far as it goes without TensorRT."""
+"""The graphs and scripts from which TensorRT builds engines, tested without TensorRT."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ SOUND = {"mel_frontend": "AUDIO_IN", "code2wav": "AUDIO_OUT"}
 
 @pytest.fixture(scope="module")
 def plain(settings) -> Path:
-    """The repository that ONNX Runtime serves."""
+    """Build the repository for ONNX Runtime."""
     return build_repository(settings.with_values(engine={"slots": 12}), BUILD / "tensorrt", print)
 
 
 @pytest.fixture(scope="module")
 def made(plain: Path) -> Path:
+    """Build the repository for TensorRT, without engines."""
     return build_tensorrt_repository(plain, print)
 
 
@@ -56,18 +57,18 @@ def graph(folder: Path, stage: str) -> onnx.ModelProto:
     return onnx.load(folder / stage / "model.onnx")
 
 
-def test_no_tensor_has_a_type_that_tensorrt_lacks(made: Path, stage):
+def test_graphs_use_only_types_that_tensorrt_supports(made: Path, stage):
     model = onnx.shape_inference.infer_shapes(graph(made, stage), strict_mode=True)
-    known = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
+    supported = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
     values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
-    assert {value.type.tensor_type.elem_type for value in values} <= known
-    assert {tensor.data_type for tensor in model.graph.initializer} <= known
+    assert {value.type.tensor_type.elem_type for value in values} <= supported
+    assert {tensor.data_type for tensor in model.graph.initializer} <= supported
     casts = [node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"]
-    assert set(casts) <= known
+    assert set(casts) <= supported
     assert [(opset.domain, opset.version) for opset in model.opset_import if opset.domain == ""] == [("", 18)]
 
 
-def test_only_products_are_in_float16_and_states_are_not(made: Path, plain: Path):
+def test_only_products_are_in_float16_and_states_are_in_float32(made: Path, plain: Path):
     model = onnx.shape_inference.infer_shapes(graph(made, "code2wav"))
     kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
     kinds |= {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
@@ -83,22 +84,23 @@ def test_only_products_are_in_float16_and_states_are_not(made: Path, plain: Path
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_graphs_compute_what_the_plain_ones_do(made: Path, plain: Path, stage, batch):
-    ours = onnxruntime.InferenceSession(made / stage / "model.onnx")
-    theirs = onnxruntime.InferenceSession(plain / stage / "1" / "model.onnx")
-    names = [output.name for output in ours.get_outputs()]
+def test_tensorrt_graphs_equal_the_graphs_of_onnx_runtime(made: Path, plain: Path, stage, batch):
+    for_tensorrt = onnxruntime.InferenceSession(made / stage / "model.onnx")
+    for_onnx_runtime = onnxruntime.InferenceSession(plain / stage / "1" / "model.onnx")
+    names = [output.name for output in for_tensorrt.get_outputs()]
     assert set(TOLERANCES[stage]) == set(names)
     for feed, _ in record(plain / stage / "1" / "model.onnx", batch):
         as_pcm = {name: value.astype(np.int16) if name == "AUDIO_IN" else value for name, value in feed.items()}
-        for name, found, expected in zip(names, ours.run(names, feed), theirs.run(names, as_pcm), strict=True):
+        outputs = for_tensorrt.run(names, feed), for_onnx_runtime.run(names, as_pcm)
+        for name, found, expected in zip(names, *outputs, strict=True):
             difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
             assert difference <= TOLERANCES[stage][name], name
             if stage == "mel_frontend":
-                assert difference == 0, "it stays in float32"
+                assert difference == 0, "expected no difference in float32"
 
 
-def test_polygraphy_finds_them_equal_and_would_find_them_different(made: Path, stage):
-    """The comparison that the script makes, with ONNX Runtime in TensorRT's place."""
+def test_polygraphy_passes_equal_graphs_and_fails_different_ones(made: Path, stage):
+    """The comparison of the script, with ONNX Runtime in place of TensorRT."""
     compare = [Path(sys.executable).parent / "polygraphy", "run", f"{stage}/model.onnx", "--onnxrt"]
     run = subprocess.run([*compare, *comparison_arguments(stage)], cwd=made, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
@@ -108,7 +110,7 @@ def test_polygraphy_finds_them_equal_and_would_find_them_different(made: Path, s
     assert subprocess.run([*compare, *wrong], cwd=made, capture_output=True).returncode != 0
 
 
-def test_configs_keep_states_and_name_the_engine(made: Path, plain: Path, stage):
+def test_configs_have_the_same_states_and_name_the_engine(made: Path, plain: Path, stage):
     config, before = (triton_config.read_config(folder / stage) for folder in (made, plain))
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     assert config.sequence_batching == before.sequence_batching
@@ -119,32 +121,32 @@ def test_configs_keep_states_and_name_the_engine(made: Path, plain: Path, stage)
     named |= {name for state in config.sequence_batching.state for name in (state.input_name, state.output_name)}
     model = graph(made, stage)
     in_graph = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    assert named == set(in_graph), "the backend wants every tensor of an engine named"
+    assert named == set(in_graph), "the backend requires every tensor of an engine in its config"
     assert in_graph[SOUND[stage]] == TensorProto.INT32
     types = {tensor.name: tensor.data_type for tensor in (*config.input, *config.output)}
     assert types[SOUND[stage]] == model_config_pb2.TYPE_INT32
-    assert not list((made / stage / "1").iterdir()), "the engine is still to be built"
+    assert not list((made / stage / "1").iterdir()), "expected no engine yet"
 
 
-def test_commands_name_every_input_with_its_shape(made: Path, stage):
+def test_script_passes_the_shape_of_every_input(made: Path, stage):
     script = (made / "build_engines.sh").read_text()
     build = next(shlex.split(line) for line in script.splitlines() if line.startswith(f"trtexec --onnx={stage}/"))
     flags = dict(argument.lstrip("-").partition("=")[::2] for argument in build[1:])
     model = graph(made, stage)
     for kind, batch in (("min", 1), ("opt", 8), ("max", 12)):
-        shapes = dict(part.split(":") for part in flags[f"{kind}Shapes"].split(","))
+        shapes = dict(shape.split(":") for shape in flags[f"{kind}Shapes"].split(","))
         expected = {
             value.name: "x".join(str(d.dim_value or batch) for d in value.type.tensor_type.shape.dim)
             for value in model.graph.input
         }
         assert shapes == expected
     assert flags["saveEngine"] == f"{stage}/1/model.plan"
-    assert not {"fp16", "int8", "best", "inputIOFormats"} & set(flags), "gone in TensorRT 11"
+    assert not {"fp16", "int8", "best", "inputIOFormats"} & set(flags), "TensorRT 11 removed these flags"
     assert subprocess.run(["bash", "-n", made / "build_engines.sh"]).returncode == 0
 
 
-def test_the_script_runs_its_tools_in_order(made: Path, tmp_path, monkeypatch):
-    """With stand-ins for TensorRT's two programs that write down how they were called."""
+def test_script_runs_its_tools_in_order(made: Path, tmp_path, monkeypatch):
+    """Stand-ins for the two programs of TensorRT record their arguments."""
     for tool in ("trtexec", "polygraphy"):
         program = tmp_path / tool
         program.write_text(f'#!/bin/sh\necho {tool} "$@" >> "$CALLS"\n')
@@ -157,7 +159,7 @@ def test_the_script_runs_its_tools_in_order(made: Path, tmp_path, monkeypatch):
     assert calls[3][1:] == ["run", "code2wav/1/model.plan"]
 
 
-def test_what_was_built_is_not_built_again(made: Path, plain: Path, settings, tmp_path):
+def test_second_build_leaves_engines_unchanged(made: Path, plain: Path, settings, tmp_path):
     engine = made / "mel_frontend" / "1" / "model.plan"
     engine.write_bytes(b"an engine")
     try:
@@ -174,7 +176,7 @@ def test_what_was_built_is_not_built_again(made: Path, plain: Path, settings, tm
         build_tensorrt_repository(half, print)
 
 
-def test_without_tensorrt_it_says_what_to_do(made: Path, monkeypatch):
+def test_error_without_tensorrt_names_the_script_to_run(made: Path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(ExportError, match=r"trtexec is not on PATH.*: run .*build_engines.sh where TensorRT is"):
         build_engines(made, print)
@@ -185,7 +187,7 @@ def test_without_tensorrt_it_says_what_to_do(made: Path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def served_by_onnxruntime(made: Path, settings, tmp_path_factory) -> Iterator[str]:
-    """The whole repository on the real Triton, its two engines' graphs under ONNX Runtime."""
+    """Serve the repository for TensorRT on the real Triton, with ONNX Runtime for the engines; yield the address."""
     repository = tmp_path_factory.mktemp("tensorrt") / "repository"
     shutil.copytree(made, repository)
     for stage in STAGES:
@@ -204,17 +206,17 @@ def served_by_onnxruntime(made: Path, settings, tmp_path_factory) -> Iterator[st
         yield f"127.0.0.1:{ports['grpc_port']}"
 
 
-def test_the_ensemble_with_casts_keeps_the_contract(served_by_onnxruntime: str, served, pcm):
-    """INT16 in, INT16 out, and the sound of the plain repository but for float16's products."""
-    heard = []
+def test_ensemble_with_casts_fulfils_the_contract(served_by_onnxruntime: str, served, pcm):
+    """Input and output are INT16; the sound differs from the plain repository only by products in float16."""
+    sounds = []
     for url in (served_by_onnxruntime, served.triton_grpc):
         client, sound = triton.InferenceServerClient(url), []
         for tick in range(6):
             audio = triton.InferInput("AUDIO_IN", [1, 5120], "INT16")
             audio.set_data_from_numpy(pcm[None, tick * 5120 : (tick + 1) * 5120])
-            answer = client.infer("duplex", [audio], sequence_id=77, sequence_start=tick == 0, sequence_end=tick == 5)
-            sound.append(answer.as_numpy("AUDIO_OUT"))
+            output = client.infer("duplex", [audio], sequence_id=77, sequence_start=tick == 0, sequence_end=tick == 5)
+            sound.append(output.as_numpy("AUDIO_OUT"))
         assert all(tick.dtype == np.int16 and tick.shape == (1, 7680) for tick in sound)
-        heard.append(np.concatenate(sound, axis=1).astype(np.int64))
-    assert np.abs(heard[1]).max() > 3000, "something is said"
-    assert np.abs(heard[0] - heard[1]).max() <= TOLERANCES["code2wav"]["AUDIO_OUT"]
+        sounds.append(np.concatenate(sound, axis=1).astype(np.int64))
+    assert np.abs(sounds[1]).max() > 3000, "expected speech"
+    assert np.abs(sounds[0] - sounds[1]).max() <= TOLERANCES["code2wav"]["AUDIO_OUT"]

@@ -1,4 +1,4 @@
-"""Text grows by whole characters."""
+"""The detokenizer returns text in complete characters."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from engine.detokenizer import Detokenizer
 
 
 @pytest.mark.parametrize("text", ["plain", "héllo wörld", "오늘 날씨는 어때? 👩‍🚀", "a\n\tb\x00c"])
-def test_any_text_comes_back_in_whole_characters(checkpoint: Checkpoint, text):
+def test_text_is_returned_in_complete_characters(checkpoint: Checkpoint, text):
     stream = Detokenizer(checkpoint.tokenizer)
-    parts = [stream.feed([token]) for token in checkpoint.tokenizer.encode(text)]
-    assert "".join(parts) == text
-    assert all("\ufffd" not in part for part in parts), "no part ends within a character"
+    pieces = [stream.feed([token]) for token in checkpoint.tokenizer.encode(text)]
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces), "expected no piece that ends within a character"
 
 
-def test_half_a_character_waits_for_the_rest(checkpoint: Checkpoint):
+def test_incomplete_character_is_returned_with_its_last_byte(checkpoint: Checkpoint):
     first, second = checkpoint.tokenizer.encode("é")
     stream = Detokenizer(checkpoint.tokenizer)
     assert stream.feed([first]) == ""
     assert stream.feed([second]) == "é"
 
 
-def test_bytes_that_are_no_utf8_are_marked_and_lose_nothing_else(checkpoint: Checkpoint):
+def test_invalid_utf8_becomes_a_replacement_character(checkpoint: Checkpoint):
     first, _ = checkpoint.tokenizer.encode("é")
     assert Detokenizer(checkpoint.tokenizer).feed([first, *checkpoint.tokenizer.encode("ok")]) == "\ufffdok"
 
 
-def test_silence_said_by_special_tokens_costs_nothing(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
-    """A duplex model may give one at every step for an hour: the stream would keep and decode them all."""
+def test_special_tokens_do_not_reach_the_decode_stream(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    """A duplex model may emit special tokens for an hour, and the stream would hold and decode all of them."""
     stream = Detokenizer(checkpoint.tokenizer)
     monkeypatch.setattr(stream, "_stream", None)
     assert stream.feed(checkpoint.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|audio_pad|>"] * 100)) == ""

@@ -1,4 +1,4 @@
-"""Triton's side of the engine, with a stand-in for the module that Triton provides to its Python models."""
+"""The Python model that connects the engine to Triton, with a stand-in for Triton's Python module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 
 class Backend(ModuleType):
-    """Stand-in for the parts of triton_python_backend_utils that the model uses."""
+    """Stand-in for the part of triton_python_backend_utils that the model uses."""
 
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
     TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
@@ -80,8 +80,8 @@ def model(backend: Backend, engine) -> Any:
     return made
 
 
-def test_lost_device_ends_the_server_with_its_reason(model, backend, monkeypatch):
-    """Triton would stay ready and fail every request: it receives SIGTERM, and requests until its end get an error."""
+def test_lost_device_terminates_the_server_with_the_reason(model, backend, monkeypatch):
+    """Triton would stay ready and fail every request, so it receives SIGTERM; requests until its end get the reason."""
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda process, number: killed.append((process, number)))
     lost = DeviceLostError("CUDA error: device-side assert triggered")
@@ -93,17 +93,17 @@ def test_lost_device_ends_the_server_with_its_reason(model, backend, monkeypatch
     assert killed == [(os.getppid(), signal.SIGTERM)]
     assert backend.logged[-1] == reason
     assert model.execute([Request("c", flags=1)])[0].error.message == coded
-    assert len(killed) == 1, "once"
+    assert len(killed) == 1, "expected one signal"
 
 
-def test_bad_control_is_an_event_and_a_bad_start_is_an_error(model):
-    (bad,) = model.execute([Request("a", flags=1, voice="nobody")])
-    assert bad.error.message.startswith("[bad_option] voice is 'nobody'")
-    (begun,) = model.execute([Request("a", flags=1)])
-    assert begun.error is None
-    (answered,) = model.execute([Request("a", commit=True)])
-    assert answered.error is None
-    events = json.loads(answered.tensors[3].array.item())
+def test_invalid_control_emits_an_event_and_invalid_option_is_an_error(model):
+    (invalid,) = model.execute([Request("a", flags=1, voice="unknown")])
+    assert invalid.error.message.startswith("[bad_option] voice is 'unknown'")
+    (started,) = model.execute([Request("a", flags=1)])
+    assert started.error is None
+    (rejected,) = model.execute([Request("a", commit=True)])
+    assert rejected.error is None
+    events = json.loads(rejected.tensors[3].array.item())
     assert events[0]["code"] == "bad_control"
     assert "commit: expected a server of the dialect 'turn', got 'sca'" in events[0]["message"]
 

@@ -1,4 +1,4 @@
-"""Whole conversations in the dialect `turn` give what `generate()` gives for their whole history as its prompt."""
+"""Answers in the dialect `turn` equal those of `generate()` on a prompt of the whole history."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engine.engine import Engine
 from export.code2wav import DELAY_SAMPLES, Code2Wav
 from export.mel_frontend import MelFrontend
 from tests.oracle import signal_to_noise_db
-from tests.turn_oracle import Said, TurnOracle
+from tests.turn_oracle import OracleAnswer, TurnOracle
 from tests.turns import TICK, Call, ReceivedAnswer, Script, User, play, play_together, silence
 
 SEEDS = range(20)
-INTERRUPTED = 7  # the seed of the conversation that is interrupted
+INTERRUPTED = 7  # seed of the conversation with an interruption
 TYPED = ("What is the weather like?", "말해 줘.", "And then?\nReally 100%?")
 PROMPTS = ("", "", "You are a kind assistant.", "Answer in one sentence — 천천히.")
 
@@ -34,7 +34,10 @@ def frontend(extractor) -> MelFrontend:
 
 
 def converse(seed: int, questions: list[np.ndarray], interruption: np.ndarray) -> tuple[Script, dict]:
-    """A random conversation of 1 to 4 turns: spoken, with the end told by VAD or by commits, or typed."""
+    """Return the script and options of a random conversation of 1 to 4 turns.
+
+    Turns are typed, or spoken and ended by VAD or by commits.
+    """
     chance = random.Random(seed)
     manual = chance.random() < 0.5 and seed != INTERRUPTED
     options = {
@@ -64,18 +67,20 @@ def script(
 
 
 def some_of(chance: random.Random, questions: list[np.ndarray]) -> np.ndarray:
-    """A question, cut at random: at least its first second and a half."""
+    """Return a random prefix of a question, at least a second and a half."""
     question = questions[chance.randrange(len(questions))]
     return question[: chance.randint(24_000, len(question))]
 
 
-def oracle_answers(call: Call, checkpoint: Checkpoint, options: dict, limits) -> list[tuple[ReceivedAnswer, Said]]:
-    """What `generate()` says in each place of the conversation, the history being the engine's own answers."""
+def oracle_answers(
+    call: Call, checkpoint: Checkpoint, options: dict, limits
+) -> list[tuple[ReceivedAnswer, OracleAnswer]]:
+    """Return each answer of a call with the answer of `generate()` to the history of the engine's earlier answers."""
     oracle = TurnOracle(checkpoint, options["voice"], options["system_prompt"])
     pairs = []
     for received in call.answers:
         oracle.hear(call.sound(received), received.typed)
-        if received.tokens != [checkpoint.tokenizer.eos_token_id]:  # transformers cannot say nothing
+        if received.tokens != [checkpoint.tokenizer.eos_token_id]:  # transformers fails on an empty answer
             pairs.append((received, oracle.answer(limits.answer_tokens, limits.answer_frames)))
         oracle.say(received.kept)
     return pairs
@@ -83,7 +88,7 @@ def oracle_answers(call: Call, checkpoint: Checkpoint, options: dict, limits) ->
 
 @torch.no_grad()
 def streamed(code2wav: Code2Wav, codes: torch.Tensor) -> torch.Tensor:
-    """The waveform of an answer as the stream gives it, without its delay."""
+    """Decode an answer's codes tick by tick; return the waveform without the stream's delay."""
     length = codes.shape[1]
     padded = torch.cat([codes, torch.full((16, -length % 4 + 4), -1)], dim=1)
     states, waveform = code2wav.zero_states(1), []
@@ -92,7 +97,7 @@ def streamed(code2wav: Code2Wav, codes: torch.Tensor) -> torch.Tensor:
         waveform.append(part[0])
     sound = torch.cat(waveform)
     assert not sound[:DELAY_SAMPLES].any()
-    assert not sound[length * 1920 :].any(), "silence follows, to the sample"
+    assert not sound[length * 1920 :].any(), "expected silence after the last sample of the answer"
     return sound[DELAY_SAMPLES : length * 1920]
 
 
@@ -106,36 +111,36 @@ def alone(engine: Engine, frontend: MelFrontend, questions, interruption) -> dic
     return calls
 
 
-def test_every_answer_is_what_generate_gives(alone, checkpoint: Checkpoint, turn_settings, questions, interruption):
+def test_every_answer_equals_generate(alone, checkpoint: Checkpoint, turn_settings, questions, interruption):
     code2wav = Code2Wav(checkpoint.model.code2wav, 4)
-    complete = cut = later = spoken_turns = typed_turns = 0
+    complete = interrupted = later = spoken_turns = typed_turns = 0
     for seed, call in alone.items():
         _, options = converse(seed, questions, interruption)
-        for place, (received, said) in enumerate(oracle_answers(call, checkpoint, options, turn_settings.turn)):
+        for index, (received, expected) in enumerate(oracle_answers(call, checkpoint, options, turn_settings.turn)):
             codes = torch.cat(received.codes, dim=1)
-            where = f"conversation {seed}, answer {place}"
-            later += place > 0
+            where = f"conversation {seed}, answer {index}"
+            later += index > 0
             spoken_turns += received.audio_ms is not None
             typed_turns += bool(received.typed)
             if received.end == "interrupted":
-                assert received.tokens == said.tokens[: len(received.tokens)], where
-                assert torch.equal(codes, said.codes[:, : codes.shape[1]]), where
+                assert received.tokens == expected.tokens[: len(received.tokens)], where
+                assert torch.equal(codes, expected.codes[:, : codes.shape[1]]), where
                 assert len(received.kept) < len(received.tokens)
-                cut += 1
+                interrupted += 1
                 continue
-            assert received.tokens == said.tokens, where
-            assert torch.equal(codes, said.codes), where
-            assert signal_to_noise_db(said.waveform, streamed(code2wav, codes)) > 90, where
+            assert received.tokens == expected.tokens, where
+            assert torch.equal(codes, expected.codes), where
+            assert signal_to_noise_db(expected.waveform, streamed(code2wav, codes)) > 90, where
             complete += 1
     assert complete > 30
-    assert cut == 1
+    assert interrupted == 1
     assert later > 15
     assert spoken_turns > 25
     assert typed_turns > 3
 
 
-def test_answers_end_by_themselves_and_by_their_limits(alone, checkpoint: Checkpoint, turn_settings):
-    """Else the tests above would not have seen both."""
+def test_answers_of_this_module_end_at_end_tokens_and_at_limits(alone, checkpoint: Checkpoint, turn_settings):
+    """The comparison with `generate()` covers both ways to end an answer."""
     answers = [received for call in alone.values() for received in call.answers if received.end == "answer_done"]
     end, limits = checkpoint.tokenizer.eos_token_id, turn_settings.turn
     frames = [torch.cat(received.codes, dim=1).shape[1] for received in answers]
@@ -146,7 +151,7 @@ def test_answers_end_by_themselves_and_by_their_limits(alone, checkpoint: Checkp
     assert max(frames) <= limits.answer_frames - 1
 
 
-def test_in_a_churning_batch_every_conversation_is_as_alone(alone, engine: Engine, frontend, questions, interruption):
+def test_conversation_in_a_changing_batch_equals_itself_alone(alone, engine: Engine, frontend, questions, interruption):
     calls: dict[int, Call] = {}
 
     def begin(seed: int) -> Call:
@@ -163,7 +168,7 @@ def test_in_a_churning_batch_every_conversation_is_as_alone(alone, engine: Engin
             assert (one.tokens, one.text, one.events) == (other.tokens, other.text, other.events)
 
 
-def test_a_turn_may_begin_and_end_within_a_tick(
+def test_turn_that_starts_and_ends_within_a_tick_equals_generate(
     engine: Engine, frontend, checkpoint: Checkpoint, turn_settings, questions
 ):
     def script() -> Script:
@@ -175,7 +180,7 @@ def test_a_turn_may_begin_and_end_within_a_tick(
     options = {"voice": "ethan", "system_prompt": "", "detection": "manual"}
     call = play(Call(engine, "within", frontend, script(), **options))
     engine.close("within")
-    ((received, said),) = oracle_answers(call, checkpoint, options, turn_settings.turn)
+    ((received, expected),) = oracle_answers(call, checkpoint, options, turn_settings.turn)
     assert received.audio_ms == (2 * 320 + 130, 9 * 320 + 70)
-    assert received.tokens == said.tokens
-    assert torch.equal(torch.cat(received.codes, dim=1), said.codes)
+    assert received.tokens == expected.tokens
+    assert torch.equal(torch.cat(received.codes, dim=1), expected.codes)

@@ -1,6 +1,6 @@
-"""What `generate()` gives for a whole conversation from raw samples on: the oracle of the dialect `turn`.
+"""Oracle of the dialect `turn`: transformers' `generate()` on a whole conversation, from raw samples.
 
-Each turn's sound goes through the official feature extractor by itself, as its processor asks for it.
+The official feature extractor processes each turn's sound separately, with the processor's arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.checkpoint import Checkpoint
 
 
 def official_log_mel(extractor: Any, pcm: np.ndarray) -> Tensor:
-    """transformers' features of a clip's samples, as its processor asks for them: [128, frames]."""
+    """Return transformers' features of PCM16 samples with the processor's arguments: [128, frames]."""
     clip = pcm.astype(np.float32) / 32768
     features = extractor(clip, sampling_rate=16_000, padding=True, truncation=False, return_tensors="pt")
     log_mel: Tensor = features["input_features"][0]
@@ -24,16 +24,16 @@ def official_log_mel(extractor: Any, pcm: np.ndarray) -> Tensor:
 
 
 @dataclass
-class Said:
-    """One answer."""
+class OracleAnswer:
+    """Answer of `generate()`."""
 
-    tokens: list[int]  # its end included
+    tokens: list[int]  # includes the end token
     codes: Tensor  # [16, frames]
     waveform: Tensor  # [samples]
 
 
 class TurnOracle:
-    """A conversation as transformers wants it: a prompt with all of its history, anew for each answer."""
+    """A conversation for transformers: each answer is generated from a prompt of the whole history."""
 
     def __init__(self, checkpoint: Checkpoint, speaker: str, system_prompt: str = ""):
         self.model, self.tokenizer, self.speaker = checkpoint.model, checkpoint.tokenizer, speaker
@@ -44,7 +44,7 @@ class TurnOracle:
         self.clips: list[Tensor] = []  # log-mel [128, T] each
 
     def hear(self, sound: np.ndarray | None, typed: str = "") -> None:
-        """A user's turn: PCM16 samples, or text, or both."""
+        """Append a user's turn to the history: PCM16 samples, text or both."""
         content: list[dict[str, str]] = []
         if sound is not None:
             content.append({"type": "audio", "audio": ""})
@@ -54,11 +54,11 @@ class TurnOracle:
         self.messages.append({"role": "user", "content": content})
 
     def say(self, tokens: list[int]) -> None:
-        """An answer that is history, as far as it was heard; its end is not among its tokens."""
+        """Append an answer to the history: the tokens that the user heard, without the end token."""
         self.messages.append({"role": "assistant", "content": tokens})
 
-    def answer(self, answer_tokens: int, answer_frames: int, repetition_penalty: float = 1.05) -> Said:
-        """Greedy."""
+    def answer(self, answer_tokens: int, answer_frames: int, repetition_penalty: float = 1.05) -> OracleAnswer:
+        """Generate a greedy answer to the history, with limits in text tokens and codec frames."""
         model = self.model
         decoded: list[Tensor] = []
         decode = model.code2wav.chunked_decode
@@ -83,24 +83,24 @@ class TurnOracle:
             )
         finally:
             del model.code2wav.chunked_decode
-        return Said(sequences[0, len(ids) :].tolist(), decoded[0][0].cpu(), waveform.flatten().cpu())
+        return OracleAnswer(sequences[0, len(ids) :].tolist(), decoded[0][0].cpu(), waveform.flatten().cpu())
 
     def prompt(self) -> list[int]:
-        """The conversation by the chat template, a clip's place as often as it has audio tokens."""
+        """Return the conversation by the chat template, with one placeholder for each audio token of a clip."""
         lengths = iter(self._audio_tokens(clip.shape[1]) for clip in self.clips)
         ids: list[int] = []
         for message in self.messages:
-            said = message["content"] if message["role"] == "assistant" else None
-            rendered = self._render([{**message, "content": "\0"}] if said is not None else [message])
-            if said is not None:
+            answer = message["content"] if message["role"] == "assistant" else None
+            rendered = self._render([{**message, "content": "\0"}] if answer is not None else [message])
+            if answer is not None:
                 before, after = rendered.split("\0")
-                ids += [*self._encode(before), *said, *self._encode(after)]
+                ids += [*self._encode(before), *answer, *self._encode(after)]
                 continue
             for token in self._encode(rendered):
                 ids += [token] * (next(lengths) if token == self.model.config.thinker_config.audio_token_id else 1)
         last = self.messages[-1:]
-        asked: str = self.tokenizer.apply_chat_template(last, tokenize=False, add_generation_prompt=True)
-        return ids + self._encode(asked.removeprefix(self._render(last)))
+        prompted: str = self.tokenizer.apply_chat_template(last, tokenize=False, add_generation_prompt=True)
+        return ids + self._encode(prompted.removeprefix(self._render(last)))
 
     def _audio_tokens(self, frames: int) -> int:
         from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
@@ -108,7 +108,7 @@ class TurnOracle:
         return int(_get_feat_extract_output_lengths(torch.tensor(frames)))
 
     def features(self) -> dict[str, Tensor]:
-        """The clips as `generate()` takes them."""
+        """Return the clips as arguments of `generate()`: padded features and their mask."""
         if not self.clips:
             return {}
         longest = max(clip.shape[1] for clip in self.clips)

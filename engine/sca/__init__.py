@@ -1,1 +1,1 @@
-"""The dialect `sca`: time-aligned duplex."""
+"""The dialect `sca`: time-aligned full duplex."""

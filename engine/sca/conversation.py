@@ -1,4 +1,4 @@
-"""One conversation in the dialect `sca`: how far it is, and its text."""
+"""State machine of a conversation in the dialect `sca`: its positions in the caches and its text."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from engine.detokenizer import Detokenizer
 from engine.dialect import Conversation
 from engine.errors import ContextFullError
 
-LEAVING_SHARE = 8  # when a context is full, one in so many of its ticks leaves
+EVICTED_FRACTION = 8  # a full context evicts 1 / EVICTED_FRACTION of its ticks
 
 
 class ScaPositions(NamedTuple):
-    """Where a conversation's next tick goes."""
+    """Start of a conversation's next tick in the two caches and in its random numbers."""
 
     thinker: int
     talker: int
-    rng_offset: int  # of the tick's first random number
+    rng_offset: int  # offset of the tick's first random number
 
 
 @dataclass
 class ScaConfig:
-    """What follows from checkpoint and settings, alike for all conversations."""
+    """Values derived from checkpoint and settings, the same for all conversations."""
 
     tick_ms: int
-    thinker_step: int  # positions of a tick in the thinker's cache
-    talker_step: int
-    text_tokens: int  # of a tick
+    thinker_step: int  # positions per tick in the thinker's cache
+    talker_step: int  # positions per tick in the talker's cache
+    text_tokens: int  # text tokens per tick
     codebooks: int
     context_ticks: int
     context_s: int
@@ -38,7 +38,7 @@ class ScaConfig:
 
     @classmethod
     def of(cls, settings: Settings, codebooks: int) -> ScaConfig:
-        """The settings' own."""
+        """Derive the configuration from the settings and the number of codebooks."""
         frames, tokens = settings.audio.codec_frames, settings.engine.text_tokens_per_tick
         return cls(
             tick_ms=settings.audio.tick_ms,
@@ -54,37 +54,37 @@ class ScaConfig:
 
 @dataclass
 class ScaConversation(Conversation):
-    """A tick is `advance`, and `decoded` with the text tokens that the model gave."""
+    """A conversation. Each tick adds 1 to `age`, and calls `make_room` and `decoded` once the prompt is prefilled."""
 
     config: ScaConfig
     detokenizer: Detokenizer
-    ticks: int = 0  # that its caches hold
-    age: int = 0  # ticks since it began
-    decoded_ticks: int = 0  # of them, those in which it heard and spoke
+    ticks: int = 0  # ticks that the caches hold
+    age: int = 0  # ticks since the start
+    decoded_ticks: int = 0  # ticks since the start that were decoded: all except those before the prompt was prefilled
 
     @property
     def clock_ms(self) -> int:
-        """The input clock: milliseconds of sound that the conversation has heard."""
+        """Input clock: milliseconds of audio since the start."""
         return self.age * self.config.tick_ms
 
     @property
     def thinker_length(self) -> int:
-        """Positions that the conversation takes in the thinker's cache."""
+        """Number of positions of the conversation in the thinker's cache."""
         return len(self.prompt) + self.ticks * self.config.thinker_step
 
     @property
     def positions(self) -> ScaPositions:
-        """Of the next tick."""
+        """Positions of the next tick."""
         config = self.config
-        uniforms = config.text_tokens + config.talker_step * config.codebooks  # of a tick
+        uniforms = config.text_tokens + config.talker_step * config.codebooks  # random numbers per tick
         talker = TALKER_PREFIX + self.ticks * config.talker_step
         return ScaPositions(self.thinker_length, talker, self.decoded_ticks * uniforms)
 
     def make_room(self) -> Evictions | None:
-        """What leaves the thinker's cache and the talker's for another tick; None where there is room.
+        """Return the evictions that make room for another tick, or None if the context is not full.
 
-        The oldest ticks leave, but the prefixes and the first tick stay: attention leans on first positions. Raises
-        `ContextFullError` where nothing may leave.
+        The oldest ticks are evicted, except the first one: attention relies on the first positions, so these and the
+        prefixes stay. Raises `ContextFullError` if the settings forbid eviction.
         """
         config = self.config
         if self.ticks < config.context_ticks:
@@ -94,20 +94,21 @@ class ScaConversation(Conversation):
                 f"the conversation has filled its context of {config.context_s} s (engine.context_s) and is closed: "
                 "open another, or serve with engine.context_full = 'slide'"
             )
-        leaving = max(1, config.context_ticks // LEAVING_SHARE)
+        evicted = max(1, config.context_ticks // EVICTED_FRACTION)
         evictions = Evictions(
-            self._eviction(len(self.prompt), config.thinker_step, leaving),
-            self._eviction(TALKER_PREFIX, config.talker_step, leaving),
+            self._eviction(len(self.prompt), config.thinker_step, evicted),
+            self._eviction(TALKER_PREFIX, config.talker_step, evicted),
         )
-        self.ticks -= leaving
+        self.ticks -= evicted
         return evictions
 
     def decoded(self, tokens: list[int]) -> tuple[str, list[Event]]:
-        """A tick is in the caches: the text that its tokens add, and its events."""
+        """Count a tick as part of the caches; return the text that its tokens complete, and its events."""
         self.ticks += 1
         self.decoded_ticks += 1
         text = self.detokenizer.feed(tokens)
         return text, [Text(at_ms=self.clock_ms, text=text)] if text else []
 
-    def _eviction(self, prefix: int, step: int, leaving: int) -> Eviction:
-        return Eviction(kept=prefix + step, leaving=leaving * step, length=prefix + self.ticks * step)
+    def _eviction(self, prefix: int, step: int, evicted: int) -> Eviction:
+        """Return the eviction of `evicted` ticks after the prefix and the first tick."""
+        return Eviction(kept=prefix + step, leaving=evicted * step, length=prefix + self.ticks * step)

@@ -1,12 +1,13 @@
-"""The dialect `sca`: time-aligned, for a checkpoint fine-tuned for duplex.
+"""The dialect `sca`: time-aligned, for a checkpoint fine-tuned for full duplex.
 
-In a tick the mel frames become audio tokens and are appended to the thinker's cache; the thinker then emits text
-tokens, and each one's last hidden state, through the talker's text projection, conditions an equal share of the tick's
-codec frames: 4 : 2 : 4 in 320 ms. The talker's recurrent input is the sum of the 16 embeddings of the frame before.
+In each tick the log-mel frames become audio tokens in the thinker's cache. Then the thinker emits text tokens. The last
+hidden state of each text token, through the talker's text projection, conditions an equal share of the tick's codec
+frames: 4 audio tokens, 2 text tokens and 4 codec frames in 320 ms. The talker's recurrent input is the sum of the 16
+embeddings of the previous frame.
 
-A conversation begins, for the thinker, with the system prompt's turn (if there is one) and `<|audio_start|>`; for the
-talker with transformers' own prefix of an answer, which names the voice. Until its prompt is in the cache (the tick of
-its START, unless many begin at once) a conversation neither hears nor speaks.
+The thinker's cache starts with the system prompt's turn, if there is one, and `<|audio_start|>`. The talker's cache
+starts with transformers' prefix of an answer, which selects the voice. A conversation ignores audio and emits silence
+until its prompt is prefilled: usually within the first tick, later if many conversations start at once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from config.options import Options
 from config.settings import Settings
 from contract.controls import Controls
 from engine.attention import CachePositions
-from engine.buckets import BatchPool
+from engine.buckets import BatchPool, set_rows
 from engine.checkpoint import Checkpoint
 from engine.code_predictor import CodePredictor
 from engine.codec_decoder import CodecBatch, CodecDecoder, CodecRow, no_frames
@@ -43,46 +44,41 @@ from engine.tick import TickOutput, TickResult
 
 
 class AudioBatch:
-    """A tick's audio of R rows, which share slots and positions with a text batch."""
+    """Audio of R rows for one tick. The tensors keep their addresses, as a captured graph requires."""
 
-    def __init__(self, text: TextBatch, audio_tokens: int, mel_frames: int, thinker: Thinker):
+    def __init__(self, rows: int, audio_tokens: int, mel_frames: int, slots: SlotState, thinker: Thinker):
         device, dtype = thinker.decoder.device, thinker.decoder.dtype
-        rows = len(text.slots)
-        self.text = text
+        self._padding_slot = slots.padding_slot
+        self.slots = torch.full((rows,), slots.padding_slot, device=device)
+        self.positions = CachePositions(self.slots, torch.zeros_like(self.slots))  # in the thinker's cache
         self.log_mel = torch.zeros(rows, 128, mel_frames, dtype=dtype, device=device)
         self.embeddings = torch.zeros(rows, audio_tokens, thinker.hidden_size, dtype=dtype, device=device)
 
     @property
-    def slots(self) -> Tensor:
-        """Of the rows [R]."""
-        return self.text.slots
-
-    @property
-    def positions(self) -> CachePositions:
-        """The thinker's."""
-        return self.text.positions
-
-    @property
     def variant(self) -> Hashable:
-        """Rows."""
+        """Number of rows."""
         return len(self.slots)
 
-    def fill(self, log_mel: Tensor) -> None:
-        """What each row hears [B, 128, T]; padding hears nothing."""
+    def fill(self, slots: Sequence[int], starts: Sequence[int], log_mel: Tensor) -> None:
+        """Set the rows, sorted by slot, and their log-mel [B, 128, T]; the remaining ones become padding of zeros."""
+        values = list(zip(slots, starts, strict=True))
+        set_rows(values, self._padding_slot, (self.slots, self.positions.starts))
+        self.positions.set_host(list(slots), list(starts))
         self.log_mel[: len(log_mel)].copy_(log_mel)
         self.log_mel[len(log_mel) :] = 0
 
     def set_padding(self) -> None:
-        """Makes every row padding."""
-        self.text.set_padding()
+        """Turn every row into padding."""
+        self.slots.fill_(self._padding_slot)
+        self.positions.starts.zero_()
 
 
 @dataclass
 class ScaPlan:
-    """What a tick computes."""
+    """Plan of one tick."""
 
-    rows: list[Row] = field(default_factory=list)  # that hear and speak, sorted by slot
-    waiting: list[ScaConversation] = field(default_factory=list)  # whose prompt is not in the cache yet
+    rows: list[Row] = field(default_factory=list)  # conversations to decode, sorted by slot
+    waiting: list[ScaConversation] = field(default_factory=list)  # conversations whose prompt is not prefilled yet
     failures: dict[int, ConversationError] = field(default_factory=dict)
     prompts: list[list[PromptChunk]] = field(default_factory=list)
     text: TextBatch | None = None
@@ -90,7 +86,7 @@ class ScaPlan:
 
 
 class ScaDialect:
-    """The four stages of a tick."""
+    """The four stages of a tick in the dialect `sca`."""
 
     def __init__(
         self,
@@ -125,8 +121,8 @@ class ScaDialect:
             slots.buckets,
         )
         self._audio_batches = BatchPool(
-            lambda rows: AudioBatch(self._text_batches.with_rows(rows), self._frames, mel_frames, self.thinker),
-            slots.buckets,
+            lambda rows: AudioBatch(rows, self._frames, mel_frames, slots, self.thinker),
+            slots.audio_buckets,
         )
         self._codec_batches = BatchPool(
             lambda rows: CodecBatch(rows, self._frames, slots, self.talker),
@@ -135,7 +131,7 @@ class ScaDialect:
         self.warm_up_controls: Sequence[Controls] = (Controls(), Controls())
 
     def begin(self, slot: int, options: Options) -> ScaConversation:
-        """A conversation in a slot that was reset. Raises `OptionError`."""
+        """Create a conversation in a slot that was reset. Raises `OptionError`."""
         prompt = [*self._prompt_tokens(options.system_prompt), self._audio_start]
         conversation = ScaConversation(slot, options, prompt, config=self._config, detokenizer=self._detokenizer())
         conversation.prompt_chunk_prefilled(self._prompts.begin(slot, prompt))
@@ -145,7 +141,7 @@ class ScaDialect:
         return conversation
 
     def schedule(self, rows: Sequence[Row]) -> ScaPlan:
-        """Which conversations hear and speak in this tick, and which prompts are prefilled."""
+        """Return which conversations are decoded in this tick, and which chunks of prompts are prefilled."""
         plan = ScaPlan()
         conversations = [row.conversation for row in rows]
         plan.prompts = self._prompts.schedule(conversations, PrefillBudget(self._prefill_tokens))
@@ -167,34 +163,35 @@ class ScaDialect:
         return plan
 
     def prefill(self, plan: ScaPlan) -> None:
-        """Prompts; then the tick's audio, encoded and appended to the thinker's cache."""
+        """Prefill prompts, then encode the tick's audio and append it to the thinker's cache."""
         self._prompts.run(plan.prompts)
         if not plan.rows:
             return
-        text_rows, codec_rows = [], []
+        text_rows, codec_rows, audio_starts = [], [], []
         for row in plan.rows:
             conversation: ScaConversation = row.conversation
-            sampling, place = conversation.options.sampling, conversation.positions
+            sampling, positions = conversation.options.sampling, conversation.positions
             samples = sampling.text_temperature > 0 or sampling.temperature > 0
-            among = candidates(samples, sampling.text_top_k if sampling.text_temperature > 0 else FEW)
-            text_rows.append(TextRow(conversation.slot, place.thinker, place.rng_offset, among))
-            codec_rows.append(CodecRow(conversation.slot, place.talker, place.rng_offset, samples))
+            count = candidates(samples, sampling.text_top_k if sampling.text_temperature > 0 else FEW)
+            audio_starts.append(positions.thinker)
+            text_rows.append(TextRow(conversation.slot, positions.thinker + self._frames, positions.rng_offset, count))
+            codec_rows.append(CodecRow(conversation.slot, positions.talker, positions.rng_offset, samples))
         plan.text, plan.codec = self._text_batches.of(len(plan.rows)), self._codec_batches.of(len(plan.rows))
         plan.text.fill(text_rows)
         plan.codec.fill(codec_rows)
         audio = self._audio_batches.of(len(plan.rows))
-        audio.fill(self._log_mel(plan.rows))
+        audio.fill([row.slot for row in text_rows], audio_starts, self._log_mel(plan.rows))
         self._run("encoder", self._encode, audio)
         self._run("prefill", self._append_audio, audio)
 
     def decode(self, plan: ScaPlan) -> None:
-        """Text tokens, and after each its share of the tick's codec frames."""
+        """Decode text tokens, and after each one its share of the tick's codec frames."""
         text, codec = plan.text, plan.codec
         if text is None or codec is None:
             return
         frame = 0
         for token in range(self._text_tokens):
-            text.rng_offset.copy_(codec.rng_offset)  # one sequence of random numbers: a token's, its frames', and so on
+            text.rng_offset.copy_(codec.rng_offset)  # tokens and frames use one sequence of random numbers in turn
             self._run("text", self._text_step, text)
             codec.rng_offset.copy_(text.rng_offset)
             text.tick[:, token] = text.token
@@ -203,32 +200,34 @@ class ScaDialect:
                 frame += 1
 
     def postprocess(self, plan: ScaPlan) -> dict[int, TickResult]:
-        """Results by slot. Device-to-host copies: here a tick waits for the device."""
+        """Return results by slot. Device-to-host copies: the only synchronisation in a tick."""
         results: dict[int, TickResult] = dict(plan.failures)
         for conversation in plan.waiting:
             results[conversation.slot] = TickOutput(no_frames(self.talker.codebooks, self._frames), [], "")
         if plan.text and plan.codec:
             tokens, codes = plan.text.tick.tolist(), plan.codec.tick.to("cpu", copy=True).transpose(1, 2)
-            for row, emitted, frames in zip(plan.rows, tokens, codes, strict=False):  # rows past them are padding
+            for row, emitted, frames in zip(plan.rows, tokens, codes, strict=False):  # further rows are padding
                 is_first = row.conversation.decoded_ticks == 0
                 text, events = row.conversation.decoded(emitted)
                 results[row.conversation.slot] = TickOutput(frames, emitted, text, events, begins=is_first)
         return results
 
     def capture(self, enabled: bool) -> None:
-        """On CUDA: runs every step at every batch size, and captures it if `enabled`."""
+        """Run every step at every batch size, on CUDA, and capture it if `enabled`."""
         self._prompts.capture(enabled)
-        for rows in self._slots.buckets.all():
-            audio, codec = self._audio_batches.with_rows(rows), self._codec_batches.with_rows(rows)
+        for rows in self._slots.audio_buckets.all():
+            audio = self._audio_batches.with_rows(rows)
             self._run.capture("encoder", self._encode, audio, enabled)
             self._run.capture("prefill", self._append_audio, audio, enabled)
-            for audio.text.candidates in (GREEDY, FEW, ALL):
-                self._run.capture("text", self._text_step, audio.text, enabled)
+        for rows in self._slots.buckets.all():
+            text, codec = self._text_batches.with_rows(rows), self._codec_batches.with_rows(rows)
+            for text.candidates in (GREEDY, FEW, ALL):
+                self._run.capture("text", self._text_step, text, enabled)
             for codec.samples in (False, True):
                 self._codec.capture(codec, enabled)
 
     def _log_mel(self, rows: Sequence[Row]) -> Tensor:
-        """What the rows hear [B, 128, T], with the extractor's floor below the loudest cell so far of each."""
+        """Return the rows' log-mel [B, 128, T] with the extractor's floor, relative to each conversation's peak."""
         slots = [row.conversation.slot for row in rows]
         log_mel = torch.stack([row.input.log_mel for row in rows])
         loudest = log_mel.amax(dim=1).cummax(dim=1).values  # [B, T]
@@ -248,7 +247,7 @@ class ScaDialect:
         embeddings = self.thinker.embed(batch.token[:, None])
         hidden = self.thinker.decoder.forward(embeddings, batch.positions)[:, -1]
         self._slots.thinker_hidden[batch.slots] = hidden
-        self._slots.text_condition[batch.slots] = self.talker.project_text(hidden)
+        self._slots.text_condition[batch.slots] = self._slots.row_minimums.apply(self.talker.project_text, hidden)
 
     def _prompt_tokens(self, system_prompt: str) -> list[int]:
         if not system_prompt:
@@ -259,7 +258,7 @@ class ScaDialect:
         return tokens
 
     def _prefill_prefix(self, embeddings: Tensor) -> Tensor:
-        """Keys and values of the talker for embeddings [1, n, H'], computed in the padding slot."""
+        """Return the talker's keys and values for embeddings [1, n, H'], computed in the padding slot."""
         slot, length = self._slots.padding_slot, embeddings.shape[1]
         self.talker.decoder.forward(embeddings, CachePositions.of([slot], [0], self._device))
         return self._slots.talker_cache.snapshot(slot, length)

@@ -282,7 +282,8 @@ class TurnDialect:
         )  # in transformers the talker does not receive the last token
         batch.tokens_left -= 1
         embedding = self.thinker.embed(token)
-        condition = torch.where(ends[:, None], self._text_end, self.talker.project_text(embedding))
+        projected = slots.row_minimums.apply(self.talker.project_text, embedding)
+        condition = torch.where(ends[:, None], self._text_end, projected)
         condition = torch.where(slots.text_ended[batch.slots][:, None], self._no_text, condition)
         slots.text_condition[batch.slots] = condition
         slots.text_ended[batch.slots] |= ends

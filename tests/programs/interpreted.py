@@ -1,6 +1,6 @@
-"""Runs the CUDA kernels in their language's interpreter, on the CPU, against what the CPU does.
+"""Comparison of the CUDA kernels, in the interpreter of the Triton language, with the CPU implementation.
 
-A program of its own, since the interpreter is chosen when a kernel is defined: TRITON_INTERPRET=1.
+A separate program, because TRITON_INTERPRET=1 must be set when the kernels are defined.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.decoder import Decoder
 from engine.engine import Engine
 from engine.experts_kernel import KernelExperts
 from engine.fused_layer import FusedLayer, FusedMixture
-from engine.layer import Layer, Places, rotations
+from engine.layer import CacheTargets, Layer, rotations
 from engine.onnx_steps import OnnxSteps
 from engine.tick import TickInput
 
@@ -31,34 +31,34 @@ SHAPES = [  # rows, new positions, query heads, key heads, head size
     (3, 4, 8, 2, 32),
     (2, 40, 4, 2, 16),
     (5, 4, 32, 4, 128),
-    (70, 1, 16, 4, 16),  # so many that nothing is read in parts
+    (70, 1, 16, 4, 16),  # more rows than programs: the keys are not split
 ]
 
 
 def expert_differences(model: Any) -> list[float]:
-    """Greatest difference of the experts' kernels from transformers' own, thinker's and talker's."""
-    layer.DENSE_SHARE = 0  # experts as at full size
+    """Return the maximum differences of the experts' kernels from transformers' experts, in thinker and talker."""
+    layer.DENSE_SHARE = 0  # sparse experts, as in the full-size model
     found = []
     for mlp in (model.thinker.model.layers[0].mlp, model.talker.model.layers[1].mlp):
         fused = FusedMixture(mlp)
-        for tokens in (1, 5, 40):  # the last by blocks of pairs
+        for tokens in (1, 5, 40):  # 40 tokens use blocks of pairs
             x, hidden = torch.randn(tokens, 64), torch.randn(tokens, 64)
             expected = hidden + mlp(x[:, None])[:, 0]
             fused.add_to(hidden, x)
             found.append(float((hidden - expected).abs().max()))
         x, hidden = torch.randn(70, 64), torch.randn(70, 64)
         chosen, weights = torch.full((70, 2), 3), torch.rand(70, 2)
-        chosen[:, 1] = torch.arange(70) % 2  # most experts have no token, one has all
+        chosen[:, 1] = torch.arange(70) % 2  # one expert has all tokens, most have none
         expected = hidden + mlp.experts(x, chosen, weights)
         grouped = hidden.clone()
         KernelExperts(mlp.experts).add_to(hidden, x, chosen, weights)
-        KernelExperts(mlp.experts).grouped(grouped, x, chosen, weights)
+        KernelExperts(mlp.experts).add_grouped(grouped, x, chosen, weights)
         found += [float((each - expected).abs().max()) for each in (hidden, grouped)]
     return found
 
 
 def layer_differences(model: Any) -> list[float]:
-    """Greatest difference between a fused layer and a plain one: queries, the cache, the hidden states after."""
+    """Return the maximum differences of a fused layer from a plain one: queries, cache, hidden states."""
     found = []
     for decoder_model, length in (
         (model.thinker.model, 1),
@@ -68,17 +68,17 @@ def layer_differences(model: Any) -> list[float]:
         plain, fused = Layer(decoder_model.layers[0]), FusedLayer(decoder_model.layers[0])
         cos, sin = rotations(decoder_model, 50)
         indices = torch.tensor([[4], [0], [40]]) + torch.arange(length)
-        places = Places(torch.tensor([2, 0, 3]), indices, cos[indices], sin[indices])
+        targets = CacheTargets(torch.tensor([2, 0, 3]), indices, cos[indices], sin[indices])
         hidden = torch.randn(3, length, 64)
         caches = torch.zeros(2, 4, 2 * plain.key_heads, 50, plain.head_size)
-        queries = [each.project(hidden, places, cache) for each, cache in zip((plain, fused), caches, strict=True)]
+        queries = [each.project(hidden, targets, cache) for each, cache in zip((plain, fused), caches, strict=True)]
         after = [each.finish(hidden.clone(), queries[0].flatten(2)) for each in (plain, fused)]
         found += [float((one - other).abs().max()) for one, other in (queries, caches, after)]
     return found
 
 
 def attention_differences() -> list[float]:
-    """Greatest difference between the two attentions, for each shape."""
+    """Return the maximum difference between the two implementations of attention, for each shape."""
     torch.manual_seed(0)
     found = []
     for rows, length, heads, key_heads, size in SHAPES:
@@ -89,29 +89,29 @@ def attention_differences() -> list[float]:
         positions = CachePositions.of(slots.tolist(), starts.tolist(), torch.device("cpu"))
         packed = torch.randn(rows, length, heads + 2 * key_heads, size)
         queries = packed[:, :, :heads]  # not contiguous, as in the engine
-        ours = KernelAttention(positions, length)(queries, cache, size**-0.5)
-        theirs = CpuAttention(positions, length, CAPACITY, heads // key_heads)(queries, cache, size**-0.5)
-        found.append(float((ours - theirs).abs().max()))
+        by_kernel = KernelAttention(positions, length)(queries, cache, size**-0.5)
+        by_torch = CpuAttention(positions, length, CAPACITY, heads // key_heads)(queries, cache, size**-0.5)
+        found.append(float((by_kernel - by_torch).abs().max()))
     return found
 
 
 def ticks(checkpoint_folder: str, kernel: bool) -> list[torch.Tensor]:
-    """Codes of two conversations out of step, by either attention."""
+    """Return codes of two conversations that started in different ticks, with or without the kernels."""
     settings = Settings.load(environ={}).with_values(engine={"context_s": 5, "dialect": "sca"})
     if kernel:
         OnnxSteps.possible = staticmethod(lambda _: False)  # type: ignore[method-assign]
-        attention_kernel.PROGRAMS = 16  # read in two parts: the interpreter runs programs one after another
+        attention_kernel.PROGRAMS = 16  # two splits; more would be slow, because the interpreter runs one at a time
         decoder.make_layer = code_predictor.make_layer = FusedLayer
         Decoder._attention = lambda _, positions, length: KernelAttention(positions, length)  # type: ignore[method-assign]
     engine = Engine(load_checkpoint(checkpoint_folder, settings.qwen), settings)
     noise = torch.rand(3, 128, settings.audio.mel_frames, generator=torch.Generator().manual_seed(1)) * 4 - 2
-    heard = [TickInput(log_mel, np.zeros(settings.audio.input_samples, np.int16)) for log_mel in noise]
+    inputs = [TickInput(log_mel, np.zeros(settings.audio.input_samples, np.int16)) for log_mel in noise]
     greedy = {"temperature": 0.0, "text_temperature": 0.0}
     engine.open("a", engine.parse_options(greedy))
-    said = [engine.tick({"a": heard[0]})["a"]]
+    outputs = [engine.tick({"a": inputs[0]})["a"]]
     engine.open("b", engine.parse_options({"system_prompt": "Be kind.", **greedy}))
-    said += engine.tick({"a": heard[1], "b": heard[2]}).values()
-    return [spoken.codes for spoken in said]
+    outputs += engine.tick({"a": inputs[1], "b": inputs[2]}).values()
+    return [output.codes for output in outputs]
 
 
 if __name__ == "__main__":
