@@ -37,8 +37,8 @@ WORDS = [  # (rule, pattern, suggestion)
 ]
 WORDS = [(rule, re.compile(rf"(?i)\b({pattern})\b".replace(" ", r"\s+")), advice) for rule, pattern, advice in WORDS]
 ERRORS = [
-    ("L11", re.compile(r"\bcame\b|, expected\b|; expected\b"), "write 'expected Y, got X' and what to do"),
-    ("L11", re.compile(r"\b(is|are) no\b"), "write 'must be Y'"),
+    ("L11", re.compile(r"\bcame\b"), "write 'expected Y, got X' and what to do"),
+    ("L11", re.compile(r"(?<!there )\b(is|are) no\b"), "write 'must be Y'"),
 ]
 TRANSFER = re.compile(r"_*(tell|told|ask|asked|say|said)(_\w+)?")
 BOUND = re.compile(r"(?i)(^|_)(most|least)(_|$)")

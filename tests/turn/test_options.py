@@ -43,7 +43,7 @@ def test_bad_controls_are_refused(settings, parameters, dialect, message):
         ({"threshold": 2}, "threshold is 2.0, expected a probability between 0 and 1"),
         ({"interrupt": "perhaps"}, "interrupt is 'perhaps', expected true or false"),
         ({"silence_duration_ms": -1}, "silence_duration_ms is -1, expected milliseconds, 0 to 10000"),
-        ({"dialect": "sca"}, "dialect is 'sca', expected 'turn': a checkpoint speaks one"),
+        ({"dialect": "sca"}, "dialect is 'sca', expected 'turn': a checkpoint has one dialect"),
         (
             {"system_prompt": "x" * 1800},
             r"system_prompt: expected at most 1638 tokens \(engine.prompt_positions\), got 18..",
