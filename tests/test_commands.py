@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+from config.loader import tomllib
 from engine.checkpoint import Checkpoint
 from tests.conftest import ANOTHER_BUILD, BUILD, ROOT, Served, serve_environment, start_serving, wait_until_answered
 from tests.oracle import ScaOracle, one_shot_waveform
@@ -111,6 +112,12 @@ def test_serve_names_a_checkpoint_that_is_none(tmp_path):
     assert run.returncode == 1
     assert "is of model type 'llama', expected 'qwen3_omni_moe'" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_version_is_the_projects():
+    run = sca("--version")
+    assert run.returncode == 0
+    assert run.stdout == f"sca {tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}\n"
 
 
 def test_a_wrong_setting_is_one_line():
@@ -215,7 +222,7 @@ def test_serve_brings_a_triton_that_ended_up_again(tmp_path):
             caller.send(bytes(10240))
             while isinstance(caller.recv(timeout=20), str):
                 pass
-        assert "Triton ended. Triton is started anew, its conversations are lost" in log.read_text()
+        assert "Triton ended. Restarting Triton; its conversations are lost" in log.read_text()
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(30)
