@@ -1,3 +1,3 @@
 """The commands of `./sca`, one module a command."""
 
-VERSION = "0.1.0"  # equal to the version in pyproject.toml, which the containers do not have
+VERSION = "0.9.0"  # equal to the version in pyproject.toml, which the containers do not have
