@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--config", metavar="TOML", help="file of settings that differ from config/default.toml")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name in sys.argv:  # other commands may need packages that are not installed
             command = importlib.import_module(f"commands.{name}")
             command.add_arguments(subparser)
