@@ -44,15 +44,20 @@ class TurnSettings:
         for name in ("emotion", "language"):
             known = self.labels(name)
             expect(len(known) > 1, f"turn.{name}_labels", getattr(self, f"{name}_labels"), "labels, at least two")
-            strange = [label for label in self.asked(name) if label not in known]
+            strange = [label for label in self.selected_labels(name) if label not in known]
             expect(not strange, f"turn.{name}", getattr(self, name), f"off, all, or some of {', '.join(known)}")
-            expect(len(self.asked(name)) != 1, f"turn.{name}", getattr(self, name), "off, all, or at least two labels")
+            expect(
+                len(self.selected_labels(name)) != 1,
+                f"turn.{name}",
+                getattr(self, name),
+                "off, all, or at least two labels",
+            )
 
     def labels(self, name: str) -> tuple[str, ...]:
         """Return all labels that are configured for `emotion` or `language`."""
         return listed(getattr(self, f"{name}_labels"))
 
-    def asked(self, name: str) -> tuple[str, ...]:
+    def selected_labels(self, name: str) -> tuple[str, ...]:
         """Return the labels among which the model chooses; empty if the classification is off."""
         chosen: str = getattr(self, name)
         if chosen in ("", "off"):

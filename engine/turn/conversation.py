@@ -358,7 +358,7 @@ class TurnConversation(Conversation):
             self.detector.begin_at(self.clock * FRAME_MS)
         self.options = replace(self.options, turn=turn)
         self._turn_options |= changes
-        self._questions = [question for question in self._questions if turn.asked(question.name)]
+        self._questions = [question for question in self._questions if turn.selected_labels(question.name)]
         self.detector.change(turn)
 
     def _changed(self, changes: Mapping[str, Any], **kind: bool) -> TurnSettings | None:
@@ -629,7 +629,7 @@ class TurnConversation(Conversation):
         self._emit(AnswerStarted, turn=turn.number, **span, **answer.kind)
         if answer.is_out_of_band:
             return
-        asked = (name for name in ("emotion", "language") if self.options.turn.asked(name) and span)
+        asked = (name for name in ("emotion", "language") if self.options.turn.selected_labels(name) and span)
         self._questions = [Question(turn, name) for name in asked]
 
     # What the model gives

@@ -81,7 +81,7 @@ class SpeakerClassifier:
     def ask(self, conversation: TurnConversation) -> None:
         """Asks the next question about a conversation, and tells it."""
         question = conversation.take_question()
-        labels = conversation.options.turn.asked(question.name)
+        labels = conversation.options.turn.selected_labels(question.name)
         probabilities = self.probabilities(conversation, question, labels)
         label = max(probabilities, key=lambda label: probabilities[label])
         conversation.tell_speaker(question, label, probabilities[label])
