@@ -1,4 +1,4 @@
-"""Every setting is documented, overridable and checked."""
+"""Every setting has documentation, sources in a fixed order, and a check of its value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from config import Settings, SettingsError
 from config.settings import DEFAULTS
 
 
-def test_a_file_and_the_environment_override_in_this_order(tmp_path):
+def test_environment_overrides_the_file_and_the_file_the_defaults(tmp_path):
     file = tmp_path / "my.toml"
     file.write_text('[bridge]\nport = 9000\nhost = "0.0.0.0"\n[sampling]\ntemperature = 1\n')
     settings = Settings.load(file, environ={"SCA_BRIDGE_PORT": "9001", "SCA_QWEN_MODEL_ID": "/models/q", "PATH": "x"})
@@ -21,14 +21,14 @@ def test_a_file_and_the_environment_override_in_this_order(tmp_path):
     assert settings.qwen.model_id == "/models/q"
 
 
-def test_a_file_may_be_named_by_the_environment(tmp_path):
+def test_environment_variable_sets_the_path_of_the_file(tmp_path):
     file = tmp_path / "my.toml"
     file.write_text("[audio]\ntick_ms = 160\n")
     assert Settings.load(environ={"SCA_CONFIG": str(file)}).audio.tick_ms == 160
 
 
-def test_sampling_comes_from_the_checkpoint_unless_it_is_named(tmp_path):
-    """As vLLM does with a model's generation_config.json."""
+def test_sampling_comes_from_the_checkpoint_unless_a_source_sets_it(tmp_path):
+    """The generation_config.json of a checkpoint has the same effect in vLLM."""
     own = {"do_sample": False, "top_k": 7, "talker_temperature": 0.4, "talker_top_k": 30, "eos_token_id": 3}
     (tmp_path / "generation_config.json").write_text(json.dumps(own))
     environ = {"SCA_QWEN_MODEL_ID": str(tmp_path)}
@@ -77,7 +77,7 @@ def test_sampling_comes_from_the_checkpoint_unless_it_is_named(tmp_path):
         ({"SCA_TRITON_INSTANCE": "tpu"}, "triton.instance is 'tpu', expected auto, cpu or gpu"),
     ],
 )
-def test_what_is_unknown_or_impossible_is_refused_by_name(environ, message):
+def test_unknown_or_impossible_setting_is_refused_by_name(environ, message):
     with pytest.raises(SettingsError) as error:
         Settings.load(environ=environ)
     assert message in str(error.value)
@@ -94,7 +94,7 @@ def test_what_is_unknown_or_impossible_is_refused_by_name(environ, message):
         ("[bridge", "is not TOML"),
     ],
 )
-def test_a_file_with_a_mistake_is_refused_by_name(tmp_path, toml, message):
+def test_file_with_an_error_is_refused_by_name(tmp_path, toml, message):
     file = tmp_path / "my.toml"
     file.write_text(toml)
     with pytest.raises(SettingsError) as error:
@@ -102,18 +102,18 @@ def test_a_file_with_a_mistake_is_refused_by_name(tmp_path, toml, message):
     assert message in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_named():
+def test_missing_file_is_named_in_the_error():
     with pytest.raises(SettingsError, match="the settings file /no/such.toml cannot be read: No such file"):
         Settings.load("/no/such.toml", environ={})
 
 
-def test_settings_travel_as_json():
+def test_settings_survive_a_round_trip_through_json():
     settings = Settings.load(environ={"SCA_ENGINE_SYSTEM_PROMPT": 'say "hi"\n — 안녕'})
     assert Settings.from_json(settings.to_json()) == settings
 
 
-def test_every_setting_has_its_line_of_documentation():
-    """And default.toml has no line without a setting."""
+def test_default_toml_has_one_documented_line_for_each_setting():
+    """A setting without a line, or a line without a setting, fails."""
     documented = set()
     section = ""
     for line in DEFAULTS.read_text().splitlines():
@@ -126,7 +126,7 @@ def test_every_setting_has_its_line_of_documentation():
     assert documented == known
 
 
-def test_the_page_of_settings_has_every_one_with_its_default():
+def test_settings_page_has_each_setting_with_its_default():
     page = (DEFAULTS.parent.parent / "docs" / "settings.md").read_text()
     settings = Settings.load(environ={"SCA_QWEN_MODEL_ID": "random"}).with_values(qwen={"model_id": ""})
     for section in fields(settings):
@@ -143,7 +143,7 @@ def test_the_page_of_settings_has_every_one_with_its_default():
             assert re.search(row, page), f"{section.name}.{field.name} with default {shown}"
 
 
-def test_servers_that_webrtc_needs_are_read_and_a_bad_one_is_named_without_its_password():
+def test_ice_servers_are_parsed_and_an_invalid_one_is_refused_without_its_password():
     servers = "stun:stun.example:3478, turn:me:secret@turn.example:3478?transport=tcp"
     settings = Settings.load(environ={"SCA_BRIDGE_ICE_SERVERS": servers})
     assert settings.bridge.ice[0] == ("stun:stun.example:3478", None, None)
