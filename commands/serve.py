@@ -25,8 +25,7 @@ from launch.triton_server import TritonError, TritonServer
 PORT_STEP = 10  # distance between the ports of two Tritons
 WATCH_S = 0.5  # interval of the checks that Triton runs
 MAX_PROBE_S = 20.0  # time in which the bridge's health probe finds that a restarted engine answers
-MAX_RESTARTS = 3  # restarts of Triton in RESTARTS_WINDOW_S, before serve gives up
-RESTARTS_WINDOW_S = 600
+RESTARTS_WINDOW_S = 600  # sliding window for triton.max_restarts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM; restart a Triton that fails, up to `MAX_RESTARTS` times in `RESTARTS_WINDOW_S`."""
+    """Serve until Ctrl-C or SIGTERM; restart a Triton that fails, up to `triton.max_restarts` times."""
     settings = load_settings()
     each = settings_of_each(settings, devices_of(arguments, settings))
     others = ", ".join(filter(None, [*(one.triton.urls[0] for one in each[1:]), settings.triton.others]))
@@ -158,6 +157,7 @@ def _serve_bridge(bridge: BridgeServer, settings: Settings, tritons: Sequence[Tr
             stopping,
             functools.partial(the_bridge.problem_of, number),
             functools.partial(the_bridge.has_answered_since, number),
+            settings.triton.max_restarts,
         )
         for number, triton in enumerate(tritons)
     ]
@@ -204,14 +204,16 @@ class Supervisor:
         stopping: threading.Event,
         engine_problem: Callable[[], str | None] = lambda: None,
         has_answered_since: Callable[[float], bool] = lambda _: True,
+        max_restarts: int = 3,
     ):
         """Watch `triton` until `stopping` is set.
 
         `engine_problem` returns why the engine counts as dead, else None; `has_answered_since` whether the engine has
-        answered since a time of the monotonic clock.
+        answered since a time of the monotonic clock. After `max_restarts` in `RESTARTS_WINDOW_S` the watcher gives up.
         """
         self._triton, self._stopping, self._engine_problem = triton, stopping, engine_problem
         self._has_answered_since = has_answered_since
+        self._max_restarts = max_restarts
         self._restarts: list[float] = []
         self.failure = ""  # reason of the latest failed restart
         self.was_stopped = False  # the restart failed because serve is stopping
@@ -224,9 +226,9 @@ class Supervisor:
         now_s = time.monotonic()
         self._restarts = [at_s for at_s in self._restarts if at_s > now_s - RESTARTS_WINDOW_S]
         log_tail = self._triton.log_tail()
-        if len(self._restarts) == MAX_RESTARTS:
+        if len(self._restarts) >= self._max_restarts:
             minutes = RESTARTS_WINDOW_S // 60
-            self.failure = f"Triton has failed {MAX_RESTARTS + 1} times in {minutes} minutes:\n{log_tail}"
+            self.failure = f"Triton has failed {self._max_restarts + 1} times in {minutes} minutes:\n{log_tail}"
             return False
         self._restarts.append(now_s)
         console.print(f"{problem}. Restarting Triton; its conversations are lost:\n{log_tail}", markup=False)
@@ -240,7 +242,7 @@ class Supervisor:
             self.failure = str(error)
             if not self.was_stopped:
                 console.print(f"Triton did not start: {error}", markup=False)
-            return not self.was_stopped  # the next call restarts it again, up to MAX_RESTARTS
+            return not self.was_stopped  # the next call restarts it again, up to `max_restarts`
         self.failure = ""
         console.print(f"Triton is back after {time.monotonic() - now_s:.0f} s")
         return True

@@ -35,8 +35,8 @@ class EngineSettings:
         expect(self.dialect in DIALECTS, "engine.dialect", self.dialect, " or ".join(DIALECTS))
         expect(self.context_full in ("slide", "stop"), "engine.context_full", self.context_full, "slide or stop")
         expect(0 <= self.slots < 1e6, "engine.slots", self.slots, "a number from 0 (as many as fit) to a million")
-        for name in ("memory_share", "tick_share"):
-            expect(0 < getattr(self, name) <= 1, f"engine.{name}", getattr(self, name), "a share above 0 and up to 1")
+        expect(0 < self.memory_share <= 1, "engine.memory_share", self.memory_share, "a share above 0 and up to 1")
+        expect(0 <= self.tick_share <= 1, "engine.tick_share", self.tick_share, "a share up to 1, or 0 for no limit")
         for name in (
             "text_tokens_per_tick",
             "context_s",

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from config.audio import CODE2WAV_DELAY, CODEC_FRAME_MS, INPUT_HZ, MEL_HOP, OUTPUT_HZ, AudioSettings
 from config.bridge import BridgeSettings
+from config.build import BuildSettings
 from config.engine import MAX_PROMPT_CHARACTERS, MAX_TYPED, EngineSettings
 from config.loader import expect, from_environment, merge, read_toml, typed
 from config.qwen import BARISTA, RANDOM, QwenSettings
@@ -33,6 +34,7 @@ __all__ = [
     "TURN_OPTIONS",
     "AudioSettings",
     "BridgeSettings",
+    "BuildSettings",
     "EngineSettings",
     "QwenSettings",
     "SamplingSettings",
@@ -62,6 +64,7 @@ class Settings:
     turn: TurnSettings
     sampling: SamplingSettings
     triton: TritonSettings
+    build: BuildSettings
     bridge: BridgeSettings
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class TritonSettings:
     onnx_precision: str
     queue_delay_us: int
     start_timeout_s: float
+    max_restarts: int
 
     def __post_init__(self) -> None:
         expect(0 <= self.http_port < 65536, "triton.http_port", self.http_port, "a port, or 0 for none")
@@ -36,6 +37,7 @@ class TritonSettings:
         expect(self.onnx_precision in precisions, "triton.onnx_precision", self.onnx_precision, "float32 or float16")
         expect(self.queue_delay_us >= 0, "triton.queue_delay_us", self.queue_delay_us, "a number from 0")
         expect(self.start_timeout_s > 0, "triton.start_timeout_s", self.start_timeout_s, "a number above 0")
+        expect(self.max_restarts >= 0, "triton.max_restarts", self.max_restarts, "a number from 0")
 
     @property
     def urls(self) -> tuple[str, ...]:
