@@ -10,7 +10,6 @@ The script in the repository's folder builds the engines, in a container with Te
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -31,20 +30,13 @@ from tritonclient.grpc import model_config_pb2
 from export import triton_config
 from export.onnx_stage import OPSET, ExportError
 from export.repository import read_stamp
+from export.tensorrt_script import ENGINE, SCRIPT_HEAD, engine_commands
 
 STAGES = ("mel_frontend", "code2wav")
 HALF_PRECISION = ("code2wav",)
 IN_HALF = {"Conv", "ConvTranspose", "MatMul"}  # operations of the matrix units; all others stay in float32
 CALIBRATION_TICKS = 4
 SCRIPT = "build_engines.sh"
-ENGINE = "model.plan"
-# Maximum differences from the float32 graph. mel_frontend: the tolerance against the extractor. code2wav: with float16
-# products the random checkpoint's waveform differs by 0.012, and its convolution tails, of up to 17, by 0.56; the
-# tolerances are three times these values. The frame count is exact.
-TOLERANCES = {
-    "mel_frontend": {"LOG_MEL": 1e-4, "new_past": 1e-4},
-    "code2wav": {"AUDIO_OUT": 1200, "new_conv": 1.7, "new_frames": 0, "new_kv": 0.005},
-}
 
 Feed = dict[str, np.ndarray]
 Report = Callable[[str], None]
@@ -225,55 +217,6 @@ def add_casting_steps(ensemble: Any) -> None:
     add = ensemble.ensemble_scheduling.step.add
     add(model_name="pcm_in", model_version=-1, input_map={"IN": "AUDIO_IN"}, output_map={"OUT": "audio_in_int32"})
     add(model_name="pcm_out", model_version=-1, input_map={"IN": "audio_out_int32"}, output_map={"OUT": "AUDIO_OUT"})
-
-
-def engine_commands(config: Any) -> str:
-    """Return the shell lines that build a stage's engine and compare it to the outputs of ONNX Runtime."""
-    states = config.sequence_batching.state
-    tensors = {tensor.name: list(tensor.dims) for tensor in config.input}
-    tensors |= {state.input_name: list(state.dims) for state in states}
-    max_batch = config.max_batch_size
-    shapes = {
-        f"--{kind}Shapes": ",".join(f"{name}:{'x'.join(map(str, [batch, *dims]))}" for name, dims in tensors.items())
-        for kind, batch in (("min", 1), ("opt", min(8, max_batch)), ("max", max_batch))
-    }
-    build = [
-        "trtexec",
-        f"--onnx={config.name}/model.onnx",
-        f"--saveEngine={config.name}/1/{ENGINE}",
-        "--stronglyTyped",  # the only mode of TensorRT 11; TensorRT 10 needs the flag
-        "--noTF32",  # float32 means float32
-        *(f"{flag}={value}" for flag, value in shapes.items()),
-        "--memPoolSize=workspace:4096",
-        f"--timingCacheFile={config.name}/timing.cache",
-        "--skipInference",
-    ]
-    compare = ["polygraphy", "run", f"{config.name}/1/{ENGINE}", "--trt", *comparison_arguments(config.name)]
-    return "\n".join([shlex.join(build), shlex.join(compare), ""])
-
-
-def comparison_arguments(name: str) -> list[str]:
-    """Return Polygraphy's arguments for any runner: recorded inputs and outputs, and the tolerance of each output."""
-    return [
-        *("--load-inputs", f"{name}/inputs.json", "--load-outputs", f"{name}/expected.json"),
-        *("--check-error-stat", "max", "--rtol", "0", "--validate", "--atol"),
-        *(f"{output}:{tolerance:g}" for output, tolerance in TOLERANCES[name].items()),
-    ]
-
-
-SCRIPT_HEAD = """#!/usr/bin/env bash
-# Builds the TensorRT engines of this repository and compares each to ONNX Runtime. Run this on the GPU model and with
-# the TensorRT release (that of the same container release) that will serve the engines, for example
-#   docker run --gpus all --rm -v "$PWD:/repository" nvcr.io/nvidia/tensorrt:26.07-py3 /repository/build_engines.sh
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-for tool in trtexec polygraphy; do
-    command -v "$tool" > /dev/null && continue
-    echo "$tool is not on PATH: run this in NVIDIA's TensorRT container" >&2
-    exit 1
-done
-
-"""
 
 
 def _tensors(session: Any, batch: int) -> list[tuple[str, list[int], Any]]:
