@@ -99,8 +99,8 @@ def build_engines(repository: Path, report: Report) -> None:
         return
     if not shutil.which("trtexec"):
         raise ExportError(
-            f"trtexec is not on PATH, so the TensorRT engines are not built: run {repository / SCRIPT} in a container "
-            "with TensorRT (its first lines show how), then this command again"
+            f"trtexec is not on PATH, so the TensorRT engines are not built: run {repository / SCRIPT} where TensorRT "
+            "is installed (its first lines show how), then this command again"
         )
     report("building the engines: some minutes")
     built = subprocess.run(
