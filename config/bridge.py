@@ -130,7 +130,7 @@ class BridgeSettings:
             )
         if self.needs_key and not keys:
             raise SettingsError(
-                f"bridge.host is {self.host!r}, which other machines can reach, and there is no API key; set "
+                f"bridge.host is {self.host!r}, which other machines can reach, and there is no API key; expected keys in "
                 "bridge.api_keys or bridge.api_keys_file, or bridge.require_api_key = 'never' to admit every client"
             )
         return keys
