@@ -126,11 +126,11 @@ class BridgeSettings:
             keys += tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
         if any(len(key) < MIN_KEY or not (key.isascii() and key.isprintable()) or " " in key for key in keys):
             raise SettingsError(
-                f"an API key is too short or has odd characters, expected at least {MIN_KEY} letters and digits"
+                f"API key: expected at least {MIN_KEY} letters and digits, got a shorter key or other characters"
             )
         if self.needs_key and not keys:
             raise SettingsError(
-                f"bridge.host is {self.host!r}, which other machines can reach, and there is no API key; expected keys in "
+                f"bridge.host is {self.host!r}, which other machines can reach, without an API key: expected keys in "
                 "bridge.api_keys or bridge.api_keys_file, or bridge.require_api_key = 'never' to admit every client"
             )
         return keys

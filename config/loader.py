@@ -32,7 +32,7 @@ def shown(value: object) -> str:
 def expect(holds: bool, name: str, value: object, expected: str) -> None:
     """Raise `SettingsError` unless the condition `holds`."""
     if not holds:
-        raise SettingsError(f"{name} is {shown(value)}, expected {expected}")
+        raise SettingsError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def listed(text: str) -> tuple[str, ...]:
@@ -54,13 +54,13 @@ def merge(values: dict[str, Any], changes: Mapping[str, Any], source: str) -> No
     """Write `changes` over `values`; raise `SettingsError` for an unknown section or key, which `source` has set."""
     for section, keys in changes.items():
         if section not in values:
-            raise SettingsError(f"unknown section [{section}] in {source}, expected one of {', '.join(values)}")
+            raise SettingsError(f"unknown section [{section}] in {source}: expected one of {', '.join(values)}")
         if not isinstance(keys, dict):
-            raise SettingsError(f"[{section}] in {source} is {keys!r}, expected a table of settings")
+            raise SettingsError(f"[{section}] in {source}: expected a table of settings, got {keys!r}")
         for key, value in keys.items():
             if key not in values[section]:
                 known = ", ".join(values[section])
-                raise SettingsError(f"unknown setting {section}.{key} in {source}, expected one of {known}")
+                raise SettingsError(f"unknown setting {section}.{key} in {source}: expected one of {known}")
             values[section][key] = value
 
 
@@ -89,10 +89,10 @@ def typed(name: str, value: Any, expected: type) -> Any:
         try:
             number = expected(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise SettingsError(f"{name} is {shown(value)}, expected {words}") from error
+            raise SettingsError(f"{name}: expected {words}, got {shown(value)}") from error
         value = number if isinstance(value, str) or number == value or number != number else value
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise SettingsError(f"{name} is {shown(value)}, expected {words}")
+        raise SettingsError(f"{name}: expected {words}, got {shown(value)}")
     return value
 
 

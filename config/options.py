@@ -43,20 +43,20 @@ def options_of(parameters: Mapping[str, Any], settings: Settings, voices: Sequen
     for name, value in parameters.items():
         known = next((group for group in (draws, turns) if name in group), others)
         if name not in known:
-            raise SettingsError(f"unknown option {shown(name)}, expected one of {', '.join(OPTIONS)}")
+            raise SettingsError(f"unknown option {shown(name)}: expected one of {', '.join(OPTIONS)}")
         known[name] = typed(name, value, type(known[name]))
     if others["dialect"] != engine.dialect:
         raise SettingsError(
-            f"dialect is {shown(others['dialect'])}, expected {engine.dialect!r}: a checkpoint has one dialect"
+            f"dialect: expected {engine.dialect!r}, got {shown(others['dialect'])}: a checkpoint has one dialect"
         )
     voice = others["voice"].lower()  # case-insensitive, as in transformers
     if voice not in voices:
-        raise SettingsError(f"voice is {shown(others['voice'])}, expected one of {', '.join(voices)}")
+        raise SettingsError(f"voice: expected one of {', '.join(voices)}, got {shown(others['voice'])}")
     if not 0 <= others["seed"] <= MAX_SEED:
-        raise SettingsError(f"seed is {others['seed']}, expected a whole number from 0 to {MAX_SEED}")
+        raise SettingsError(f"seed: expected a whole number from 0 to {MAX_SEED}, got {others['seed']}")
     length = len(others["system_prompt"])
     if length > MAX_PROMPT_CHARACTERS:
-        raise SettingsError(f"system_prompt is {length} characters long, expected at most {MAX_PROMPT_CHARACTERS}")
+        raise SettingsError(f"system_prompt: expected at most {MAX_PROMPT_CHARACTERS} characters, got {length}")
     try:
         sampling = SamplingSettings(**draws)
         turn = dataclasses.replace(settings.turn, **turns)

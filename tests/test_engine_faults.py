@@ -213,7 +213,9 @@ def test_prompts_are_prefilled_together_and_within_the_budget(checkpoint: Checkp
 
 
 def test_a_prompt_of_any_length_is_not_even_tokenized(engine: Engine):
-    with pytest.raises(OptionError, match=f"is {MAX_PROMPT_CHARACTERS + 1} characters long, expected at most"):
+    with pytest.raises(
+        OptionError, match=f"expected at most {MAX_PROMPT_CHARACTERS} characters, got {MAX_PROMPT_CHARACTERS + 1}"
+    ):
         engine.parse_options({"system_prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)})
 
 

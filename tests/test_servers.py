@@ -125,7 +125,7 @@ def test_who_comes_while_another_is_ending_waits_for_the_slot():
 
 
 def test_a_list_of_servers_is_checked():
-    with pytest.raises(SettingsError, match=r"triton\.others is '10\.0\.0\.7', expected servers such as"):
+    with pytest.raises(SettingsError, match=r"triton\.others: expected servers such as .*, got '10\.0\.0\.7'"):
         Settings.load(environ={"SCA_TRITON_OTHERS": "10.0.0.7"})
 
 
