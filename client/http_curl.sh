@@ -21,14 +21,14 @@ chunk() { # byte offset and size of a chunk of the WAV; the data chunk is seldom
         [ "$(tail -c +$((at + 1)) "$in" | head -c 4 | tr -d '\0' || true)" != "$1" ] || { echo $((at + 8)) "$size"; return; }
         at=$((at + 8 + size + size % 2))
     done
-    echo "$in has no chunk '$1', expected a WAV" >&2
+    echo "$in: expected a WAV, got a file without a chunk '$1'" >&2
     exit 1
 }
 format=$(chunk "fmt ") && sound=$(chunk data)
 read -r at _ <<< "$format"
 if [ "$(number $((at + 4)) 4) $(number $((at + 2)) 2) $(number $((at + 14)) 2)" != "16000 1 16" ]; then
-    echo "$in is $(number $((at + 4)) 4) Hz, $(number $((at + 2)) 2) channels, $(number $((at + 14)) 2) bits," \
-        "expected 16000 Hz, 1 channel, 16 bits" >&2
+    echo "$in: expected 16000 Hz, 1 channel, 16 bits, got $(number $((at + 4)) 4) Hz," \
+        "$(number $((at + 2)) 2) channels, $(number $((at + 14)) 2) bits" >&2
     exit 1
 fi
 work=$(mktemp -d)

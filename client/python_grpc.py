@@ -54,7 +54,7 @@ def main() -> None:
         sys.exit(__doc__)
     with wave.open(sys.argv[1], "rb") as wav:
         if (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) != (16000, 1, 2):
-            sys.exit(f"{sys.argv[1]} is {wav.getparams()}, expected 16-bit mono 16 kHz")
+            sys.exit(f"{sys.argv[1]}: expected 16-bit mono 16 kHz, got {wav.getparams()}")
         samples = np.frombuffer(wav.readframes(wav.getnframes()), np.int16)
     sound, text = converse(sys.argv[3] if len(sys.argv) > 3 else URL, samples)
     with wave.open(sys.argv[2], "wb") as output:

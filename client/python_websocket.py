@@ -117,7 +117,7 @@ def main() -> None:
         sys.exit(__doc__)
     with wave.open(sys.argv[1], "rb") as wav:
         if (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) != (16000, 1, 2):
-            sys.exit(f"{sys.argv[1]} is {wav.getparams()}, expected 16-bit mono 16 kHz")
+            sys.exit(f"{sys.argv[1]}: expected 16-bit mono 16 kHz, got {wav.getparams()}")
         pcm = wav.readframes(wav.getnframes())
     answer = asyncio.run(talk(sys.argv[3] if len(sys.argv) > 3 else URL, pcm))
     with wave.open(sys.argv[2], "wb") as output:

@@ -57,7 +57,7 @@ def pinned(lock: Path) -> list[tuple[str, str]]:
             requirement = Requirement(text)
             versions = [each.version for each in requirement.specifier if each.operator == "=="]
             if len(versions) != 1:
-                raise ValueError(f"{lock} has {text!r}, expected one version with ==")
+                raise ValueError(f"{lock}: expected one version with ==, got {text!r}")
             pins.append((requirement.name, versions[0]))
     return pins
 

@@ -68,7 +68,7 @@ def bridge_server(settings: Settings) -> BridgeServer:
         raise UserError(str(error)) from error
     for name in ("tls_certificate", "tls_key"):
         if (path := getattr(bridge, name)) and not Path(path).is_file():
-            raise UserError(f"bridge.{name} is {path!r}, expected a PEM file")
+            raise UserError(f"bridge.{name}: expected a PEM file, got {path!r}")
     config = uvicorn.Config(
         app,
         host=bridge.host,

@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         ticks = read_recording(arguments.recording)
         if len(ticks[0].said) != settings.audio.input_samples:
             raise UserError(
-                f"{arguments.recording} has ticks of {len(ticks[0].said)} samples, "
-                f"expected {settings.audio.input_samples} (audio.tick_ms)"
+                f"{arguments.recording}: expected ticks of {settings.audio.input_samples} samples (audio.tick_ms), "
+                f"got {len(ticks[0].said)}"
             )
         answers = asyncio.run(replay(settings, ticks))
     except (RecordingError, TickError) as error:

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 def devices_of(arguments: argparse.Namespace, settings: Settings) -> list[str]:
     """Return the device map of each Triton; raise `UserError` for impossible `--servers` or `--gpus`."""
     if arguments.servers < 1:
-        raise UserError(f"--servers is {arguments.servers}, expected a number from 1")
+        raise UserError(f"--servers: expected a number from 1, got {arguments.servers}")
     if arguments.servers > 1:
         return ["cpu"] * arguments.servers
     if not arguments.gpus:
@@ -86,7 +86,7 @@ def devices_of(arguments: argparse.Namespace, settings: Settings) -> list[str]:
     numbers = [int(part) for part in parts if str(part).isdigit() and int(part) < count]
     if not numbers or len(set(numbers)) < len(parts):
         known = f"all, or some of 0 to {count - 1}" if count else "no --gpus: torch finds no GPU here"
-        raise UserError(f"--gpus is {arguments.gpus!r}, expected {known}")
+        raise UserError(f"--gpus: expected {known}, got {arguments.gpus!r}")
     return [f"cuda:{number}" for number in numbers]
 
 

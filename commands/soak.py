@@ -21,9 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the soak, print its figures, write build/bench/soak.json and its picture; return 1 if it found a problem."""
     settings = load_settings()
     if settings.engine.dialect != "turn":
-        raise UserError(f"engine.dialect is {settings.engine.dialect!r}, expected 'turn' for soak")
+        raise UserError(f"engine.dialect: expected 'turn' for soak, got {settings.engine.dialect!r}")
     if arguments.hours <= 0 or (arguments.sessions is not None and arguments.sessions < 1):
-        raise UserError(f"--hours is {arguments.hours}, --sessions {arguments.sessions}, expected numbers above 0")
+        raise UserError(f"--hours, --sessions: expected numbers above 0, got {arguments.hours}, {arguments.sessions}")
     quiet_libraries()
     import torch
     from websockets.exceptions import WebSocketException

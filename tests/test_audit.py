@@ -68,5 +68,5 @@ def test_audit_is_not_run_without_a_network(tmp_path: Path):
 
 def test_audit_raises_for_a_requirement_without_a_version(tmp_path: Path):
     (tmp_path / "lock").write_text("numpy>=2\n")
-    with pytest.raises(ValueError, match=r"'numpy>=2', expected one version"):
+    with pytest.raises(ValueError, match=r"lock: expected one version with ==, got 'numpy>=2'"):
         pinned(tmp_path / "lock")

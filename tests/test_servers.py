@@ -153,7 +153,7 @@ def test_gpus_that_are_not_there_are_told():
     assert run.returncode == 1
     assert "torch sees no GPU here" in run.stderr
     assert "Traceback" not in run.stderr
-    assert "--servers is 0, expected a number from 1" in sca("serve", "--servers", "0").stderr
+    assert "--servers: expected a number from 1, got 0" in sca("serve", "--servers", "0").stderr
 
 
 def test_one_command_brings_up_two_servers_and_keeps_both_up(tmp_path: Path, pcm):

@@ -21,7 +21,7 @@ const client = new inference.GRPCInferenceService(address, grpc.credentials.crea
 const file = readFileSync(input);
 const header = chunk("fmt ");
 const format = [header.readUInt32LE(4), header.readUInt16LE(2), header.readUInt16LE(14)]; // Hz, channels, bits
-if (format.join() !== "16000,1,16") fail(`${input} is ${format.join(", ")}, expected 16000 Hz, 1 channel, 16 bits`);
+if (format.join() !== "16000,1,16") fail(`${input}: expected 16000 Hz, 1 channel, 16 bits, got ${format.join(", ")}`);
 const sound = chunk("data");
 const ticks = Math.ceil(sound.length / TICK_BYTES);
 const conversation = `node-${process.pid}-${Date.now()}`;
@@ -67,7 +67,7 @@ function chunk(name) {
     if (file.toString("latin1", at, at + 4) === name) return file.subarray(at + 8, at + 8 + size);
     at += 8 + size + (size % 2);
   }
-  fail(`${input} has no chunk '${name}', expected a WAV`);
+  fail(`${input}: expected a WAV, got a file without a chunk '${name}'`);
 }
 
 function wav(pcm) {
