@@ -1,8 +1,8 @@
-# The server: NVIDIA's Triton with the engine inside. Build from the project's root:
+# The server: NVIDIA's Triton with the engine. Build in the project's root folder:
 #   docker build -t sca-server .
 FROM nvcr.io/nvidia/tritonserver:26.07-py3
 
-# The compiler of the CUDA kernels wants a C compiler and Python's headers.
+# Triton (the language), which compiles the CUDA kernels, needs a C compiler and Python's headers.
 # hadolint ignore=DL3008
 RUN apt-get update && \
     apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv && \
@@ -22,8 +22,8 @@ COPY engine engine
 COPY export export
 COPY model_repository model_repository
 
-# float32 means float32: in TF32 neither the DFT nor code2wav would be exact.
-# The Python backend takes the python3 that it finds on PATH, and looks for packages in its working directory first.
+# No TF32: with it neither the DFT nor code2wav would be exact.
+# The Python backend runs the python3 on PATH, and imports packages from its working directory first.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/sca \
     PYTHONUNBUFFERED=1 \
@@ -32,7 +32,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     SCA_TRITON_HOST=0.0.0.0
 VOLUME /var/lib/sca
 EXPOSE 8010 8001 8002
-# The first start may download and export for most of an hour; compose waits for it.
+# The first start may download and export for up to an hour; compose waits for it.
 HEALTHCHECK --interval=10s --start-period=60m \
     CMD ["sh", "-c", "curl --fail --silent http://localhost:${SCA_TRITON_HTTP_PORT:-8010}/v2/health/ready"]
 ENTRYPOINT ["deploy/serve-triton.sh"]

@@ -1,1 +1,1 @@
-"""Small clients, one a language and protocol; each stands alone."""
+"""Small clients, one a language and protocol, each in a self-contained file."""

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A conversation with Triton over plain HTTP, with curl alone: client/http_curl.sh IN.wav OUT.pcm [HOST:PORT]
-# Triton listens there where the setting triton.http_port says so: SCA_TRITON_HTTP_PORT=8010 ./sca serve
+# A conversation with Triton over plain HTTP, with only curl: client/http_curl.sh IN.wav OUT.pcm [HOST:PORT]
+# The HTTP endpoint is off by default; the setting triton.http_port opens it: SCA_TRITON_HTTP_PORT=8010 ./sca serve
 #
 # IN.wav is 16-bit mono 16 kHz; OUT.pcm becomes raw 16-bit mono 24 kHz (play it: aplay -f S16_LE -r 24000 OUT.pcm).
-# Each tick is one POST: a JSON header, then the tick's samples as they are; the answer likewise.
+# Each tick is one POST: a JSON header, then the raw samples of the tick. The response has the same form.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -14,21 +14,21 @@ in=$1 out=$2 url=http://${3:-127.0.0.1:8010}/v2/models/duplex/infer
 tick_samples=5120
 tick_bytes=$((tick_samples * 2)) answer_bytes=$((tick_samples * 3))
 conversation=$((RANDOM << 15 | RANDOM | 1))
-number() { od -An -t "u$2" -j "$1" -N "$2" "$in" | tr -d ' '; } # at a place of the file, little-endian
-chunk() { # where a chunk of the WAV begins, and its bytes; `sox` writes two before the sound, other programs more
+number() { od -An -t "u$2" -j "$1" -N "$2" "$in" | tr -d ' '; } # unsigned integer: byte offset in the file, size in bytes
+chunk() { # byte offset and size of a chunk of the WAV; the data chunk is seldom the first one
     local at=12 size
     while size=$(number $((at + 4)) 4) && [ -n "$size" ]; do
         [ "$(tail -c +$((at + 1)) "$in" | head -c 4 | tr -d '\0' || true)" != "$1" ] || { echo $((at + 8)) "$size"; return; }
         at=$((at + 8 + size + size % 2))
     done
-    echo "$in has no chunk '$1', expected a WAV" >&2
+    echo "$in: expected a WAV, got a file without a chunk '$1'" >&2
     exit 1
 }
 format=$(chunk "fmt ") && sound=$(chunk data)
 read -r at _ <<< "$format"
 if [ "$(number $((at + 4)) 4) $(number $((at + 2)) 2) $(number $((at + 14)) 2)" != "16000 1 16" ]; then
-    echo "$in is $(number $((at + 4)) 4) Hz, $(number $((at + 2)) 2) channels, $(number $((at + 14)) 2) bits," \
-        "expected 16000 Hz, 1 channel, 16 bits" >&2
+    echo "$in: expected 16000 Hz, 1 channel, 16 bits, got $(number $((at + 4)) 4) Hz," \
+        "$(number $((at + 2)) 2) channels, $(number $((at + 14)) 2) bits" >&2
     exit 1
 fi
 work=$(mktemp -d)
@@ -37,7 +37,7 @@ trap 'rm -rf "$work"' EXIT
 read -r at size <<< "$sound"
 tail -c +$((at + 1)) "$in" | head -c "$size" > "$work/sound" || true # head ends before tail does
 ticks=$((($(wc -c < "$work/sound") + tick_bytes - 1) / tick_bytes))
-truncate -s $((ticks * tick_bytes)) "$work/sound" # the last tick is filled up with silence
+truncate -s $((ticks * tick_bytes)) "$work/sound" # pads the last tick with silence
 : > "$out"
 
 for ((tick = 0; tick < ticks; tick++)); do

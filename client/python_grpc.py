@@ -1,4 +1,4 @@
-"""A conversation with Triton itself over gRPC: `python client/python_grpc.py IN.wav OUT.wav [HOST:PORT]`.
+"""A conversation with Triton over gRPC: `python client/python_grpc.py IN.wav OUT.wav [HOST:PORT]`.
 
 IN.wav is 16-bit mono 16 kHz; OUT.wav becomes 16-bit mono 24 kHz. Needs only `tritonclient[grpc]`.
 """
@@ -16,11 +16,11 @@ import tritonclient.grpc as triton
 
 URL = "127.0.0.1:8001"
 TICK_SAMPLES = 5120  # 320 ms at 16 kHz
-OPTIONS: dict[str, str | int | float] = {}  # of the conversation, for example {"voice": "ethan", "seed": 7}
+OPTIONS: dict[str, str | int | float] = {}  # options of the conversation, for example {"voice": "ethan", "seed": 7}
 
 
 def converse(url: str, samples: np.ndarray) -> tuple[np.ndarray, str]:
-    """int16 samples at 16 kHz -> int16 samples at 24 kHz and the text. Raises InferenceServerException."""
+    """Send int16 samples at 16 kHz; return int16 samples at 24 kHz and the text. Raises `InferenceServerException`."""
     ticks = np.pad(samples, (0, -len(samples) % TICK_SAMPLES)).reshape(-1, 1, TICK_SAMPLES)
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     conversation = random.getrandbits(62) + 1
@@ -49,17 +49,17 @@ def converse(url: str, samples: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def main() -> None:
-    """Reads IN.wav, converses, writes OUT.wav, prints the text."""
+    """Read IN.wav, hold the conversation, write OUT.wav, print the text."""
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     with wave.open(sys.argv[1], "rb") as wav:
         if (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) != (16000, 1, 2):
-            sys.exit(f"{sys.argv[1]} is {wav.getparams()}, expected 16-bit mono 16 kHz")
+            sys.exit(f"{sys.argv[1]}: expected 16-bit mono 16 kHz, got {wav.getparams()}")
         samples = np.frombuffer(wav.readframes(wav.getnframes()), np.int16)
     sound, text = converse(sys.argv[3] if len(sys.argv) > 3 else URL, samples)
-    with wave.open(sys.argv[2], "wb") as kept:
-        kept.setparams((1, 2, 24000, 0, "NONE", ""))
-        kept.writeframes(sound.tobytes())
+    with wave.open(sys.argv[2], "wb") as output:
+        output.setparams((1, 2, 24000, 0, "NONE", ""))
+        output.writeframes(sound.tobytes())
     print(text)
 
 

@@ -17,28 +17,26 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-URL = "ws://127.0.0.1:8000/ws/pcm16"  # options of the conversation are its query: ?voice=ethan&seed=7
-FRAME_BYTES = 3200  # 100 ms; any size will do, the bridge cuts the ticks
+URL = "ws://127.0.0.1:8000/ws/pcm16"  # add options as the query: ?voice=ethan&seed=7
+FRAME_BYTES = 3200  # 100 ms; every size is valid, the bridge divides the audio into ticks
 FRAME_S = 0.1
-
-
-QUIET_S = 1.0  # of silence after the last sound in which nobody speaks: it is over
+QUIET_S = 1.0  # duration of silence after the input that ends the conversation
 
 
 @dataclass
 class Answer:
-    """What came back."""
+    """Audio, text and events received from the bridge."""
 
     pcm: bytearray = field(default_factory=bytearray)  # 24 kHz mono
     text: str = ""
     events: list[dict[str, object]] = field(default_factory=list)
-    takes_turns: bool = False  # the answer comes when the user has stopped, not while they speak
-    speakers: set[str] = field(default_factory=set)  # who speaks now
+    takes_turns: bool = False  # true if the answer starts after the user's turn, not during it
+    speakers: set[str] = field(default_factory=set)  # current speakers: user, assistant
     tick_s: float = 0.0
-    ticks: int = 0  # that came: the bridge may leave out silence, so that their sound tells no time
+    ticks: int = 0  # number of ticks received; their audio does not measure time, since the bridge may skip silence
 
     def note(self, event: dict[str, Any]) -> None:
-        """Takes an event. Raises RuntimeError on an error."""
+        """Record an event; raise `RuntimeError` if it is an error."""
         self.events.append(event)
         kind = event["type"]
         if kind == "error":
@@ -60,14 +58,14 @@ class Answer:
 async def talk(
     url: str, pcm: bytes, realtime: bool = False, progress: Callable[[int], None] = lambda _: None, key: str = ""
 ) -> Answer:
-    """Sends `pcm` (16 kHz) and returns the answer; `progress` gets new samples. Raises RuntimeError on an error.
+    """Send `pcm` (16 kHz) and return the answer; `progress` is called with the number of samples of each tick received.
 
-    `key`: an API key, where the bridge asks for one.
+    `key` is an API key, if the bridge requires one. Raises `RuntimeError` on an error.
     """
     answer = Answer()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with connect(url, max_size=None, additional_headers=headers) as socket:
-        answer.note(json.loads(await socket.recv()))  # conversation.opened, or why not
+        answer.note(json.loads(await socket.recv()))  # conversation.opened, or an error
         await asyncio.gather(_send(socket, pcm, realtime, answer), _receive(socket, progress, answer))
     return answer
 
@@ -80,7 +78,7 @@ async def _send(socket: ClientConnection, pcm: bytes, realtime: bool, answer: An
             sent += FRAME_BYTES
             if realtime:
                 await asyncio.sleep(FRAME_S)
-        while answer.takes_turns:  # the microphone stays open: in its silence the answer is given
+        while answer.takes_turns:  # the answer arrives while the microphone sends silence
             received_s, sent_s = answer.ticks * answer.tick_s, sent / 32000
             if received_s > len(pcm) / 32000 + QUIET_S and not answer.speakers:
                 break
@@ -92,11 +90,11 @@ async def _send(socket: ClientConnection, pcm: bytes, realtime: bool, answer: An
             await asyncio.sleep(FRAME_S if realtime else 0)
         await socket.send(json.dumps({"type": "end"}))
     except ConnectionClosed:
-        return  # the bridge has told why in an event, which _receive raises
+        return  # the bridge has sent an error event, which _receive raises
 
 
 async def _messages(socket: ClientConnection) -> AsyncIterator[str | bytes]:
-    with contextlib.suppress(ConnectionClosed):  # the close code tells
+    with contextlib.suppress(ConnectionClosed):  # _receive checks the close code
         while True:
             yield await socket.recv()
 
@@ -114,17 +112,17 @@ async def _receive(socket: ClientConnection, progress: Callable[[int], None], an
 
 
 def main() -> None:
-    """Reads IN.wav, talks, writes OUT.wav, prints the text."""
+    """Read IN.wav, hold the conversation, write OUT.wav, print the text."""
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     with wave.open(sys.argv[1], "rb") as wav:
         if (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) != (16000, 1, 2):
-            sys.exit(f"{sys.argv[1]} is {wav.getparams()}, expected 16-bit mono 16 kHz")
+            sys.exit(f"{sys.argv[1]}: expected 16-bit mono 16 kHz, got {wav.getparams()}")
         pcm = wav.readframes(wav.getnframes())
     answer = asyncio.run(talk(sys.argv[3] if len(sys.argv) > 3 else URL, pcm))
-    with wave.open(sys.argv[2], "wb") as kept:
-        kept.setparams((1, 2, 24000, 0, "NONE", ""))
-        kept.writeframes(answer.pcm)
+    with wave.open(sys.argv[2], "wb") as output:
+        output.setparams((1, 2, 24000, 0, "NONE", ""))
+        output.writeframes(answer.pcm)
     print(answer.text)
 
 

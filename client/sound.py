@@ -1,4 +1,4 @@
-"""A file of sound as a microphone would have given it."""
+"""Conversion of an audio file to the format of the microphone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from config.settings import INPUT_HZ
 
 
 class SoundError(ValueError):
-    """A file is no sound; the message names it and says why."""
+    """A file cannot be read as audio; the message contains its name and the reason."""
 
 
 def read_sound(path: Path) -> np.ndarray:
-    """Any rate and any number of channels as float32 samples at 16 kHz. Raises `SoundError`."""
+    """Read a file of any rate and number of channels as float32 samples at 16 kHz, mono; raise `SoundError`."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
@@ -26,5 +26,5 @@ def read_sound(path: Path) -> np.ndarray:
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
-    """Samples between -1 and 1 as int16."""
+    """Convert samples between -1 and 1 to int16."""
     return np.asarray(np.clip(np.round(samples * 32768.0), -32768, 32767), np.int16)

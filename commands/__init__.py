@@ -1,1 +1,3 @@
-"""What `./sca` can do, a module a command."""
+"""The commands of `./sca`, one module a command."""
+
+VERSION = "0.9.0"  # equal to the version in pyproject.toml, which the containers do not have

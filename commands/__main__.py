@@ -1,4 +1,4 @@
-"""Reads the command line and runs the command; what a user can mend ends in one line, not in a traceback."""
+"""Command line of `./sca`: runs a command, and reports an error that the user can fix in one line."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ import os
 import signal
 import sys
 
+from commands import VERSION
 from commands.console import UserError
 
 COMMANDS = {
-    "serve": "bring up Triton and the bridge, and print the address",
-    "talk": "play a WAV to the running bridge and keep its answer as a WAV",
-    "soak": "hold conversations for hours, a sample of them held against transformers",
-    "replay": "play a recorded conversation to the server again, and say where the answer differs",
-    "doctor": "say what is in order here and what to do about the rest",
-    "bridge": "run the bridge alone, next to a Triton that somebody else runs",
+    "serve": "start Triton and the bridge, and print the address",
+    "talk": "send a WAV to the running bridge and write its answer to a WAV",
+    "soak": "run conversations for hours, and compare a sample of them to transformers",
+    "replay": "send a recorded conversation to the server again, and print where the answer differs",
+    "doctor": "check this machine, and print what to do about each problem",
+    "bridge": "run only the bridge, next to a running Triton",
     "export": "build the model repository from a checkpoint, without serving it",
-    "bench": "measure how fast it is, in tables and JSON",
-    "capacity": "say what a replica and a cluster hold, from measured ticks",
-    "audit": "ask osv.dev whether a pinned dependency has a known vulnerability",
+    "bench": "measure speed and quality, in tables and JSON",
+    "capacity": "compute the capacity of a replica and of a cluster from measured ticks",
+    "audit": "look up known vulnerabilities of the pinned dependencies at osv.dev",
     "test": "run every check: lint, types, audit, tests",
 }
 
 
 def main() -> int:
-    """Exit status of the command."""
+    """Run the command that the command line names, and return its exit status."""
     parser = argparse.ArgumentParser(prog="./sca", description="Full-duplex Qwen3-Omni on NVIDIA Triton.")
-    parser.add_argument("--config", metavar="TOML", help="a file with settings that differ from config/default.toml")
+    parser.add_argument("--version", action="version", version=f"sca {VERSION}")
+    parser.add_argument("--config", metavar="TOML", help="file of settings that differ from config/default.toml")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        if name in sys.argv:  # the others may need packages that this place does not have
+        subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name in sys.argv:  # other commands may need packages that are not installed
             command = importlib.import_module(f"commands.{name}")
             command.add_arguments(subparser)
             subparser.set_defaults(run=command.run)
@@ -40,7 +42,7 @@ def main() -> int:
     if arguments.config:
         os.environ["SCA_CONFIG"] = os.path.abspath(arguments.config)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends things in order, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM shuts down in order, as Ctrl-C does
     try:
         status: int = arguments.run(arguments)
     except UserError as error:

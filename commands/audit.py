@@ -1,7 +1,7 @@
-"""./sca audit: whether a pinned dependency has a known vulnerability.
+"""./sca audit: known vulnerabilities of the pinned dependencies.
 
-Asks osv.dev (https://google.github.io/osv.dev/post-v1-querybatch/) about every version of requirements.lock. What is
-known and accepted stands in pyproject.toml, `[tool.sca.audit.accepted]`, an id and the reason each.
+Queries osv.dev (https://google.github.io/osv.dev/post-v1-querybatch/) for every version of requirements.lock. The
+section `[tool.sca.audit.accepted]` of pyproject.toml holds the ids of accepted vulnerabilities, with the reasons.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from config.loader import read_toml
 
 SERVICE = "https://api.osv.dev"
 LOCK = ROOT / "requirements.lock"
-ANSWERS_WITHIN_S = 30
-NOT_RUN = 3  # exit status: nobody could be asked
+TIMEOUT_S = 30
+NOT_RUN = 3  # exit status if the service cannot be reached
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("--service", default=SERVICE, help="address of osv.dev, or of another with its API")
+    """Add the arguments of the command."""
+    parser.add_argument("--service", default=SERVICE, help="address of osv.dev, or of a service with the same API")
     parser.add_argument("--lock", type=Path, default=LOCK, help="file of pinned requirements")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """1 if a version is vulnerable, 3 if the service does not answer."""
+    """Print the vulnerabilities; return 1 if one is not accepted, `NOT_RUN` if the service cannot be reached."""
     pins = pinned(arguments.lock)
     try:
         found = known_vulnerabilities(arguments.service, pins)
@@ -47,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def pinned(lock: Path) -> list[tuple[str, str]]:
-    """Name and version of every requirement, whatever machine it is for.
+    """Return name and version of every requirement, for all platforms.
 
-    Raises `ValueError` for one without a version.
+    Raises `ValueError` for a requirement without a version.
     """
     pins = []
     for line in lock.read_text().splitlines():
@@ -57,22 +57,22 @@ def pinned(lock: Path) -> list[tuple[str, str]]:
             requirement = Requirement(text)
             versions = [each.version for each in requirement.specifier if each.operator == "=="]
             if len(versions) != 1:
-                raise ValueError(f"{lock} has {text!r}, expected one version with ==")
+                raise ValueError(f"{lock}: expected one version with ==, got {text!r}")
             pins.append((requirement.name, versions[0]))
     return pins
 
 
 def known_vulnerabilities(service: str, pins: list[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
-    """Ids of the vulnerabilities of each version that has any. Raises `OSError` where the service does not answer."""
+    """Return the ids of known vulnerabilities by version; raise `OSError` if the service cannot be reached."""
     queries = [{"package": {"name": name, "ecosystem": "PyPI"}, "version": version} for name, version in pins]
     body = json.dumps({"queries": queries}).encode()
     request = urllib.request.Request(f"{service}/v1/querybatch", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=ANSWERS_WITHIN_S) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         results = json.load(answer)["results"]
     ids = [[one["id"] for one in result.get("vulns", ())] for result in results]
     return {pin: some for pin, some in zip(pins, ids, strict=True) if some}
 
 
 def accepted() -> dict[str, str]:
-    """Ids of vulnerabilities that are known and do not concern this project, with the reason."""
+    """Return the ids of vulnerabilities that do not concern this project, with the reasons."""
     return dict(read_toml(ROOT / "pyproject.toml")["tool"]["sca"]["audit"]["accepted"])

@@ -1,4 +1,4 @@
-"""./sca bridge: the bridge alone, next to a Triton that somebody else runs."""
+"""./sca bridge: only the bridge, next to a running Triton."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from types import FrameType
 import uvicorn
 
 from commands.console import UserError, console, load_settings
-from commands.ports import wanted_ports
+from commands.ports import needed_ports
 from config import Settings, SettingsError
 from frontend.app import create_app
 from frontend.bridge import Bridge
 from frontend.connections import BoundedHttp
 
-GRACE_S = 5  # how long conversations that were ended may take to close
-ANSWERED_FRAMES = (
-    4  # messages up to so many times bridge.max_frame_bytes get an error in words; larger ones end the call
-)
-MIN_ANSWERED_BYTES = 16 * 2**20
+GRACE_S = 5  # time in which conversations close after the bridge has ended them
+MAX_FRAMES_READ = 4  # a message above this multiple of bridge.max_frame_bytes closes the WebSocket
+MIN_BYTES_READ = 16 * 2**20  # lower bound of that limit; shorter messages that are too long get an error
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    """Add nothing: the command has no arguments."""
 
 
 def run(_: argparse.Namespace) -> int:
-    """Serves until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C or SIGTERM."""
     settings = load_settings()
-    wanted = next(wanted_ports(settings))
-    if problem := wanted.problem():
-        raise UserError(f"port {wanted.port} on {wanted.host} {problem}; choose another {wanted.setting}")
+    port = next(needed_ports(settings))
+    if problem := port.problem():
+        raise UserError(f"port {port.number} on {port.host} {problem}; choose another {port.setting}")
     bridge = bridge_server(settings)
     console.print(f"the bridge to Triton at {settings.triton.host}:{settings.triton.grpc_port}: {address(settings)}")
     run_until_stopped(bridge)
@@ -42,7 +40,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 class BridgeServer(uvicorn.Server):
-    """Ends at once at Ctrl-C; at SIGTERM its conversations are told, and given time to end."""
+    """A server that ends at once at Ctrl-C; at SIGTERM it first drains its conversations."""
 
     def __init__(self, config: uvicorn.Config, bridge: Bridge):
         super().__init__(config)
@@ -50,7 +48,7 @@ class BridgeServer(uvicorn.Server):
         self._draining: Future[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal has come; uvicorn calls this, on the main thread."""
+        """Drain at the first SIGTERM, else exit; uvicorn calls this on the main thread."""
         if sig != signal.SIGTERM or self._draining or not self.started:
             super().handle_exit(sig, frame)
             return
@@ -62,7 +60,7 @@ class BridgeServer(uvicorn.Server):
 
 
 def bridge_server(settings: Settings) -> BridgeServer:
-    """The bridge, not running yet. Raises `UserError`."""
+    """Return the bridge, not yet running; raise `UserError` for settings that it cannot run with."""
     bridge = settings.bridge
     try:
         app = create_app(settings)
@@ -70,16 +68,16 @@ def bridge_server(settings: Settings) -> BridgeServer:
         raise UserError(str(error)) from error
     for name in ("tls_certificate", "tls_key"):
         if (path := getattr(bridge, name)) and not Path(path).is_file():
-            raise UserError(f"bridge.{name} is {path!r}, expected a PEM file")
+            raise UserError(f"bridge.{name}: expected a PEM file, got {path!r}")
     config = uvicorn.Config(
         app,
         host=bridge.host,
         port=bridge.port,
         http=BoundedHttp,
         ws="websockets-sansio",
-        ws_max_size=max(MIN_ANSWERED_BYTES, ANSWERED_FRAMES * bridge.max_frame_bytes),
-        ws_per_message_deflate=False,  # sound does not shrink, and a small frame must not become a large one
-        ws_ping_timeout=None,  # a pong waits behind sound that came faster than it is heard
+        ws_max_size=max(MIN_BYTES_READ, MAX_FRAMES_READ * bridge.max_frame_bytes),
+        ws_per_message_deflate=False,  # PCM16 hardly compresses, and a small message must not expand to a large one
+        ws_ping_timeout=None,  # a pong queues behind audio that arrived faster than it is played
         ssl_certfile=bridge.tls_certificate or None,
         ssl_keyfile=bridge.tls_key or None,
         log_level="warning",
@@ -89,15 +87,15 @@ def bridge_server(settings: Settings) -> BridgeServer:
 
 
 def run_until_stopped(server: uvicorn.Server) -> None:
-    """Runs in this thread until a signal, or until `should_exit` is set."""
+    """Run the server in this thread until a signal, or until `should_exit` is set."""
     try:
         asyncio.run(server.serve())
     except KeyboardInterrupt:
-        return  # uvicorn has already ended in good order and raises the signal once more
+        return  # uvicorn has already shut down and raises the signal again
 
 
 def address(settings: Settings) -> str:
-    """What a person types into a browser on this machine."""
+    """Return the address of the page for a browser on this machine."""
     host = settings.bridge.host
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host
     scheme = "https" if settings.bridge.tls_certificate else "http"

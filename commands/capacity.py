@@ -1,4 +1,4 @@
-"""./sca capacity: from measured ticks, what a replica and a cluster hold."""
+"""./sca capacity: the capacity of a replica and of a cluster, from measured ticks."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ H200 = ROOT / "benchmarks" / "h200.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the arguments of the command."""
     add_build_argument(parser)
     parser.add_argument(
         "ticks",
         type=Path,
         nargs="?",
         default=H200,
-        help="what ./sca bench engine --paced wrote (default: the full size on one H200)",
+        help="output of ./sca bench engine --paced (default: the full size on one H200)",
     )
     parser.add_argument(
-        "--served", type=Path, metavar="JSON", help="what ./sca bench triton wrote: the model is held against it"
+        "--served", type=Path, metavar="JSON", help="output of ./sca bench triton, to compare the model to"
     )
     parser.add_argument("--slots", type=int, default=64, metavar="N", help="slots of a replica (default: 64)")
-    parser.add_argument("--p99-ms", type=float, default=320, metavar="MS", help="that ticks may take (default: 320)")
-    parser.add_argument("--minutes", type=float, default=4, help="that a conversation lasts on average (default: 4)")
-    parser.add_argument("--replicas", default="1,10,100", metavar="N,N,...", help="clusters (default: 1,10,100)")
+    parser.add_argument("--p99-ms", type=float, default=320, metavar="MS", help="limit of a tick (default: 320)")
+    parser.add_argument("--minutes", type=float, default=4, help="mean duration of a conversation (default: 4)")
+    parser.add_argument("--replicas", default="1,10,100", metavar="N,N,...", help="cluster sizes (default: 1,10,100)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints tables, writes build/bench/capacity.png."""
+    """Print tables, and write build/bench/capacity.png."""
     if min(arguments.slots, arguments.p99_ms, arguments.minutes) <= 0:
-        raise UserError("--slots, --p99-ms and --minutes are numbers above 0")
+        raise UserError("--slots, --p99-ms and --minutes must be above 0")
     counts = parse_conversations(arguments.replicas, "--replicas")
     from benchmarks.capacity import CapacityError, TickTimes, read_measured
     from benchmarks.capacity_report import Replica, check, clusters, draw, show, targets

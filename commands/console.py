@@ -1,4 +1,4 @@
-"""What commands say to a person."""
+"""Output of the commands on a terminal, and the errors that a user can fix."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ console = Console(stderr=True, highlight=False)
 
 
 class UserError(Exception):
-    """Something that the user can mend; shown as one line."""
+    """An error that the user can fix; printed as one line."""
 
 
 def load_settings() -> Settings:
-    """The settings, or `UserError`."""
+    """Return the settings; raise `UserError` if they are invalid."""
     try:
         return Settings.load()
     except SettingsError as error:
@@ -31,14 +31,18 @@ def load_settings() -> Settings:
 
 
 def add_build_argument(parser: object) -> None:
-    """The folder that all generated files go to."""
+    """Add `--build`, the folder of all generated files."""
     parser.add_argument(  # type: ignore[attr-defined]
-        "--build", type=Path, default=ROOT / "build", metavar="FOLDER", help="where generated files go (default: build)"
+        "--build",
+        type=Path,
+        default=ROOT / "build",
+        metavar="FOLDER",
+        help="for generated files (default: build)",
     )
 
 
 def quiet_libraries() -> None:
-    """Lets transformers and its hub speak only of errors; their bars and warnings are not the user's concern."""
+    """Reduce the log of transformers and its hub to errors: progress bars and warnings do not concern the user."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     from transformers.utils import logging
@@ -48,7 +52,7 @@ def quiet_libraries() -> None:
 
 
 class Steps:
-    """A line a step: a spinner and the seconds while it runs, a tick and the seconds when it is done."""
+    """Progress of a command, one line a step: a spinner while the step runs, a check mark and its duration after it."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
@@ -58,7 +62,7 @@ class Steps:
         )
 
     def begin(self, step: str) -> None:
-        """Ends the step before, begins this one."""
+        """End the previous step, and begin the next one."""
         self.end()
         self._step, self._begun = step, time.monotonic()
         if not console.is_terminal:
@@ -66,12 +70,12 @@ class Steps:
         self._progress.add_task(step)
 
     def update(self, text: str) -> None:
-        """How far the step under way is, where a spinner shows it."""
+        """Replace the text next to the spinner of the current step."""
         for task in self._progress.task_ids:
             self._progress.update(task, description=text)
 
     def end(self) -> None:
-        """Ends the step under way."""
+        """End the current step."""
         if self._step is not None:
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
@@ -82,7 +86,7 @@ class Steps:
 
 @contextmanager
 def steps() -> Iterator[Steps]:
-    """Steps shown while the block runs; the last one counts as done only if the block ended well."""
+    """Show the steps of the block; the last step counts as done only if the block raises nothing."""
     shown = Steps()
     with shown._progress:
         yield shown

@@ -1,4 +1,4 @@
-"""The programs that the checks run and that Debian's packages bring."""
+"""Programs that the checks need, and the installation of their Debian packages."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import subprocess
 
 from commands.console import UserError, console
 
-PROGRAMS = {  # program: the Debian package that brings it
-    "chromium": "chromium",  # the page's tests drive it
+PROGRAMS = {  # program to the Debian package that contains it
+    "chromium": "chromium",  # browser of the page's tests
     "chromedriver": "chromium-driver",
-    "curl": "curl",  # a client of its own
-    "espeak-ng": "espeak-ng",  # the speech in the tests
-    "flite": "flite",  # speaks orders in voices that the barista was not trained on
-    "haproxy": "haproxy",  # a balancer before two servers
-    "node": "nodejs",  # a client of its own
+    "curl": "curl",  # runs client/http_curl.sh
+    "espeak-ng": "espeak-ng",  # speech of the tests
+    "flite": "flite",  # orders in voices that are not in the barista's training data
+    "haproxy": "haproxy",  # load balancer in front of two servers
+    "node": "nodejs",  # runs client/node
     "npm": "npm",
-    "promtool": "prometheus",  # checks the alarm rules, and runs their tests
-    "ps": "procps",  # tells which processes are left
-    "sox": "sox",  # resamples that speech
+    "promtool": "prometheus",  # checks and tests the alarm rules
+    "ps": "procps",  # lists the processes that remain
+    "sox": "sox",  # resamples the speech
 }
 
 
 def install_missing() -> None:
-    """Installs the packages whose programs are not on PATH.
+    """Install the packages whose programs are not on PATH.
 
-    Raises `UserError` naming them where neither root nor `sudo` without a password may install.
+    Raises `UserError` with the command to run if this user is not root and `sudo` needs a password.
     """
     packages = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
     if not packages:
@@ -42,7 +42,7 @@ def install_missing() -> None:
 
 
 def _privilege() -> list[str] | None:
-    """What to put before a command that root must run; None where this user may not."""
+    """Return the prefix of a command that needs root; None if this user has no such right."""
     if os.geteuid() == 0:
         return []
     sudo = ["sudo", "-n"]
@@ -51,7 +51,7 @@ def _privilege() -> list[str] | None:
 
 
 def _run_shown(command: list[str]) -> None:
-    """Runs a command whose lines become one status line; all of them are shown if it fails."""
+    """Run a command with its latest output line as the status; raise `UserError` with the output if it fails."""
     lines: list[str] = []
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with (

@@ -1,4 +1,4 @@
-"""./sca doctor: what is in order here, and what to do about the rest."""
+"""./sca doctor: checks of this machine, each with what to do if it fails."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from commands.console import ROOT, UserError, add_build_argument, console, load_settings, quiet_libraries
-from commands.ports import wanted_ports
+from commands.ports import needed_ports
 from config import Settings
 from config.loader import NOT_SETTINGS, tomllib
 from config.settings import RANDOM
 from launch.triton_install import TritonInstall, TritonMissingError
 
-MIN_SHARED_MEMORY = 256 * 2**20  # the Python backend's processes exchange tensors there; Docker's 64 MB kill them
+MIN_SHARED_MEMORY = 256 * 2**20  # the Python backend passes tensors through it; Docker's default of 64 MB is too small
 MIN_DISK = 2 * 2**30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and what to do when that will not serve."""
+    """Result of one check: subject, observation, and what to do if it prevents serving."""
 
     subject: str
     found: str
@@ -39,17 +39,17 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is to be done."""
+        """True if nothing has to be done."""
         return not self.to_do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the arguments of the command."""
     add_build_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the findings; 1 if it cannot serve."""
+    """Print the findings; return 1 if this machine cannot serve."""
     quiet_libraries()
     can_serve = True
     for finding in findings(arguments.build):
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def findings(build: Path) -> Iterator[Finding]:
-    """All findings, cheapest first."""
+    """Yield all findings, the cheapest check first."""
     yield _python()
     yield packages()
     yield _triton()
@@ -90,7 +90,7 @@ def _python() -> Finding:
 
 
 def packages() -> Finding:
-    """Installed versions against requirements.lock: all that serving needs, and whatever else is installed."""
+    """Compare the installed versions to requirements.lock: the packages of serving, and all other installed pins."""
     pins = _pins()
     needed = _needed(sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]))
     wrong, total = [], 0
@@ -112,7 +112,7 @@ def packages() -> Finding:
 
 
 def _pins() -> dict[str, str]:
-    """Version by package, of requirements.lock's lines for this Python and platform."""
+    """Return the version of each package in requirements.lock, for this Python and platform."""
     pins: dict[str, str] = {}
     for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
         requirement, _, marker = line.partition(" ; ")
@@ -123,7 +123,7 @@ def _pins() -> dict[str, str]:
 
 
 def _needed(requirements: list[str]) -> set[str]:
-    """The packages that the requirements need, as far as installed packages tell what they need in turn."""
+    """Return the packages that the requirements need, with the dependencies of those that are installed."""
     needed: set[str] = set()
     waiting = [(Requirement(text), "") for text in requirements]
     while waiting:
@@ -138,7 +138,7 @@ def _needed(requirements: list[str]) -> set[str]:
         except importlib.metadata.PackageNotFoundError:
             continue
         extras = [*requirement.extras, *([""] if is_new else [])]
-        waiting += [(other, wanted) for wanted in extras for other in further]
+        waiting += [(other, each) for each in extras for other in further]
     return needed
 
 
@@ -162,13 +162,13 @@ def _environment() -> Finding:
 
 
 def _ports(settings: Settings) -> Finding:
-    ports = list(wanted_ports(settings))
-    problems = {wanted: problem for wanted in ports if (problem := wanted.problem())}
+    ports = list(needed_ports(settings))
+    problems = {port: problem for port in ports if (problem := port.problem())}
     if problems:
-        found = ", ".join(f"{wanted.setting} {wanted.port} {problem}" for wanted, problem in problems.items())
-        others = " ".join(f"{wanted.variable}={wanted.port + 100}" for wanted in problems)
-        return Finding("ports", found, f"end what uses them (another ./sca serve?), or choose others: {others}")
-    return Finding("ports", ", ".join(str(wanted.port) for wanted in ports) + " are free")
+        found = ", ".join(f"{port.setting} {port.number} {problem}" for port, problem in problems.items())
+        others = " ".join(f"{port.variable}={port.number + 100}" for port in problems)
+        return Finding("ports", found, f"stop what uses them (another ./sca serve?), or set others: {others}")
+    return Finding("ports", ", ".join(str(port.number) for port in ports) + " are free")
 
 
 def _shared_memory() -> Finding:
@@ -180,11 +180,11 @@ def _shared_memory() -> Finding:
 
 
 def _disk(build: Path) -> Finding:
-    place = next(folder for folder in (build.resolve(), *build.resolve().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(folder for folder in (build.resolve(), *build.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     found = f"{free / 2**30:.1f} GiB free for {build}"
     if free < MIN_DISK:
-        return Finding("disk", found, f"{MIN_DISK // 2**30} GiB are needed; choose another place: --build FOLDER")
+        return Finding("disk", found, f"{MIN_DISK // 2**30} GiB are needed; choose another folder: --build FOLDER")
     return Finding("disk", found)
 
 
@@ -198,7 +198,7 @@ def _gpu(settings: Settings) -> Finding:
         found = ", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
         problem = compiler_problem()
         return Finding("GPU", f"{found}; its kernels cannot be compiled", problem) if problem else Finding("GPU", found)
-    asked = [
+    set_to_gpu = [
         name
         for name, value in (
             ("qwen.device_map", settings.qwen.device_map),
@@ -206,8 +206,8 @@ def _gpu(settings: Settings) -> Finding:
         )
         if value.startswith(("cuda", "gpu"))
     ]
-    if asked:
-        return Finding("GPU", f"none that torch {torch.__version__} sees", f"set {' and '.join(asked)} to cpu or auto")
+    if set_to_gpu:
+        return Finding("GPU", f"torch {torch.__version__} finds none", f"set {' and '.join(set_to_gpu)} to cpu or auto")
     return Finding(
         "GPU", "none; the CPU serves the default checkpoint", "for a real checkpoint, use a GPU", fatal=False
     )

@@ -1,4 +1,4 @@
-"""./sca export: a checkpoint -> a model repository."""
+"""./sca export: conversion of a checkpoint to a model repository."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from config import SettingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the arguments of the command."""
     add_build_argument(parser)
     parser.add_argument(
         "--tensorrt",
         action="store_true",
-        help="also the graphs, configs and script of TensorRT engines, built where trtexec is on PATH",
+        help="also the graphs, configs and script of TensorRT engines; builds the engines if trtexec is on PATH",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds the repository and prints its place."""
+    """Build the repository, and print its folder."""
     settings = load_settings()
     quiet_libraries()
     from safetensors import SafetensorError

@@ -1,4 +1,4 @@
-"""The ports that serving needs, and whether they are free."""
+"""The ports that serving needs, and the check that they are free."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from config import Settings
 
 
 @dataclass(frozen=True)
-class WantedPort:
-    """A port and the setting that names it."""
+class NeededPort:
+    """A port to listen on, and the setting that holds its number."""
 
     setting: str
     host: str
-    port: int
+    number: int
 
     @property
     def variable(self) -> str:
-        """The setting as an environment variable."""
+        """Environment variable of the setting."""
         return "SCA_" + self.setting.replace(".", "_").upper()
 
     def problem(self) -> str | None:
-        """Why nothing could listen there, in words; None when something could."""
+        """Return why the port cannot be listened on; None if it can."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((self.host, self.port))
+                probe.bind((self.host, self.number))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     return "is in use"
@@ -37,11 +37,11 @@ class WantedPort:
         return None
 
 
-def wanted_ports(settings: Settings) -> Iterator[WantedPort]:
-    """The bridge's port and Triton's, HTTP's only where it is asked for."""
+def needed_ports(settings: Settings) -> Iterator[NeededPort]:
+    """Yield the port of the bridge and the ports of Triton; its HTTP port only if one is set."""
     triton, bridge = settings.triton, settings.bridge
-    yield WantedPort("bridge.port", bridge.host, bridge.port)
+    yield NeededPort("bridge.port", bridge.host, bridge.port)
     if triton.http_port:
-        yield WantedPort("triton.http_port", triton.host, triton.http_port)
-    yield WantedPort("triton.grpc_port", triton.host, triton.grpc_port)
-    yield WantedPort("triton.metrics_port", triton.host, triton.metrics_port)
+        yield NeededPort("triton.http_port", triton.host, triton.http_port)
+    yield NeededPort("triton.grpc_port", triton.host, triton.grpc_port)
+    yield NeededPort("triton.metrics_port", triton.host, triton.metrics_port)

@@ -1,4 +1,4 @@
-"""./sca replay: a recorded conversation through the server again, and where its answer differs."""
+"""./sca replay: a recorded conversation through the server again, and the differences of the answer."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from frontend.triton import TritonLink
 
 IDENTICAL, DIFFERENT = 0, 1
 ROUNDING = 1
-"""Step of PCM16, by which a sound differs where one of its ticks shared code2wav's batch with another conversation's:
-sums round by rows. The bridge's own question whether the engine answers is a conversation, too."""
+"""Tolerance of audio, in steps of PCM16: sums round differently if a tick shares code2wav's batch with another
+conversation's tick. The bridge's health probe is such a conversation."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("recording", type=Path, metavar="RECORDING.wav", help="its .jsonl lies beside it")
+    """Add the arguments of the command."""
+    parser.add_argument("recording", type=Path, metavar="RECORDING.wav", help="with its .jsonl in the same folder")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replays, and prints the first tick of each kind of difference; the exit status is 1 if there is any."""
+    """Replay the recording, and print the first tick of each kind of difference; return 1 if there is a difference."""
     settings = load_settings()
     try:
         ticks = read_recording(arguments.recording)
         if len(ticks[0].said) != settings.audio.input_samples:
             raise UserError(
-                f"{arguments.recording} has ticks of {len(ticks[0].said)} samples, "
-                f"expected {settings.audio.input_samples} (audio.tick_ms)"
+                f"{arguments.recording}: expected ticks of {settings.audio.input_samples} samples (audio.tick_ms), "
+                f"got {len(ticks[0].said)}"
             )
         answers = asyncio.run(replay(settings, ticks))
     except (RecordingError, TickError) as error:
@@ -50,21 +50,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def replay(settings: Settings, ticks: Sequence[RecordedTick]) -> list[TickOut | TickError]:
-    """The answers to a recording's ticks. Raises `TickError` where there is no Triton."""
-    room = asyncio.Semaphore(settings.bridge.ticks_in_flight)
+    """Return the answers to the ticks of a recording; raise `TickError` if Triton cannot be reached."""
+    free = asyncio.Semaphore(settings.bridge.ticks_in_flight)
 
-    async def said() -> AsyncIterator[TickIn]:
+    async def requests() -> AsyncIterator[TickIn]:
         for number, tick in enumerate(ticks):
-            await room.acquire()
-            ends = number == len(ticks) - 1
+            await free.acquire()
+            is_last = number == len(ticks) - 1
             pcm, tick_ms = tick.said.tobytes(), settings.audio.tick_ms
-            yield TickIn.from_parameters(pcm, tick.parameters, tick_ms, start=number == 0, end=ends)
+            yield TickIn.from_parameters(pcm, tick.parameters, tick_ms, start=number == 0, end=is_last)
 
     link = TritonLink(settings)
     answers = []
     try:
-        async for answer in link.converse(new_sequence_id(), said()):
-            room.release()
+        async for answer in link.converse(new_sequence_id(), requests()):
+            free.release()
             answers.append(answer)
     finally:
         await link.close()
@@ -72,9 +72,9 @@ async def replay(settings: Settings, ticks: Sequence[RecordedTick]) -> list[Tick
 
 
 def differences(ticks: Sequence[RecordedTick], answers: Sequence[TickOut | TickError], tick_ms: int) -> list[str]:
-    """A line for the first tick whose error, text, events or sound differ; none where all is the same.
+    """Return a line each for the first tick whose error, text, events or audio differ; none if all are the same.
 
-    Sound differs where it does by more than `ROUNDING`.
+    Audio differs if a sample does by more than `ROUNDING`.
     """
     lines: dict[str, str] = {}
     for number, (tick, answer) in enumerate(zip(ticks, answers, strict=True)):

@@ -1,4 +1,4 @@
-"""./sca soak: hours of conversations that come and go at a running server."""
+"""./sca soak: hours of conversations that start and end at a running server."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from commands.console import UserError, add_build_argument, console, load_settin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
+    """Add the arguments of the command."""
     add_build_argument(parser)
-    parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="how long (default: 1)")
+    parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="duration (default: 1)")
     parser.add_argument(
         "--sessions", type=int, metavar="N", help="conversations at once (default: one more than the server's slots)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs, prints, writes build/bench/soak.json and its picture; 1 if anything was not as it should be."""
+    """Run the soak, print its figures, write build/bench/soak.json and its picture; return 1 if it found a problem."""
     settings = load_settings()
     if settings.engine.dialect != "turn":
-        raise UserError(f"engine.dialect is {settings.engine.dialect!r}: soak knows conversations of 'turn'")
+        raise UserError(f"engine.dialect: expected 'turn' for soak, got {settings.engine.dialect!r}")
     if arguments.hours <= 0 or (arguments.sessions is not None and arguments.sessions < 1):
-        raise UserError(f"--hours is {arguments.hours}, --sessions {arguments.sessions}, expected numbers above 0")
+        raise UserError(f"--hours, --sessions: expected numbers above 0, got {arguments.hours}, {arguments.sessions}")
     quiet_libraries()
     import torch
     from websockets.exceptions import WebSocketException
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         sessions = arguments.sessions or Counters.read(settings).slots + 1
         checkpoint = None
         if resolve_dtype(settings.qwen.torch_dtype, resolve_device(settings.qwen.device_map)) == torch.float32:
-            with console.status("what transformers answers"):
+            with console.status("reference answers of transformers"):
                 checkpoint = load_checkpoint(find_checkpoint(settings, build, console.print), settings.qwen)
         found = soak(settings, checkpoint, sessions, arguments.hours * 3600)
     except (CheckpointError, DialogueError, WebSocketException, OSError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""./sca talk: a WAV to the bridge, the answer to a WAV."""
+"""./sca talk: a WAV to the bridge, and the answer to a WAV."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from config.settings import INPUT_HZ, OUTPUT_HZ
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("input", type=Path, metavar="IN.wav", help="what to say; any rate, any number of channels")
-    parser.add_argument("output", type=Path, metavar="OUT.wav", help="where the answer goes; 24 kHz mono")
-    parser.add_argument("--url", help="the bridge's address (default: from the settings)")
-    parser.add_argument("--key", help="an API key (default: the first of the settings, where there are some)")
-    parser.add_argument("--realtime", action="store_true", help="speak at the pace of a microphone")
+    """Add the arguments of the command."""
+    parser.add_argument("input", type=Path, metavar="IN.wav", help="speech to send; any rate, any number of channels")
+    parser.add_argument("output", type=Path, metavar="OUT.wav", help="file for the answer; 24 kHz mono")
+    parser.add_argument("--url", help="address of the bridge (default: from the settings)")
+    parser.add_argument("--key", help="an API key (default: the first key of the settings)")
+    parser.add_argument("--realtime", action="store_true", help="send at the pace of a microphone")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Talks, writes the answer, prints the text."""
+    """Send the speech, write the answer, print its text."""
     settings = load_settings()
     url = arguments.url or f"{settings.bridge.url}/ws/pcm16"
     key = arguments.key or next(iter(settings.bridge.read_keys()), "")
     if arguments.output.suffix.lower() != ".wav":
-        raise UserError(f"{arguments.output} is no name of a WAV, expected one that ends in .wav")
+        raise UserError(f"{arguments.output} must end in .wav")
     if not arguments.output.resolve().parent.is_dir():
         raise UserError(f"{arguments.output} cannot be written: there is no folder {arguments.output.resolve().parent}")
     try:

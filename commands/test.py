@@ -1,4 +1,4 @@
-"""./sca test: every check there is."""
+"""./sca test: lint, format, types, audit and tests."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ NOT_LONG = ["-m", "not long"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    parser.add_argument("--long", action="store_true", help="also the tests that take minutes each")
-    parser.add_argument(
-        "pytest_arguments", nargs=argparse.REMAINDER, help="run only the tests, with these arguments of pytest"
-    )
+    """Add the arguments of the command."""
+    parser.add_argument("--long", action="store_true", help="also the tests that take minutes")
+    parser.add_argument("pytest_arguments", nargs=argparse.REMAINDER, help="run only pytest, with these arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """1 if any check failed; each is run in any case."""
+    """Run every check, even after a failure; return 1 if one failed."""
     install_missing()
     if arguments.pytest_arguments:
         return subprocess.run([*CHECKS["tests"], *arguments.pytest_arguments], cwd=ROOT, check=False).returncode
@@ -39,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         selection = NOT_LONG if name == "tests" and not arguments.long else []
         started_s = time.monotonic()
         status = subprocess.run([*command, *selection], cwd=ROOT, check=False).returncode
-        is_not_run = name == "audit" and status == NOT_RUN  # without a network
+        is_not_run = name == "audit" and status == NOT_RUN  # exit status of the audit without a network
         mark = "– not run:" if is_not_run else "[green]✓[/green]" if status == 0 else "[red]✗[/red]"
         console.print(f"{mark} {name} [dim]({time.monotonic() - started_s:.1f} s)[/dim]")
         if status != 0 and not is_not_run:

@@ -1,4 +1,4 @@
-"""The settings of every part, read once from TOML and the environment."""
+"""Settings of all components, read once from TOML files and the environment."""
 
 from config.loader import SettingsError
 from config.settings import Settings

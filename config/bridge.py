@@ -1,4 +1,4 @@
-"""The settings of the bridge: where it listens, who may come in, and how much of it one client may use."""
+"""The section [bridge]: addresses, access of clients, and the limits of one client."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 from config.loader import SettingsError, expect, listed
 
-MIN_KEY = 16  # characters of an API key: a shorter one could be guessed
-
-
+MIN_KEY = 16  # minimum number of characters of an API key: a shorter one could be guessed
 ICE_SERVER = re.compile(
     r"(?P<scheme>stun|turns?):((?P<user>[^:@]+):(?P<password>[^@]+)@)?(?P<host>[\w.-]+(:\d+)?(\?transport=(udp|tcp))?)"
 )
@@ -28,7 +26,7 @@ class IceServer(NamedTuple):
 
 @dataclass(frozen=True)
 class BridgeSettings:
-    """The bridge's address, its clients' keys, and its limits."""
+    """The bridge's address, the keys of its clients, and its limits."""
 
     host: str
     port: int
@@ -79,7 +77,7 @@ class BridgeSettings:
             is_origin = origin == "*" or origin.startswith(("http://", "https://"))
             expect(is_origin, "bridge.allowed_origins", origin, "origins such as https://shop.example, or *")
         for server in listed(self.ice_servers):
-            is_known = bool(ICE_SERVER.fullmatch(server))  # it is not shown: it may hold a password
+            is_known = bool(ICE_SERVER.fullmatch(server))  # the value is not quoted: it may hold a password
             expected = "stun:HOST:PORT, turn:USER:PASSWORD@HOST:PORT, or turns:"
             expect(is_known, "bridge.ice_servers", "a server", expected)
         both = bool(self.tls_certificate) == bool(self.tls_key)
@@ -87,24 +85,24 @@ class BridgeSettings:
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """Origins of web pages that may talk to the bridge, besides its own."""
+        """Origins of web pages, other than the bridge's own page, that may connect to the bridge."""
         return tuple(origin.rstrip("/").lower() for origin in listed(self.allowed_origins))
 
     @property
     def ice(self) -> tuple[IceServer, ...]:
-        """The servers by which WebRTC calls find their way."""
+        """The STUN and TURN servers of WebRTC calls."""
         found = [match for server in listed(self.ice_servers) if (match := ICE_SERVER.fullmatch(server))]
         return tuple(IceServer(f"{m['scheme']}:{m['host']}", m["user"], m["password"]) for m in found)
 
     @property
     def url(self) -> str:
-        """Where its WebSockets are, for a client of these settings."""
+        """Base URL of the bridge's WebSockets, for a client with the same settings."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'wss' if self.tls_certificate else 'ws'}://{host}:{self.port}"
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """True if only this machine can reach the bridge."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -112,13 +110,13 @@ class BridgeSettings:
 
     @property
     def needs_key(self) -> bool:
-        """Whether every client has to show a key."""
+        """True if every client has to send an API key."""
         if self.require_api_key == "auto":
             return not self.is_local or bool(self.api_keys or self.api_keys_file)
         return self.require_api_key == "always"
 
     def read_keys(self) -> tuple[str, ...]:
-        """The keys of the setting and of the file. Raises `SettingsError`, which shows no key."""
+        """Return the keys of the setting and of the file; raise `SettingsError`, which quotes no key."""
         keys = listed(self.api_keys)
         if self.api_keys_file:
             try:
@@ -127,10 +125,12 @@ class BridgeSettings:
                 raise SettingsError(f"bridge.api_keys_file {self.api_keys_file} cannot be read: {error}") from None
             keys += tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
         if any(len(key) < MIN_KEY or not (key.isascii() and key.isprintable()) or " " in key for key in keys):
-            raise SettingsError(f"an API key is too short or odd, expected at least {MIN_KEY} letters and digits")
+            raise SettingsError(
+                f"API key: expected at least {MIN_KEY} letters and digits, got a shorter key or other characters"
+            )
         if self.needs_key and not keys:
             raise SettingsError(
-                f"bridge.host is {self.host!r}, which others can reach, and there is no API key; expected keys in "
-                "bridge.api_keys or bridge.api_keys_file, or bridge.require_api_key = 'never' to let anybody in"
+                f"bridge.host is {self.host!r}, which other machines can reach, without an API key: expected keys in "
+                "bridge.api_keys or bridge.api_keys_file, or bridge.require_api_key = 'never' to admit every client"
             )
         return keys

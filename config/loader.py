@@ -1,4 +1,4 @@
-"""Where settings come from: TOML files, the environment, and values replaced in code."""
+"""Sources of settings (TOML files, the environment, values in code), and checks of single values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-NOT_SETTINGS = {"SCA_VENV", "SCA_PYTHON", "SCA_CONFIG"}  # read by ./sca itself
-SHOWN = 40  # characters of a bad value that its error repeats
-TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+NOT_SETTINGS = {"SCA_VENV", "SCA_PYTHON", "SCA_CONFIG"}  # environment variables of ./sca itself
+SHOWN = 40  # maximum number of characters that an error quotes of a bad value
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class SettingsError(ValueError):
-    """A setting is unknown or impossible; the message names it, what came and what was expected."""
+    """A setting is unknown or has an impossible value; the message names setting, value and allowed values."""
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it: a line at most."""
+    """Return a value as an error quotes it, shortened to one line."""
     if isinstance(value, str):
         return repr(value if len(value) <= SHOWN else value[:SHOWN] + "...")
     text = repr(value)
@@ -30,18 +30,18 @@ def shown(value: object) -> str:
 
 
 def expect(holds: bool, name: str, value: object, expected: str) -> None:
-    """Raises `SettingsError` unless it `holds`."""
+    """Raise `SettingsError` unless the condition `holds`."""
     if not holds:
-        raise SettingsError(f"{name} is {shown(value)}, expected {expected}")
+        raise SettingsError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The parts of a text between commas, each once."""
+    """Return the parts of a text between commas, without duplicates."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises `SettingsError`."""
+    """Return the tables of a TOML file; raise `SettingsError` if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -51,21 +51,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(values: dict[str, Any], changes: Mapping[str, Any], source: str) -> None:
-    """Puts `changes` over `values`; raises `SettingsError` for what `source` should not have named."""
+    """Write `changes` over `values`; raise `SettingsError` for an unknown section or key, which `source` has set."""
     for section, keys in changes.items():
         if section not in values:
-            raise SettingsError(f"unknown section [{section}] in {source}, expected one of {', '.join(values)}")
+            raise SettingsError(f"unknown section [{section}] in {source}: expected one of {', '.join(values)}")
         if not isinstance(keys, dict):
-            raise SettingsError(f"[{section}] in {source} is {keys!r}, expected a table of settings")
+            raise SettingsError(f"[{section}] in {source}: expected a table of settings, got {keys!r}")
         for key, value in keys.items():
             if key not in values[section]:
                 known = ", ".join(values[section])
-                raise SettingsError(f"unknown setting {section}.{key} in {source}, expected one of {known}")
+                raise SettingsError(f"unknown setting {section}.{key} in {source}: expected one of {known}")
             values[section][key] = value
 
 
 def from_environment(values: dict[str, Any], environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """SCA_<SECTION>_<KEY> variables as a table; an SCA_ name that fits no setting is refused."""
+    """Return the SCA_<SECTION>_<KEY> variables as a table; raise `SettingsError` for an SCA_ name without a setting."""
     changes: dict[str, dict[str, str]] = {}
     for variable, value in environ.items():
         if not variable.startswith("SCA_") or variable in NOT_SETTINGS:
@@ -78,25 +78,26 @@ def from_environment(values: dict[str, Any], environ: Mapping[str, str]) -> dict
 
 
 def typed(name: str, value: Any, expected: type) -> Any:
-    """`value` as `expected`. Numbers and truths may come as text, from the environment or a query; raises
-    `SettingsError`.
+    """Return `value` as the type `expected`; raise `SettingsError` if that is impossible.
+
+    Numbers and booleans may be text, because the environment and a query string hold only text.
     """
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[expected]
     if expected is bool and isinstance(value, str):
-        value = TRUTHS.get(value.lower(), value)
+        value = BOOLEANS.get(value.lower(), value)
     if expected in (int, float) and not isinstance(value, bool):
         try:
             number = expected(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise SettingsError(f"{name} is {shown(value)}, expected {words}") from error
+            raise SettingsError(f"{name}: expected {words}, got {shown(value)}") from error
         value = number if isinstance(value, str) or number == value or number != number else value
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise SettingsError(f"{name} is {shown(value)}, expected {words}")
+        raise SettingsError(f"{name}: expected {words}, got {shown(value)}")
     return value
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can travel: JSON lets half a character (a lone surrogate) through."""
+    """Return whether a text is valid Unicode: JSON lets half a character (a lone surrogate) through."""
     try:
         text.encode()
     except UnicodeEncodeError:

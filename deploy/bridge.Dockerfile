@@ -1,4 +1,4 @@
-# The bridge: a slim Python with the WebSocket and the page, no torch. Build from the project's root:
+# The bridge: Python with the WebSocket and the page, without torch. Build in the project's root folder:
 #   docker build -f deploy/bridge.Dockerfile -t sca-bridge .
 FROM python:3.12-slim
 

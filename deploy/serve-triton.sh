@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Inside NVIDIA's container: exports the checkpoint (or finds it exported), then becomes tritonserver.
-# Further arguments go to tritonserver. With TENSORRT=1 the two ONNX stages run as TensorRT engines, which are built
-# first: that takes trtexec and polygraphy on PATH, as NVIDIA's TensorRT container has them.
+# Entry point in NVIDIA's container: exports the checkpoint unless it is exported already, then executes tritonserver
+# with all further arguments. With TENSORRT=1 it first builds TensorRT engines of the two ONNX stages; trtexec and
+# polygraphy have to be on PATH, as in NVIDIA's TensorRT container.
 set -euo pipefail
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SCA_ENGINE_CPU_THREADS:-1}}"

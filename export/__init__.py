@@ -1,1 +1,1 @@
-"""A checkpoint -> ONNX and a repository ready to serve; makes the random checkpoint too."""
+"""Conversion of a checkpoint to ONNX graphs and a model repository; creation of the random checkpoint."""

@@ -1,4 +1,4 @@
-"""The random checkpoint's tokenizer: one token a byte, and the special tokens and chat format of Qwen3-Omni."""
+"""Tokenizer of the random checkpoint: one token a byte, with the special tokens and chat format of Qwen3-Omni."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from export.chat_format import ROLES, with_chat_format
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose only merges spell the three roles; token ids 0 to 255 are the bytes' alphabet, sorted."""
+    """Return a byte-level BPE whose only merges spell the three roles; ids 0 to 255 are the bytes' sorted alphabet."""
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = []
     for role in ROLES:

@@ -1,11 +1,11 @@
-"""What checkpoints made here share with Qwen3-Omni: special tokens, chat template, and their places in the config."""
+"""Special tokens and chat template of Qwen3-Omni, and their ids in a config, for checkpoints made by this project."""
 
 from __future__ import annotations
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-ROLES = ("system", "user", "assistant")  # transformers' generate() tells the turns apart by these, each one token
+ROLES = ("system", "user", "assistant")  # each is one token: transformers' generate() finds the turns by these
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = (
     "<tts_text_eod>",
 )
 
-# Qwen's chat format: <|im_start|>ROLE\n CONTENT <|im_end|>\n, a clip being <|audio_start|><|audio_pad|><|audio_end|>.
+# Qwen's chat format: <|im_start|>ROLE\n CONTENT <|im_end|>\n; a clip is <|audio_start|><|audio_pad|><|audio_end|>.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -43,7 +43,7 @@ CHAT_TEMPLATE = """\
 
 
 def with_chat_format(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer with the special tokens behind its own, and the chat template."""
+    """Add the special tokens and the chat template to a tokenizer, and wrap it for transformers."""
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -65,7 +65,7 @@ def with_chat_format(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def modality_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The tokens that both the thinker's and the talker's config name."""
+    """Return the token ids that are in both the thinker's and the talker's config."""
     return _ids(
         tokenizer,
         audio_token_id="<|audio_pad|>",
@@ -77,7 +77,7 @@ def modality_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def turn_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The tokens that the config of the whole model names: by these `generate()` finds turns and speech."""
+    """Return the token ids in the config of the whole model, by which `generate()` finds turns and speech."""
     return _ids(
         tokenizer,
         im_start_token_id="<|im_start|>",

@@ -1,12 +1,12 @@
 """Codec frames to waveform, a tick at a time: the streaming form of transformers' `Qwen3OmniMoeCode2Wav`.
 
-A frame of -1 is silence: speech has ended, the next begins anew. `BEGIN` is 1 where a speech begins with the tick's
-first frame: where one follows another without silence, nothing else would tell.
+A frame of -1 is silence: it ends an utterance and resets the states. `BEGIN` is 1 if an utterance begins with the first
+frame of the tick: it separates two utterances without silence between them.
 
-All of code2wav is causal but its four transposed convolutions, each of which needs one input frame more than it
-gives: 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms) by which the stream runs behind. The samples before the clip
-(pre-roll) are zeroed wherever they arise, as the clip's own zero padding would have been; so the stream, shifted by
-555 samples, is the one-shot waveform.
+Code2wav is causal except for its four transposed convolutions, each of which needs one input frame more than it
+completes: the stream is 8*5*4*3 + 5*4*3 + 4*3 + 3 = 555 samples (23 ms) late. The samples before the clip (pre-roll)
+are set to zero at every level, as the zero padding of the clip would be; so the stream, shifted by 555 samples, equals
+the one-shot waveform.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PCM_PEAK = 32767.0
 
 
 class Tails:
-    """The carried ends of convolution inputs: takes them from one packed tensor in order, packs the new ones."""
+    """The ends of the convolutions' inputs that the next tick needs, packed in one tensor in the order of use."""
 
     def __init__(self, packed: Tensor):
         self._packed = packed
@@ -34,7 +34,7 @@ class Tails:
         self._new: list[Tensor] = []
 
     def extend(self, signal: Tensor, length: int) -> Tensor:
-        """[B, C, T] with its carried tail in front: [B, C, length + T]; the new tail is kept."""
+        """Return [B, C, length + T]: the signal [B, C, T] after its tail; keep the new tail."""
         channels = signal.shape[1]
         size = channels * length
         tail = self._packed[:, self._offset : self._offset + size].unflatten(1, (channels, length))
@@ -44,7 +44,7 @@ class Tails:
         return extended
 
     def pack(self) -> Tensor:
-        """All new tails as one tensor [B, N]."""
+        """Return all new tails as one tensor [B, N]."""
         return torch.cat(self._new, dim=1)
 
 
@@ -53,10 +53,10 @@ class Code2Wav(StatefulModule):
 
     Re-implements `Qwen3OmniMoeCode2Wav` (transformers 5.20.2). `conv` packs the ends of all convolutions' inputs,
     `frames` counts the codec frames up to the attention window, `kv` holds the keys (not yet rotated) and values of the
-    last 71 frames of each layer. Rotation is by place in the window: attention knows only differences of positions, so
-    positions need not grow.
+    last 71 frames of each layer. Rotation is by position in the window: attention depends only on differences of
+    positions, so positions need not grow.
 
-    Raises ValueError when the checkpoint's delay is not 555 samples.
+    Raises `ValueError` if the delay of the checkpoint is not 555 samples.
     """
 
     cos: Tensor
@@ -67,7 +67,7 @@ class Code2Wav(StatefulModule):
         super().__init__()
         config = code2wav.config
         self.model = code2wav
-        self.past = config.sliding_window - 1  # 71 frames that a frame sees beside itself
+        self.past = config.sliding_window - 1  # previous frames in the attention window of a frame: 71
         self.rates = tuple(config.upsample_rates)
         upsampled = frames * math.prod(config.upsampling_ratios)
         delay, length, gates = 0, upsampled, []
@@ -106,7 +106,7 @@ class Code2Wav(StatefulModule):
     def forward(
         self, codes: Tensor, begin: Tensor, conv: Tensor, frames: Tensor, kv: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """codes: [B, 16, T], begin: [B, 1] -> PCM16 [B, 1920 T], new states."""
+        """Map codes [B, 16, T], begin [B, 1] and the states to PCM16 [B, 1920 T] and the new states."""
         waveform, *states = self.waveform(codes, begin, conv, frames, kv)
         conv, frames, kv = states
         return (waveform * PCM_PEAK).round().to(torch.int16), conv, frames, kv
@@ -114,9 +114,9 @@ class Code2Wav(StatefulModule):
     def waveform(
         self, codes: Tensor, begin: Tensor, conv: Tensor, frames: Tensor, kv: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `forward`, in float32 within [-1, 1].
+        """Return the waveform in float32 within [-1, 1], and the new states.
 
-        After a frame of -1 there is silence, to the sample, and the states are those of the beginning.
+        The samples of a frame of -1 are exactly zero, and the states after it are the initial ones.
         """
         begins = begin > 0  # [B, 1]
         conv, frames = conv.masked_fill(begins, 0.0), frames.masked_fill(begins, 0.0)
@@ -129,7 +129,7 @@ class Code2Wav(StatefulModule):
         hidden, new_kv = self._transformer(hidden, frames, kv)
         signal = hidden.transpose(1, 2)
         for transposed, convnext in self.model.upsample:
-            signal = transposed.conv(signal)  # its kernel is its stride: no frame sees another
+            signal = transposed.conv(signal)  # kernel size equals stride: frames are independent
             signal = self._convnext(convnext, signal, tails)
         signal = self._causal(self.model.decoder[0], signal, tails)
         for level, rate in enumerate(self.rates):
@@ -144,20 +144,20 @@ class Code2Wav(StatefulModule):
         audible = spoken.transpose(1, 2).expand(-1, -1, self.samples_per_frame).flatten(1)  # [B, samples]
         waveform = (signal[:, 0].float().clamp(-1.0, 1.0) * gate[:, 0]).masked_fill(~audible, 0.0)
         new_frames = (frames + codes.shape[2]).clamp(max=float(self.past))
-        over = ~spoken[:, 0, -1:]  # [B, 1]
+        has_ended = ~spoken[:, 0, -1:]  # [B, 1]
         return (
             waveform,
-            tails.pack().masked_fill(over, 0.0),
-            new_frames.masked_fill(over, 0.0),
-            new_kv.masked_fill(over[:, :, None, None, None, None], 0.0),
+            tails.pack().masked_fill(has_ended, 0.0),
+            new_frames.masked_fill(has_ended, 0.0),
+            new_kv.masked_fill(has_ended[:, :, None, None, None, None], 0.0),
         )
 
     def _transformer(self, hidden: Tensor, frames: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden: [B, T, H], kv: [B, L, 2, heads, past, D] -> [B, T, H], new kv."""
+        """Map hidden [B, T, H] and kv [B, L, 2, heads, past, D] to hidden [B, T, H] and the new kv."""
         transformer = self.model.pre_transformer
         length = hidden.shape[1]
-        place = torch.arange(self.past + length, device=hidden.device)
-        exists = place[None] >= self.past - frames  # [B, past + T]
+        position = torch.arange(self.past + length, device=hidden.device)
+        exists = position[None] >= self.past - frames  # [B, past + T]
         visible = self.in_window & exists[:, None, None]  # [B, 1, T, past + T]
 
         new_kv = []
@@ -193,11 +193,11 @@ class Code2Wav(StatefulModule):
 
     @staticmethod
     def _upsample(transposed: Any, signal: Tensor, rate: int, tails: Tails) -> Tensor:
-        """[B, C, T] -> [B, C', rate * T], one input frame behind: that which the last frame lacks comes next tick."""
+        """Map [B, C, T] to [B, C', rate * T], one input frame late: the last frame is completed by the next tick."""
         return transposed.conv(tails.extend(signal, 1))[:, :, rate:-rate]
 
     def _tail_sizes(self) -> Iterator[int]:
-        """Sizes of the tails in the order in which `forward` takes them."""
+        """Yield the sizes of the tails in the order in which `forward` uses them."""
         for _, convnext in self.model.upsample:
             yield _tail_size(convnext.dwconv)
         yield _tail_size(self.model.decoder[0])
@@ -214,6 +214,6 @@ def _tail_size(layer: Any) -> int:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in transformers' half-split layout. x: [B, heads, T, D]; cos, sin: [T, D]."""
+    """Apply the rotary position embedding, in transformers' half-split layout: x [B, heads, T, D]; cos, sin [T, D]."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin

@@ -1,7 +1,7 @@
-"""The code predictor as one ONNX graph: its steps unrolled, greedy or sampling, for the engine on a CPU.
+"""The code predictor as one ONNX graph with unrolled steps, greedy or sampling, for the engine on a CPU.
 
-The loop's operations are small: torch spends most of a frame's time between them. The engine runs the graph in place of
-`TorchCodePredictor` (engine/code_predictor.py), with the same codes.
+The operations of the loop are small, so torch spends most of a frame's time on dispatch. The engine runs the graph in
+place of `TorchCodePredictor` (engine/code_predictor.py), with the same codes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from engine.sampler import RESIDUAL_TOP_K, RESIDUAL_TOP_P
 from export.onnx_stage import ExportError
 
 CHECKED_FRAMES = 64
-EMBEDDING_TOLERANCE = 1e-4  # of sums of 16 embeddings: a few roundings of float32
+EMBEDDING_TOLERANCE = 1e-4  # tolerance of a sum of 16 embeddings: some float32 rounding errors
 
 
 def export_code_predictor(talker: Any, folder: Path) -> float:
-    """Writes `greedy.onnx` and `sampling.onnx`, and runs both beside torch on random frames.
+    """Write `greedy.onnx` and `sampling.onnx`, and compare both to torch on random frames.
 
-    Returns the greatest difference of an embedding. Raises `ExportError` when codes differ, or an embedding by more
-    than `EMBEDDING_TOLERANCE`.
+    Returns the maximum difference of an embedding. Raises `ExportError` if codes differ, or an embedding by more than
+    `EMBEDDING_TOLERANCE`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, samples in (("greedy", False), ("sampling", True)):
@@ -47,16 +47,16 @@ def _compare(talker: Any, folder: Path) -> float:
     for name, sampling in (("greedy", (None, None)), ("sampling", (temperature, uniforms))):
         found, expected = ours(hidden, first, *sampling), torchs(hidden, first, *sampling)
         equal = (found.codes == expected.codes).all(dim=1)
-        if equal.sum() < CHECKED_FRAMES - 1:  # one may be decided by the last bit of two logits
+        if equal.sum() < CHECKED_FRAMES - 1:  # one frame may depend on the last bit of two logits
             raise ExportError(f"{folder / name}.onnx: codes of {int((~equal).sum())} frames differ from torch's")
         worst = max(worst, float((found.embedding - expected.embedding)[equal].abs().max()))
     if not worst <= EMBEDDING_TOLERANCE:
-        raise ExportError(f"{folder}: embeddings differ from torch's by {worst:.1e}, at most {EMBEDDING_TOLERANCE:g}")
+        raise ExportError(f"{folder}: embeddings differ by {worst:.1e}, expected at most {EMBEDDING_TOLERANCE:g}")
     return worst
 
 
 class _Graph(OnnxBuilder):
-    """Re-implements `Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration` (transformers 5.20.2)."""
+    """Builder of `Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration` (transformers 5.20.2) as a graph."""
 
     def __init__(self, talker: Any):
         super().__init__()
@@ -71,8 +71,10 @@ class _Graph(OnnxBuilder):
         self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1)  # [16, D]
 
     def build(self, samples: bool) -> Any:
-        """The whole model. Inputs HIDDEN [B, H'], FIRST [B], and TEMPERATURE [B] and UNIFORMS [B, 15] if it samples;
-        outputs CODES [B, 16] and EMBEDDING [B, H'], the sum of the codes' embeddings.
+        """Build the whole model.
+
+        Inputs: HIDDEN [B, H'], FIRST [B]; if it samples, also TEMPERATURE [B] and UNIFORMS [B, 15]. Outputs: CODES
+        [B, 16] and EMBEDDING [B, H'], the sum of the codes' embeddings.
         """
         table = self.constant("first_table", self._talker.model.codec_embedding.weight)
         embedding = total = self.op("Gather", table, "FIRST")
@@ -98,7 +100,7 @@ class _Graph(OnnxBuilder):
         return self.model("code_predictor", inputs, {"CODES": (INT64, [count + 1]), "EMBEDDING": (FLOAT, [size])})
 
     def _position(self, x: str, position: int, keys: list[str], values: list[str]) -> str:
-        """One position [B, H'] through all layers; its keys and values join the others. Returns the normed output."""
+        """Add one position [B, H'] through all layers, append its keys and values, and return the normed output."""
         cos = self.constant(f"cos{position}", self._cos[position])
         sin = self.constant(f"sin{position}", self._sin[position])
         for index, layer in enumerate(self._layers):
@@ -111,7 +113,7 @@ class _Graph(OnnxBuilder):
                 value = self.op("Concat", values[index], value, axis=2)  # [B, key heads, n, D]
             keys[index], values[index] = key, value
             if position == 0 and index == len(self._layers) - 1:
-                return ""  # nothing is predicted from the first position
+                return ""  # no code is predicted from the first position
             weights = self.op("Softmax", self.op("MatMul", query, key), axis=-1)
             attended = self.op("Reshape", self.op("MatMul", weights, value), self.integers(0, -1))
             x = self.finish(x, attended, layer, f"layer{index}")
@@ -119,7 +121,7 @@ class _Graph(OnnxBuilder):
         return self.norm(x, "norm", norm.weight, norm.variance_epsilon)
 
     def _sample(self, logits: str, step: int) -> str:
-        """As `engine.sampler.sample` with `residual_params`; no more than the likeliest codes are sorted."""
+        """Sample as `engine.sampler.sample` with `residual_params`, but sort only the likeliest codes."""
         count = min(RESIDUAL_TOP_K, self._predictor.vocab_size)
         ordered, order = self.outputs("TopK", 2, logits, self.integers(count), axis=-1)
         column, last = self.integers(1), self.integers(-1)
@@ -136,10 +138,10 @@ class _Graph(OnnxBuilder):
         total = self.op("Slice", cumulative, last, self.integers(count), column)
         uniform = self.op("Slice", "UNIFORMS", self.integers(step), self.integers(step + 1), column)
         passed = self.op("LessOrEqual", cumulative, self.op("Mul", uniform, total))
-        place = self.op("ReduceSum", self.op("Cast", passed, to=INT64), column, keepdims=1)
+        index = self.op("ReduceSum", self.op("Cast", passed, to=INT64), column, keepdims=1)
         possible = self.op("Cast", self.op("Greater", probabilities, zero), to=INT64)
-        most = self.op("Sub", self.op("ReduceSum", possible, column, keepdims=1), column)
-        sampled = self.op("GatherElements", order, self.op("Min", place, most), axis=1)
+        max_index = self.op("Sub", self.op("ReduceSum", possible, column, keepdims=1), column)
+        sampled = self.op("GatherElements", order, self.op("Min", index, max_index), axis=1)
         first = self.op("Slice", order, self.integers(0), column, column)
         chosen = self.op("Where", self.op("Unsqueeze", greedy, column), first, sampled)
         return self.op("Squeeze", chosen, column)

@@ -1,4 +1,4 @@
-"""A checkpoint of the Hugging Face hub -> a local folder, before anything is started."""
+"""Download of a checkpoint from the Hugging Face hub, before any process is started."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from engine.errors import CheckpointError
 from engine.memory import size
 
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a checkpoint's files
-SPARE_BYTES = 2 * 10**9  # that stay free on the disk
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # patterns of the files that serving needs
+SPARE_BYTES = 2 * 10**9  # disk space that a download leaves free
 
 Report = Callable[[str], None]
 
 
 def fetch_checkpoint(name: str, report: Report, api: Any = None) -> Path:
-    """Downloads the checkpoint `name` into the hub's cache, shown with progress; what is there already is kept, and a
-    download that was broken off goes on. Raises `CheckpointError` when it cannot be had or the disk is too small.
+    """Download the missing files of the checkpoint `name` into the hub's cache; return its folder.
+
+    An interrupted download is resumed. Raises `CheckpointError` if the download fails or the disk is too small.
     """
     cache = Path(constants.HF_HUB_CACHE)
     try:
@@ -40,11 +41,11 @@ def fetch_checkpoint(name: str, report: Report, api: Any = None) -> Path:
 
 
 def _missing_bytes(name: str, api: Any) -> int:
-    """Bytes of its needed files that are not in the cache; 0 when the hub cannot be asked but all may be there."""
+    """Return the size of the needed files that are not in the cache; 0 if the hub cannot be reached."""
     try:
         files = api.model_info(name, files_metadata=True).siblings
     except (HfHubHTTPError, OSError):
-        return 0  # without a network, `snapshot_download` finds what is there or says what is not
+        return 0  # without a network, `snapshot_download` uses the cache, or its error names the missing file
     needed = (file for file in files if any(Path(file.rfilename).match(pattern) for pattern in NEEDED))
     return sum(file.size or 0 for file in needed if not isinstance(try_to_load_from_cache(name, file.rfilename), str))
 

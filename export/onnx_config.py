@@ -1,4 +1,4 @@
-"""A module declared in optimum's terms: its inputs and outputs with their dynamic axes, and dummy inputs for them."""
+"""Declaration of a module for optimum: inputs and outputs with their dynamic axes, and dummy inputs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ DUMMY_BATCH = 2
 
 
 class DummyTick(DummyInputGenerator):
-    """Random inputs and states of one tick, the same for the same seed."""
+    """Generator of random inputs and states of one tick, determined by the seed."""
 
     def __init__(self, task: str, stage: NormalizedConfig, seed: int = 0, **_: Any):
         self._specs = {spec.name: spec for spec in (*stage.config.inputs, *stage.config.states)}
         self._random = torch.Generator().manual_seed(seed)
 
     def supports_input(self, input_name: str) -> bool:
-        """Whether the stage has an input or a state of this name."""
+        """Return whether the stage has an input or a state of this name."""
         return input_name in self._specs
 
     def generate(
         self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
     ) -> torch.Tensor:
-        """[2, *dims]: uniform below the tensor's bound; whole numbers below 500, or normal draws, where it has none."""
+        """Return [2, *dims], uniform below the tensor's bound; without one, integers below 500 or normal draws."""
         spec: TensorSpec = self._specs[input_name]
         shape = (DUMMY_BATCH, *spec.dims)
         if not spec.dtype.is_floating_point:
@@ -39,7 +39,7 @@ class DummyTick(DummyInputGenerator):
 
 
 class OnnxConfig(ExporterConfig):
-    """Any `StatefulModule`, declared."""
+    """Exporter config of a `StatefulModule`."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     DUMMY_INPUT_GENERATOR_CLASSES = (DummyTick,)
@@ -49,10 +49,10 @@ class OnnxConfig(ExporterConfig):
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        """Inputs and states; only the batch is dynamic."""
+        """Dynamic axes of inputs and states: only the batch."""
         return dict.fromkeys(self._config.input_names, BATCH)
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        """Outputs and new states; only the batch is dynamic."""
+        """Dynamic axes of outputs and new states: only the batch."""
         return dict.fromkeys(self._config.output_names, BATCH)

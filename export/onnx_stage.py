@@ -1,4 +1,4 @@
-"""A stage -> model.onnx, checked against torch before anyone may serve it."""
+"""Export of a stage to model.onnx, and its comparison to torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from export.onnx_config import OnnxConfig
 from export.stateful_module import StatefulModule
 
-OPSET = 18  # the newest that torch 2.13 translates to without a conversion step
+OPSET = 18  # the newest opset that torch 2.13 exports without a conversion
 CHECK_TICKS = 3
 
 
@@ -27,10 +27,10 @@ class ExportError(RuntimeError):
 def export_onnx(
     stage: StatefulModule, path: Path, tolerances: dict[str, float], reference: StatefulModule | None = None
 ) -> dict[str, float]:
-    """Writes `stage` to `path`, then runs it and `reference`, by default `stage` itself, on the same ticks.
+    """Write `stage` to `path`, and compare it to `reference` (default: `stage`) on the same ticks.
 
-    `tolerances` holds the greatest absolute difference allowed for each output; returns the differences found.
-    Raises `ExportError` when one is exceeded.
+    `tolerances` holds the maximum absolute difference of each output. Returns the differences found; raises
+    `ExportError` if one exceeds its tolerance.
     """
     declaration = OnnxConfig(stage)
     example = tuple(declaration.generate_dummy_inputs().values())
@@ -53,7 +53,10 @@ def export_onnx(
 
 
 def compare(stage: StatefulModule, path: Path, tolerances: dict[str, float]) -> dict[str, float]:
-    """Greatest absolute difference of each output over a few ticks of a new stream, states carried on both sides."""
+    """Return the maximum absolute difference of each output over `CHECK_TICKS` of a stream; both carry their states.
+
+    Raises `ExportError` if one exceeds its tolerance.
+    """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     states = stage.zero_states(batch=2)
     onnx_states = [state.numpy() for state in states]
@@ -79,13 +82,13 @@ def compare(stage: StatefulModule, path: Path, tolerances: dict[str, float]) -> 
 
 
 def _is_large(stage: StatefulModule) -> bool:
-    """Whether the weights need a file beside the graph: a protobuf holds 2 GB at most."""
+    """Return whether the weights need a separate file: a protobuf holds at most 2 GB."""
     return sum(p.numel() * p.element_size() for p in stage.parameters()) > 1_500_000_000
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter's narration: it is about torch's own code, not about the model."""
+    """Suppress the exporter's log: it concerns the code of torch, not the model."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Makes the random checkpoint: Qwen3-Omni's architecture, a few million random weights, the files of a real one.
+"""The random checkpoint: Qwen3-Omni's architecture with a few million random weights, and all files of a checkpoint.
 
-It is the same to the byte on every machine: weights are uniform draws of numpy's frozen RandomState stream, which
-needs no transcendental function, and nothing is measured while it is made.
+The checkpoint is identical on every machine: its weights are uniform draws of numpy's frozen RandomState stream, which
+needs no transcendental function, and none depends on a measurement.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SEED = 320
 CODEBOOK = 512  # entries of each of the 16 codebooks (2048 in the real one)
 SPEAKERS = ("chelsie", "ethan", "aiden")
 HIDDEN = 64
-TEXT_END, SPEECH_END = 2.5, 2.5  # how much likelier the ends are than by chance: an answer is some seconds long
+TEXT_END, SPEECH_END = 2.5, 2.5  # factors on the logits of the end tokens: an answer takes some seconds
 PRINTABLE = 94  # the tokenizer's first tokens are the printable ASCII characters
-OUTPUT_CONV = "code2wav.decoder.6.conv"  # the last convolution before the loudspeaker
+OUTPUT_CONV = "code2wav.decoder.6.conv"  # name of the last convolution
 
 
 def make_random_checkpoint(folder: Path) -> Path:
-    """Writes weights, config, tokenizer, feature extractor and generation config to `folder`; returns it."""
+    """Write weights, config, tokenizer, feature extractor and generation config to `folder`, and return it."""
     tokenizer = make_tokenizer()
     config = random_config(tokenizer)
     with torch.device("meta"):
@@ -53,7 +53,7 @@ def make_random_checkpoint(folder: Path) -> Path:
 
 
 def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
-    """Every module of the real architecture, each as small as it can be and still do its work."""
+    """Return a config with every module of the real architecture, each of the smallest useful size."""
 
     modalities = modality_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -142,10 +142,10 @@ def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
 
 
 def draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter that keeps the variance of what passes through it, float32.
+    """Draw a parameter in float32 that keeps the variance of its input.
 
-    Scales and gates of residual branches are near one half, not near zero: a branch that hardly moves the output
-    would hide a mistake in it.
+    Scales and gates of residual branches are near one half, not near zero: with a branch near zero, no test would
+    notice an error in it.
     """
     module, _, leaf = name.rpartition(".")
 
@@ -159,41 +159,41 @@ def draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> np
         return uniform(0.1, mean=0.5)
     if leaf == "bias":
         return uniform(0.01 if name == OUTPUT_CONV + ".bias" else 0.1)
-    if name.startswith("thinker.audio_tower.conv") and len(shape) == 4:  # GELU halves what passes, speech must not fade
+    if name.startswith("thinker.audio_tower.conv") and len(shape) == 4:  # GELU halves the signal; 2.0 compensates
         return _without_mean(uniform(2.0 / math.sqrt(math.prod(shape[1:]))))
-    if name.startswith(("thinker.audio_tower.conv_out", "thinker.audio_tower.proj2")):  # louder than the positions
+    if name.startswith(
+        ("thinker.audio_tower.conv_out", "thinker.audio_tower.proj2")
+    ):  # larger than the position embeddings
         return _without_mean(uniform(4.0 / math.sqrt(shape[1])))
     if len(shape) == 1:  # norms
         return uniform(0.1, mean=1.0)
-    if "codec_embedding" in name:  # sixteen of them are summed
+    if "codec_embedding" in name:  # a frame sums 16 embeddings
         return uniform(0.35)
     if "embed" in name:
         return uniform(1.0)
-    if "head" in module:  # rows of unequal length: argmax is decided clearly
+    if "head" in module:  # rows of unequal norm give argmax a clear margin
         weights = uniform(2.0 / math.sqrt(shape[-1])) * (0.4 + random.random_sample((shape[0], 1))).astype(np.float32)
         if name == "thinker.lm_head.weight":
-            weights[PRINTABLE:] = weights[PRINTABLE:] * np.float32(
-                0.7
-            )  # text that looks like text, with a rare other byte
+            weights[PRINTABLE:] = weights[PRINTABLE:] * np.float32(0.7)  # mostly printable text
         return weights
-    if module.endswith("gate") and len(shape) == 2:  # routers choose clearly
+    if module.endswith("gate") and len(shape) == 2:  # routers with a clear margin
         return uniform(2.0 / math.sqrt(shape[-1]))
     if name.startswith("code2wav.decoder."):
         return uniform(_decoder_deviation(name, shape))
     fan_in = shape[-1] if len(shape) == 3 and "experts" in name else math.prod(shape[1:])
     if _is_transposed(name):
-        fan_in = shape[0] * 2  # each output sample hears two input frames
+        fan_in = shape[0] * 2  # two input frames contribute to an output sample
     return uniform(1.0 / math.sqrt(fan_in))
 
 
 def _without_mean(filters: np.ndarray) -> np.ndarray:
-    """Filters [out, ...] that answer to change and not to level: sound is told from sound."""
+    """Subtract the mean of each filter [out, ...], so that filters respond to changes and not to the level."""
     mean = filters.mean(axis=tuple(range(1, filters.ndim)), keepdims=True, dtype=np.float64)
     return (filters - mean).astype(np.float32)
 
 
 def _decoder_deviation(name: str, shape: tuple[int, ...]) -> float:
-    """Deviation of a convolution's weights in code2wav's decoder: each level near 1, the waveform near -20 dBFS."""
+    """Return the deviation of a convolution's weights in code2wav's decoder: levels near 1, waveform near -20 dBFS."""
     if name == OUTPUT_CONV + ".weight":
         return 0.022 / math.sqrt(math.prod(shape[1:]))
     if ".conv2." in name:  # three residual units in a row would otherwise triple the level
@@ -204,7 +204,7 @@ def _decoder_deviation(name: str, shape: tuple[int, ...]) -> float:
 
 
 def _is_transposed(name: str) -> bool:
-    """Whether a code2wav weight is of a transposed convolution: [in, out, kernel]."""
+    """Return whether the weight of code2wav belongs to a transposed convolution: [in, out, kernel]."""
     parts = name.split(".")
     in_decoder_block = parts[:2] == ["code2wav", "decoder"] and parts[3:5] == ["block", "1"]
     in_upsampling = parts[:2] == ["code2wav", "upsample"] and parts[3:5] == ["0", "conv"]

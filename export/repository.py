@@ -1,6 +1,6 @@
-"""A checkpoint and the settings -> a model repository that Triton serves, in a build folder.
+"""Assembly of the model repository that Triton serves, from a checkpoint and the settings, in a build folder.
 
-The graphs are kept (see `export.graphs`); the repository around them is assembled anew each time.
+Graphs are exported once (see `export.graphs`); the rest of the repository is written at each export.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from export.weights import load_code2wav, load_predictor
 
 SOURCES = ROOT / "model_repository"
 STAMP = "built_from.json"
-TENSORS = "tensors.json"  # beside a stage's graph: its inputs, states and outputs
+TENSORS = "tensors.json"  # file next to a stage's graph: its inputs, states and outputs
 PREDICTOR = "code_predictor"
-PRODUCTS = "_products"  # of a graph whose convolutions are products: both are kept
+PRODUCTS = "_products"  # suffix of a graph whose convolutions are matrix products
 
-# Greatest differences from torch that an export may show, each with its reason: 1e-3 in log10 is what float32 leaves of
-# the weakest cells; at full size torch and ONNX Runtime are each within one step of PCM16 of float64, so within two of
-# each other (a peak of 22,000); float16 has 11 bits, through some 40 layers.
+# Maximum differences of an export from torch. 1e-3 in log10 is the rounding error of float32 in the weakest cells. At
+# full size torch and ONNX Runtime are each within one step of PCM16 of float64, so within two of each other (at a peak
+# of 22,000). float16 has 11 bits, through about 40 layers.
 MEL_TOLERANCES = {"LOG_MEL": 1e-3}
 CODE2WAV_TOLERANCES: dict[str, dict[str, float]] = {"float32": {"AUDIO_OUT": 2}, "float16": {"AUDIO_OUT": 3277}}
 
@@ -49,16 +49,16 @@ Report = Callable[[str], None]
 
 
 def build_repository(settings: Settings, build: Path, report: Report, tensorrt: bool = False) -> Path:
-    """Makes `build`/repository; returns it.
+    """Build `build`/repository, and return it.
 
-    `report` is told each step before it begins; `tensorrt`: its graphs are to become TensorRT engines. Raises
-    `CheckpointError`, `ExportError`, `MemoryRefusedError` or `SettingsError`.
+    `report` is called with each step before the step begins; `tensorrt`: the graphs will become TensorRT engines.
+    Raises `CheckpointError`, `ExportError`, `MemoryRefusedError` or `SettingsError`.
     """
     checkpoint = find_checkpoint(settings, build, report)
     settings = settle_slots(settings, checkpoint)
     graphs = GraphCache(build / "graphs", report)
     weights = _identity(checkpoint)
-    products = triton_config.runs_on_gpu(settings) and not tensorrt  # where ONNX Runtime is slow to take another batch
+    products = triton_config.runs_on_gpu(settings) and not tensorrt  # ONNX Runtime plans convolutions slowly on a GPU
     stages = {
         "mel_frontend": _mel_frontend(graphs, checkpoint, settings, products),
         "code2wav": _code2wav(graphs, checkpoint, weights, settings, products),
@@ -99,9 +99,9 @@ def build_repository(settings: Settings, build: Path, report: Report, tensorrt: 
 
 
 def settle_slots(settings: Settings, checkpoint: str) -> Settings:
-    """Settings whose `engine.slots` is a number of conversations; on CUDA 0 stays 0, since the engine measures.
+    """Return settings with a resolved `engine.slots`; on CUDA 0 stays 0, because the engine measures the memory.
 
-    Raises `MemoryRefusedError` when none fits, `SettingsError` for a context that the checkpoint does not know.
+    Raises `MemoryRefusedError` if no slot fits, `SettingsError` for a context that is longer than the checkpoint's.
     """
     device = resolve_device(settings.qwen.device_map)
     dtype = resolve_dtype(settings.qwen.torch_dtype, device)
@@ -112,9 +112,9 @@ def settle_slots(settings: Settings, checkpoint: str) -> Settings:
 
 
 def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:
-    """The folder of the checkpoint that `qwen.model_id` names: by default the barista, which lies in the repository.
+    """Return the folder of the checkpoint in `qwen.model_id`; by default the barista's.
 
-    `random` is the checkpoint of random weights, made if need be. Raises `CheckpointError`.
+    For `random` the checkpoint of random weights is created if need be. Raises `CheckpointError`.
     """
     source = settings.qwen.model_id
     if source == RANDOM:
@@ -139,7 +139,7 @@ def _random_checkpoint(build: Path, report: Report) -> Path:
 
 
 def read_stamp(folder: Path) -> Any:
-    """What `folder` was built from; None where nothing is."""
+    """Return the stamp of `folder`, which names what it was built from; None if there is none."""
     try:
         return json.loads((folder / STAMP).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -174,7 +174,7 @@ def _code2wav(graphs: GraphCache, checkpoint: str, weights: Any, settings: Setti
 
 
 def _code_predictor(graphs: GraphCache, checkpoint: str, weights: Any, settings: Settings) -> Path | None:
-    """Its graphs for the CPU; None where the engine runs on CUDA, not in float32, or with a LoRA merged in."""
+    """Return the graphs of the code predictor for a CPU; None on CUDA, in another type than float32, or with a LoRA."""
     device = resolve_device(settings.qwen.device_map)
     is_float32 = resolve_dtype(settings.qwen.torch_dtype, device) == torch.float32
     if device != "cpu" or not is_float32 or settings.qwen.lora:
@@ -196,10 +196,10 @@ def _export_stage(stage: StatefulModule, folder: Path, tolerances: dict[str, flo
     return ", ".join(f"{name} differs from torch by {value:.1e} at most" for name, value in differences.items())
 
 
-def _link(source: Path, target: Path, wanted: Callable[[Path], bool] = lambda _: True) -> None:
-    """The files of a folder in another: hard links where the disk allows them, else copies."""
+def _link(source: Path, target: Path, is_linked: Callable[[Path], bool] = lambda _: True) -> None:
+    """Link the files of `source` in `target`; copy them if the file system has no hard links."""
     target.mkdir(parents=True)
-    for file in filter(wanted, source.iterdir()):
+    for file in filter(is_linked, source.iterdir()):
         try:
             os.link(file, target / file.name)
         except OSError:
@@ -207,6 +207,6 @@ def _link(source: Path, target: Path, wanted: Callable[[Path], bool] = lambda _:
 
 
 def _identity(checkpoint: str) -> list[list[Any]]:
-    """Names, sizes and times of a checkpoint's files."""
+    """Return name, size and time of each file of a checkpoint."""
     files = sorted(Path(checkpoint).glob("*"))
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,4 +1,4 @@
-"""What the modules that become ONNX have in common: named tensors, and states that Triton carries from tick to tick."""
+"""Base class of the modules that become ONNX: named tensors, and states that Triton carries from tick to tick."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class TensorSpec:
     name: str
     dtype: torch.dtype
     dims: tuple[int, ...]
-    below: float | None = None  # its values are in [0, below); None: any
+    below: float | None = None  # exclusive upper bound of the values, from 0; None: unbounded
 
     def zeros(self, batch: int) -> Tensor:
-        """[batch, *dims] of zeros, which is also how a state begins."""
+        """Return [batch, *dims] of zeros, which is also the initial value of a state."""
         return torch.zeros(batch, *self.dims, dtype=self.dtype)
 
 
 class StatefulModule(nn.Module):
-    """A module `forward(*inputs, *states) -> (*outputs, *new_states)` that keeps nothing between calls.
+    """A module `forward(*inputs, *states) -> (*outputs, *new_states)` without state between calls.
 
-    A state `x` goes in as `x` and comes out as `new_x`: Triton pairs the two by their places in two sorted maps, and
-    a prefix keeps those in step where a suffix would not.
+    The input of a state `x` is `x`, its output `new_x`: Triton pairs them by their position in two sorted maps, and a
+    prefix keeps the two orders equal, while a suffix can change one of them.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -34,15 +34,15 @@ class StatefulModule(nn.Module):
     outputs: tuple[TensorSpec, ...]
 
     def zero_states(self, batch: int) -> tuple[Tensor, ...]:
-        """States of `batch` conversations that have not begun."""
+        """Return the initial states of `batch` conversations."""
         return tuple(state.zeros(batch) for state in self.states)
 
     @property
     def input_names(self) -> list[str]:
-        """Names of all that goes in, in `forward`'s order."""
+        """Names of inputs and states, in the order of `forward`."""
         return [spec.name for spec in (*self.inputs, *self.states)]
 
     @property
     def output_names(self) -> list[str]:
-        """Names of all that comes out, in `forward`'s order."""
+        """Names of outputs and new states, in the order of `forward`."""
         return [spec.name for spec in self.outputs] + ["new_" + spec.name for spec in self.states]

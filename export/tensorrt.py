@@ -1,16 +1,15 @@
-"""The two ONNX stages -> what TensorRT builds its engines from, and a repository that serves those engines.
+"""Conversion of the two ONNX stages for TensorRT: graphs, configs, and the script that builds the engines.
 
-TensorRT knows no INT16, so sound goes in and out of the engines as INT32, and two casting stages of a single node keep
-the ensemble's contract. TensorRT 11 computes in the types that a graph says, so mixed precision is the graph's affair:
-ModelOpt's AutoCast puts code2wav's convolutions and matrix products into float16 where their values allow it, and
-leaves all else, the states above all, in float32. mel_frontend stays in float32: its log-mel is held to 1e-4.
+TensorRT does not support INT16, so audio enters and leaves the engines as INT32, and two stages of a single Cast keep
+the tensors of the ensemble. TensorRT 11 computes in the types of the graph, so the graph has to be in mixed precision:
+ModelOpt's AutoCast converts code2wav's convolutions and matrix products to float16 if their values fit, and leaves the
+rest, above all the states, in float32. mel_frontend stays in float32: the tolerance of its log-mel is 1e-4.
 
-The engines themselves are built by the script that is written beside the repository, in a container with TensorRT.
+The script in the repository's folder builds the engines, in a container with TensorRT.
 """
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -31,37 +30,32 @@ from tritonclient.grpc import model_config_pb2
 from export import triton_config
 from export.onnx_stage import OPSET, ExportError
 from export.repository import read_stamp
+from export.tensorrt_script import ENGINE, SCRIPT_HEAD, engine_commands
 
 STAGES = ("mel_frontend", "code2wav")
 HALF_PRECISION = ("code2wav",)
-IN_HALF = {"Conv", "ConvTranspose", "MatMul"}  # what the matrix units are for; everything else stays in float32
+IN_HALF = {"Conv", "ConvTranspose", "MatMul"}  # operations of the matrix units; all others stay in float32
 CALIBRATION_TICKS = 4
 SCRIPT = "build_engines.sh"
-ENGINE = "model.plan"
-# Greatest differences from the float32 graph. mel_frontend: as from the extractor. code2wav: with float16 products the
-# random checkpoint's waveform differs by 0.012, its tails of convolutions, which reach 17, by 0.56; the bounds are
-# thrice that. What counts frames is exact.
-TOLERANCES = {
-    "mel_frontend": {"LOG_MEL": 1e-4, "new_past": 1e-4},
-    "code2wav": {"AUDIO_OUT": 1200, "new_conv": 1.7, "new_frames": 0, "new_kv": 0.005},
-}
 
 Feed = dict[str, np.ndarray]
 Report = Callable[[str], None]
 
 
 def build_tensorrt_repository(repository: Path, report: Report) -> Path:
-    """From a built `repository` (see `export.repository`), makes `repository`_tensorrt beside it; returns it.
+    """Convert `repository` (see `export.repository`) to `repository`_tensorrt, and return the new folder.
 
     Its engines are missing until its script has run. Raises `ExportError` for a repository in float16.
     """
     made = repository.with_name(repository.name + "_tensorrt")
     stamp = read_stamp(repository)
     if stamp["onnx_precision"] != "float32":
-        raise ExportError("triton.onnx_precision is float16, expected float32 for TensorRT: AutoCast chooses itself")
+        raise ExportError(
+            "triton.onnx_precision is float16, expected float32 for TensorRT: AutoCast chooses the precision"
+        )
     if read_stamp(made) == stamp:
         report(f"the graphs in {made} are up to date")
-        shutil.rmtree(made / "thinker_talker")  # its settings may be others
+        shutil.rmtree(made / "thinker_talker")  # the config holds the settings, which may have changed
         shutil.copytree(repository / "thinker_talker", made / "thinker_talker")
         return made
     staging = made.with_name(made.name + ".new")
@@ -76,7 +70,7 @@ def build_tensorrt_repository(repository: Path, report: Report) -> Path:
         without_int16(original, original)
         if name in HALF_PRECISION:
             mix_precision(original, [tick.feed for tick in ticks])
-        original.rename(folder / "model.onnx")  # Triton is to find the engine alone
+        original.rename(folder / "model.onnx")  # version 1 holds only the engine
         for data in original.parent.glob("*.data"):
             data.rename(folder / data.name)
         config = triton_config.read_config(folder)
@@ -99,16 +93,16 @@ def build_tensorrt_repository(repository: Path, report: Report) -> Path:
 
 
 def build_engines(repository: Path, report: Report) -> None:
-    """Runs the script, unless the engines are there. Raises `ExportError` where TensorRT is not."""
+    """Run the script unless the engines exist; raise `ExportError` if TensorRT is missing or the script fails."""
     if all((repository / name / "1" / ENGINE).is_file() for name in STAGES):
-        report("the engines are there")
+        report("the engines exist")
         return
     if not shutil.which("trtexec"):
         raise ExportError(
             f"trtexec is not on PATH, so the TensorRT engines are not built: run {repository / SCRIPT} where TensorRT "
-            "is (it says how), then this again"
+            "is installed (its first lines show how), then this command again"
         )
-    report("the engines: some minutes")
+    report("building the engines: some minutes")
     built = subprocess.run(
         [repository / SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -118,7 +112,7 @@ def build_engines(repository: Path, report: Report) -> None:
 
 
 def without_int16(source: Path, target: Path) -> None:
-    """Writes `source` with every INT16 tensor an INT32 one: PCM16's values, in a type that TensorRT has."""
+    """Copy the graph `source` to `target` with INT32 for INT16, which TensorRT does not support."""
     model = onnx.load(source)
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.INT16:
@@ -131,8 +125,8 @@ def without_int16(source: Path, target: Path) -> None:
 
 
 def mix_precision(path: Path, feeds: list[Feed]) -> None:
-    """Rewrites the graph in mixed precision; `feeds` tell AutoCast which values are too large for float16."""
-    configure_logging("ERROR")  # it has a line for every node
+    """Rewrite the graph in mixed precision; with `feeds`, AutoCast finds the values too large for float16."""
+    configure_logging("ERROR")  # below errors, AutoCast logs a line a node
     calibration = path.with_name("calibration")
     calibration.mkdir()
     for tick, feed in enumerate(feeds):
@@ -150,14 +144,14 @@ def mix_precision(path: Path, feeds: list[Feed]) -> None:
 
 
 class Recorded(NamedTuple):
-    """A tick of a stream: what goes into a float32 graph, and what comes out."""
+    """Inputs and outputs of a float32 graph in one tick of a stream."""
 
     feed: Feed
     outputs: Feed
 
 
 def record(graph: Path, batch: int) -> list[Recorded]:
-    """A few ticks of a stream through ONNX Runtime, states and all: sound as loud as speech. INT32 for integers."""
+    """Run `CALIBRATION_TICKS` of a stream, as loud as speech, through ONNX Runtime; INT32 replaces INT16."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     random = np.random.RandomState(0)
     states = {name: np.zeros(shape, kind) for name, shape, kind in _tensors(session, batch) if name.islower()}
@@ -165,7 +159,9 @@ def record(graph: Path, batch: int) -> list[Recorded]:
     ticks = []
     for _ in range(CALIBRATION_TICKS):
         inputs = {
-            name: _some(random, name, shape, kind) for name, shape, kind in _tensors(session, batch) if name.isupper()
+            name: _random_input(random, name, shape, kind)
+            for name, shape, kind in _tensors(session, batch)
+            if name.isupper()
         }
         feed = {**inputs, **states}
         found = dict(zip(names, session.run(names, feed), strict=True))
@@ -176,7 +172,7 @@ def record(graph: Path, batch: int) -> list[Recorded]:
 
 
 def save_comparison(ticks: list[Recorded], folder: Path) -> None:
-    """Writes Polygraphy's inputs, and what ONNX Runtime makes of them with the float32 graph."""
+    """Write the inputs for Polygraphy, and the outputs of ONNX Runtime with the float32 graph."""
     results = [IterationResult(outputs=tick.outputs, runner_name="float32") for tick in ticks]
     with G_LOGGER.verbosity(G_LOGGER.WARNING):
         save_json([tick.feed for tick in ticks], str(folder / "inputs.json"), description="ticks of a stream")
@@ -184,7 +180,7 @@ def save_comparison(ticks: list[Recorded], folder: Path) -> None:
 
 
 def use_tensorrt(config: Any) -> None:
-    """Turns a stage's config for ONNX Runtime into one for TensorRT; its states are the same."""
+    """Change a stage's config from ONNX Runtime to TensorRT; its states stay the same."""
     config.backend = "tensorrt"
     config.default_model_filename = ENGINE
     config.parameters.clear()
@@ -196,11 +192,11 @@ def use_tensorrt(config: Any) -> None:
 
 
 def add_cast(repository: Path, name: str, source: int, target: int, sound: Any, batch: int) -> None:
-    """A stage of one Cast, for ONNX Runtime, of the ensemble's tensor `sound`."""
+    """Add a stage for ONNX Runtime that casts the ensemble's tensor `sound`."""
     samples = sound.dims[0]
-    given = helper.make_tensor_value_info("IN", source, ["batch", samples])
-    made = helper.make_tensor_value_info("OUT", target, ["batch", samples])
-    graph = helper.make_graph([helper.make_node("Cast", ["IN"], ["OUT"], to=target)], name, [given], [made])
+    before = helper.make_tensor_value_info("IN", source, ["batch", samples])
+    after = helper.make_tensor_value_info("OUT", target, ["batch", samples])
+    graph = helper.make_graph([helper.make_node("Cast", ["IN"], ["OUT"], to=target)], name, [before], [after])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     (repository / name / "1").mkdir(parents=True)
     onnx.save(model, repository / name / "1" / "model.onnx")
@@ -214,62 +210,13 @@ def add_cast(repository: Path, name: str, source: int, target: int, sound: Any, 
 
 
 def add_casting_steps(ensemble: Any) -> None:
-    """Puts `pcm_in` before mel_frontend and `pcm_out` behind code2wav; the ensemble's own tensors stay INT16."""
+    """Insert `pcm_in` before mel_frontend and `pcm_out` after code2wav; the ensemble's own tensors stay INT16."""
     mel, _, code2wav = ensemble.ensemble_scheduling.step
     mel.input_map["AUDIO_IN"] = "audio_in_int32"
     code2wav.output_map["AUDIO_OUT"] = "audio_out_int32"
     add = ensemble.ensemble_scheduling.step.add
     add(model_name="pcm_in", model_version=-1, input_map={"IN": "AUDIO_IN"}, output_map={"OUT": "audio_in_int32"})
     add(model_name="pcm_out", model_version=-1, input_map={"IN": "audio_out_int32"}, output_map={"OUT": "AUDIO_OUT"})
-
-
-def engine_commands(config: Any) -> str:
-    """Shell lines that build a stage's engine and compare it with what ONNX Runtime gave."""
-    states = config.sequence_batching.state
-    tensors = {tensor.name: list(tensor.dims) for tensor in config.input}
-    tensors |= {state.input_name: list(state.dims) for state in states}
-    most = config.max_batch_size
-    shapes = {
-        f"--{kind}Shapes": ",".join(f"{name}:{'x'.join(map(str, [batch, *dims]))}" for name, dims in tensors.items())
-        for kind, batch in (("min", 1), ("opt", min(8, most)), ("max", most))
-    }
-    build = [
-        "trtexec",
-        f"--onnx={config.name}/model.onnx",
-        f"--saveEngine={config.name}/1/{ENGINE}",
-        "--stronglyTyped",  # the only way in TensorRT 11, and to be said in 10
-        "--noTF32",  # float32 means float32
-        *(f"{flag}={value}" for flag, value in shapes.items()),
-        "--memPoolSize=workspace:4096",
-        f"--timingCacheFile={config.name}/timing.cache",
-        "--skipInference",
-    ]
-    compare = ["polygraphy", "run", f"{config.name}/1/{ENGINE}", "--trt", *comparison_arguments(config.name)]
-    return "\n".join([shlex.join(build), shlex.join(compare), ""])
-
-
-def comparison_arguments(name: str) -> list[str]:
-    """Polygraphy's, for any runner: the recorded ticks in, and how far each output may be from the float32 graph's."""
-    return [
-        *("--load-inputs", f"{name}/inputs.json", "--load-outputs", f"{name}/expected.json"),
-        *("--check-error-stat", "max", "--rtol", "0", "--validate", "--atol"),
-        *(f"{output}:{tolerance:g}" for output, tolerance in TOLERANCES[name].items()),
-    ]
-
-
-SCRIPT_HEAD = """#!/usr/bin/env bash
-# Builds the TensorRT engines of this repository and compares each with ONNX Runtime. To be run where the engines will
-# run: the same GPU, and the TensorRT of the same container release, for example
-#   docker run --gpus all --rm -v "$PWD:/repository" nvcr.io/nvidia/tensorrt:26.07-py3 /repository/build_engines.sh
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-for tool in trtexec polygraphy; do
-    command -v "$tool" > /dev/null && continue
-    echo "$tool is not on PATH: run this in NVIDIA's TensorRT container" >&2
-    exit 1
-done
-
-"""
 
 
 def _tensors(session: Any, batch: int) -> list[tuple[str, list[int], Any]]:
@@ -283,8 +230,8 @@ def _tensors(session: Any, batch: int) -> list[tuple[str, list[int], Any]]:
     return [(tensor.name, [batch, *tensor.shape[1:]], kinds[tensor.type]) for tensor in session.get_inputs()]
 
 
-def _some(random: np.random.RandomState, name: str, shape: list[int], kind: Any) -> np.ndarray:
-    """Sound as loud as speech, codes of the smallest codebook that anybody has, or no beginning of a speech."""
+def _random_input(random: np.random.RandomState, name: str, shape: list[int], kind: Any) -> np.ndarray:
+    """Draw audio as loud as speech, codes below 512 (the smallest codebook in use), or a BEGIN of 0."""
     low, high = {"AUDIO_IN": (-8000, 8000), "CODES": (0, 512), "BEGIN": (0, 1)}[name]
     return random.randint(low, high, shape).astype(kind)
 
@@ -294,7 +241,7 @@ def _int32(value: np.ndarray) -> np.ndarray:
 
 
 def _save(model: Any, path: Path) -> None:
-    """Writes a graph, its weights in a file beside it when they are too large for one."""
+    """Write a graph; weights that are too large for a protobuf go to a separate file."""
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     large = model.ByteSize() > 1_500_000_000

@@ -1,4 +1,4 @@
-"""Triton's model configs: the ones in model_repository/, completed with what follows from checkpoint and settings."""
+"""Triton's model configs: those of model_repository/, completed from the checkpoint and the settings."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ TRITON_TYPES = {
     torch.float16: model_config_pb2.TYPE_FP16,
     torch.float32: model_config_pb2.TYPE_FP32,
 }
-GREATEST_BATCH = 128
+MAX_BATCH = 128
 
 
 def read_config(folder: Path) -> Any:
-    """The ModelConfig message in `folder`/config.pbtxt."""
+    """Return the ModelConfig message in `folder`/config.pbtxt."""
     return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
 def write_config(folder: Path, config: Any) -> None:
-    """Writes the ModelConfig message to `folder`/config.pbtxt."""
+    """Write the ModelConfig message to `folder`/config.pbtxt."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def batch_size(settings: Settings) -> int:
-    """Ticks that a stage computes at once."""
-    return min(settings.engine.slots or GREATEST_BATCH, GREATEST_BATCH)
+    """Return the maximum number of ticks in a batch."""
+    return min(settings.engine.slots or MAX_BATCH, MAX_BATCH)
 
 
 def complete_batching(config: Any, settings: Settings) -> None:
-    """The same limits for every stateful stage: each one times out on its own."""
+    """Set the batch size and the idle timeout, equal in all stateful stages: each stage has a separate timeout."""
     config.max_batch_size = batch_size(settings)
     config.sequence_batching.max_sequence_idle_microseconds = int(settings.engine.idle_timeout_s * 1e6)
 
 
 def tensors_of(stage: StatefulModule) -> dict[str, list[dict[str, Any]]]:
-    """A stage's inputs, states and outputs as JSON."""
+    """Return the inputs, states and outputs of a stage as JSON."""
     return {kind: [_tensor(spec) for spec in getattr(stage, kind)] for kind in ("inputs", "states", "outputs")}
 
 
 def complete_stage(config: Any, tensors: Mapping[str, list[dict[str, Any]]], settings: Settings) -> None:
-    """Writes a stage's tensors (of `tensors_of`) and device into its config.
+    """Write the tensors of a stage (from `tensors_of`) and its device into its config.
 
-    No model_warmup: Triton warms a model up outside any sequence, where its native backend finds no states and fails.
+    There is no model_warmup: Triton runs it outside any sequence, where the native backend has no states and fails.
     """
     complete_batching(config, settings)
     config.input.extend(model_config_pb2.ModelInput(**tensor) for tensor in tensors["inputs"])
@@ -67,23 +67,23 @@ def complete_stage(config: Any, tensors: Mapping[str, list[dict[str, Any]]], set
     if "intra_op_thread_count" not in config.parameters:
         config.parameters["intra_op_thread_count"].string_value = str(settings.engine.cpu_threads)
     if runs_on_gpu(settings):
-        # The engine's device: without it, Triton puts an instance on every GPU of the machine.
+        # The GPU of the engine: without `gpus`, Triton creates an instance on every GPU of the machine.
         config.instance_group.add(
             kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=1, gpus=[gpu_of(settings.qwen.device_map)]
         )
-        # 1 is HEURISTIC. The backend's default measures every convolution anew at each new batch size, in mid-tick.
+        # 1 is HEURISTIC. The backend's default measures every convolution again at each new batch size, during a tick.
         config.parameters["cudnn_conv_algo_search"].string_value = "1"
     else:
         config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)
 
 
 def gpu_of(device_map: str) -> int:
-    """The number of the GPU that `qwen.device_map` means."""
+    """Return the index of the GPU in `qwen.device_map`."""
     return int(device_map.partition(":")[2] or 0)
 
 
 def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) -> None:
-    """Writes the tick's dims, the settings, and the checkpoint's place and voices into the config."""
+    """Write the dims of a tick, the settings, and the checkpoint's folder and voices into the config."""
     voices = list(AutoConfig.from_pretrained(checkpoint).talker_config.speaker_id)
     complete_batching(config, settings)
     config.sequence_batching.oldest.max_queue_delay_microseconds = settings.triton.queue_delay_us
@@ -96,21 +96,21 @@ def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) ->
 
 
 def complete_ensemble(config: Any, settings: Settings) -> None:
-    """Writes the tick's dims into the config."""
+    """Write the dims of a tick into the config."""
     config.max_batch_size = batch_size(settings)
     set_dims(config.input, "AUDIO_IN", [settings.audio.input_samples])
     set_dims(config.output, "AUDIO_OUT", [settings.audio.output_samples])
 
 
 def runs_on_gpu(settings: Settings) -> bool:
-    """Where `triton.instance` puts the two ONNX models; `auto` asks the ONNX Runtime that is installed here."""
+    """Return whether the two ONNX models run on a GPU: with `auto`, if the installed ONNX Runtime supports CUDA."""
     if settings.triton.instance == "auto":
         return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
     return settings.triton.instance == "gpu"
 
 
 def set_dims(tensors: Iterable[Any], name: str, dims: list[int]) -> None:
-    """Replaces the dims of the tensor called `name`."""
+    """Replace the dims of the tensor `name`."""
     for tensor in tensors:
         if tensor.name == name:
             tensor.dims[:] = dims

@@ -1,4 +1,4 @@
-"""One module's weights alone: an export must not load 30 billion parameters for 200 million."""
+"""Weights of single modules: an export of 200 million parameters must not load 30 billion."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def load_code2wav(source: str, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' code2wav with the weights of the checkpoint `source`, on the CPU. Raises `CheckpointError`."""
+    """Load transformers' code2wav with the weights of the checkpoint `source`, on the CPU; raise `CheckpointError`."""
     check_model_type(source)
     return _load(Qwen3OmniMoeCode2Wav(AutoConfig.from_pretrained(source).code2wav_config), source, "code2wav.", dtype)
 
 
 @dataclass(frozen=True)
 class TalkerModel:
-    """The part of a talker's own model that completes frames."""
+    """The part of the talker's model that the code predictor needs."""
 
-    codec_embedding: torch.nn.Embedding  # of codes of the first codebook
+    codec_embedding: torch.nn.Embedding  # embedding of the first codebook's codes
 
 
 @dataclass(frozen=True)
 class PredictorParts:
-    """What of a talker completes codec frames, named as in transformers."""
+    """The parts of a talker that complete codec frames, with the names of transformers."""
 
     config: Any
     code_predictor: Any
@@ -46,7 +46,7 @@ class PredictorParts:
 
 
 def load_predictor(source: str) -> PredictorParts:
-    """transformers' code predictor, and the talker's embedding of first codes, likewise, in float32."""
+    """Load transformers' code predictor and the talker's embedding of first codes, in float32, on the CPU."""
     check_model_type(source)
     config = AutoConfig.from_pretrained(source).talker_config
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration(config.code_predictor_config)
@@ -72,7 +72,7 @@ def _load(model: Any, source: str, prefix: str, dtype: torch.dtype) -> Any:
 
 
 def _files(source: str, prefix: str) -> list[Path]:
-    """The checkpoint's files that hold weights whose names begin so."""
+    """Return the checkpoint's files with weights whose names begin with `prefix`."""
     index = cached_file(source, INDEX_FILE, _raise_exceptions_for_missing_entries=False)
     if index is None:
         single = cached_file(source, SINGLE_FILE, _raise_exceptions_for_missing_entries=False)

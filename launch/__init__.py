@@ -1,1 +1,1 @@
-"""Brings up the pip-installed Triton on a machine without containers."""
+"""Start of the pip-installed Triton on a machine without containers."""

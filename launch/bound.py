@@ -1,7 +1,7 @@
-"""`python bound.py PARENT PROGRAM ARGUMENTS`: becomes the program, which the kernel ends when its parent ends.
+"""`python bound.py PARENT PROGRAM ARGUMENTS`: executes the program, which the kernel terminates when its parent ends.
 
-Not by code between fork and exec: a fork runs the handlers of gRPC, whose threads live in the bridge, and a child of
-those may die before it has become the program.
+A separate program replaces code between fork and exec (`preexec_fn`), since gRPC's fork handlers run there: gRPC has
+threads in the bridge's process, and such a child may die before exec.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+PR_SET_PDEATHSIG = 1  # value in <sys/prctl.h>
 
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):

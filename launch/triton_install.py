@@ -1,4 +1,4 @@
-"""The Triton server inside the nvidia-pytriton wheel, laid out as tritonserver expects it."""
+"""The Triton server in the nvidia-pytriton wheel, and the folders that tritonserver expects."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 
 class TritonMissingError(RuntimeError):
-    """The pip-installed Triton cannot run here; the message says what to do."""
+    """The pip-installed Triton cannot run on this machine; the message contains what to do."""
 
 
 @dataclass(frozen=True)
 class TritonInstall:
-    """Where the wheel's parts lie, and the environment that they need."""
+    """Paths of the wheel's parts, and the environment variables that they need."""
 
     server: Path
     python_backend: Path
@@ -29,7 +29,7 @@ class TritonInstall:
 
     @classmethod
     def find(cls) -> TritonInstall:
-        """Looks into the installed wheel. Raises `TritonMissingError`."""
+        """Find the parts in the installed wheel; raise `TritonMissingError` if one is missing."""
         spec = importlib.util.find_spec("pytriton")
         if spec is None or not spec.submodule_search_locations:
             raise TritonMissingError("nvidia-pytriton is not installed: remove .venv and run ./sca again")
@@ -46,11 +46,13 @@ class TritonInstall:
         return install
 
     def environment(self, threads: int = 1) -> dict[str, str]:
-        """What tritonserver and its Python processes need on top of ours, each with `threads` of OpenMP."""
+        """Return the environment of tritonserver and its Python processes, each with `threads` of OpenMP."""
         python = Path(sys.executable).parent
         libraries = [str(self.libraries), sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")]
         return {
-            "OMP_NUM_THREADS": str(threads),  # said in Python alone, torch's idle threads still cost a third of a tick
+            "OMP_NUM_THREADS": str(
+                threads
+            ),  # torch.set_num_threads does not suffice: idle threads cost a third of a tick
             **os.environ,
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
             "PATH": f"{python}:{os.environ.get('PATH', '')}",
@@ -59,7 +61,7 @@ class TritonInstall:
         }
 
     def missing_libraries(self) -> list[str]:
-        """Shared libraries that the server and the stub need and that are not here."""
+        """Return the shared libraries that the server and the stub need and that are not installed."""
         missing = []
         for binary in (self.server, self.stub):
             found = subprocess.run(["ldd", binary], env=self.environment(), capture_output=True, text=True, check=False)
@@ -67,10 +69,10 @@ class TritonInstall:
         return sorted(set(missing))
 
     def lay_out(self, folder: Path) -> Path:
-        """Fills `folder` with what the server runs on; returns it.
+        """Create the server's files in `folder`, and return it.
 
         `backends` holds Triton's Python backend with the stub of this Python, and our ONNX Runtime backend.
-        `python` is the server's working directory: its Python processes ignore PYTHONPATH, and look there first.
+        `python` is the server's working directory: its Python processes ignore PYTHONPATH, and import from it first.
         """
         shutil.rmtree(folder, ignore_errors=True)
         backends, python = folder / "backends", folder / "python"
@@ -84,6 +86,6 @@ class TritonInstall:
         python.mkdir()
         for package in ("config", "contract", "engine"):
             (python / package).symlink_to(ROOT / package)
-        for part in (Path(sys.prefix) / "triton_numpy").glob("numpy*"):  # on Python 3.13 alone: see deploy/install.sh
-            (python / part.name).symlink_to(part)  # its metadata too, from which others read its version
+        for part in (Path(sys.prefix) / "triton_numpy").glob("numpy*"):  # only on Python 3.13: see deploy/install.sh
+            (python / part.name).symlink_to(part)  # also its metadata, for packages that check the version
         return folder

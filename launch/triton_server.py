@@ -1,4 +1,4 @@
-"""The Triton server as a child process that never outlives us."""
+"""The Triton server as a child process that ends with its parent."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from config.settings import TritonSettings
 from launch.triton_install import TritonInstall
 
 BOUND = Path(__file__).with_name("bound.py")
-EXIT_TIMEOUT_S = 3  # how long Triton waits at its end for conversations that nobody closed
+EXIT_TIMEOUT_S = 3  # time that Triton waits at shutdown for open conversations
 STOP_TIMEOUT_S = 15
-LOG_TAIL = 25  # lines of the log that an error shows
-PROGRESS_TAIL = 4096  # bytes of the log in which progress is looked for
+LOG_TAIL = 25  # lines of the log that an error quotes
+PROGRESS_TAIL = 4096  # bytes at the end of the log that are searched for progress
 
 
 class TritonError(RuntimeError):
-    """Triton did not start, or died; the message ends with what it last said."""
+    """Triton did not start, or ended; the message ends with the last lines of its log."""
 
 
 class TritonServer:
-    """`with TritonServer(...) as server:` is a server that answers; leaving the block ends it and all its children."""
+    """A tritonserver process and its children, started on entry of a `with` block and ended on exit."""
 
     def __init__(self, repository: Path, runtime: Path, settings: Settings, log: Path, verbose: bool = False) -> None:
-        """`repository` is what to serve; `runtime` is a folder that is filled with what the server runs on."""
+        """Prepare a server of the model repository `repository`; the folder `runtime` gets backends and packages."""
         self._settings = settings.triton
         self._threads = settings.engine.cpu_threads
         self._log = log
         self._install = TritonInstall.find()
         self._runtime = self._install.lay_out(runtime)
-        # how the names of its Python backend's regions begin; there may be more servers of this process
+        # prefix of the names of its shared memory, unique among the servers of this process
         self._shared_memory = f"{_region_prefix()}{os.getpid()}-{settings.triton.grpc_port}-"
         self._command = [
             *(sys.executable, "-S", str(BOUND), str(os.getpid())),
@@ -87,15 +87,15 @@ class TritonServer:
     def wait_until_ready(
         self, report: Callable[[str], None] = lambda _: None, given_up: Callable[[], bool] = lambda: False
     ) -> None:
-        """Returns when every model is loaded; `report` is told how far the weights are.
+        """Wait until every model is loaded; call `report` with the progress of the weights.
 
-        Raises `TritonError`, also as soon as `given_up` says so.
+        Raises `TritonError` if Triton ends or the time is over, or if `given_up` returns true.
         """
         started_s = time.monotonic()
-        told = ""
+        reported = ""
         with grpc.InferenceServerClient(
             f"{self._settings.host}:{self._settings.grpc_port}",
-            channel_args=[("grpc.enable_http_proxy", 0)],  # a proxy does not know our 127.0.0.1
+            channel_args=[("grpc.enable_http_proxy", 0)],  # a proxy cannot reach 127.0.0.1 of this machine
         ) as client:
             while time.monotonic() - started_s < self._settings.start_timeout_s:
                 if not self.is_running():
@@ -103,11 +103,11 @@ class TritonServer:
                 if _is_ready(client):
                     return
                 if given_up():
-                    raise TritonError("Triton was still loading when it was ended")
+                    raise TritonError("Triton was stopped while loading")
                 progress = loading_progress(self._log)
-                if progress != told:
+                if progress != reported:
                     report(progress)
-                    told = progress
+                    reported = progress
                 time.sleep(0.2)
         raise TritonError(
             f"Triton was not ready after {self._settings.start_timeout_s:g} s (triton.start_timeout_s):\n"
@@ -115,57 +115,57 @@ class TritonServer:
         )
 
     def is_running(self) -> bool:
-        """Whether the process is alive."""
+        """Return whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def restart(self) -> None:
-        """Ends what is left of a server that has ended, and starts it anew."""
+        """End the remaining processes of the server, and start it again."""
         self.stop()
         self.__enter__()
 
     def log_tail(self) -> str:
-        """The end of the log."""
+        """Return the last `LOG_TAIL` lines of the log."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join([*lines[-LOG_TAIL:], f"(all of it is in {self._log})"])
+        return "\n".join([*lines[-LOG_TAIL:], f"(full log: {self._log})"])
 
     def log_message(self, beginning: str) -> str | None:
-        """The first message of the log that begins so, without Triton's own decoration."""
+        """Return the first log message that begins with `beginning`, without Triton's prefix; None if there is none."""
         text = self._log.read_text(encoding="utf-8", errors="replace")
         found = re.search(rf'"({re.escape(beginning)}.*)"$', text, re.MULTILINE)
         return found[1] if found else None
 
     def stop(self) -> None:
-        """Ends the server and whatever of its process group is left."""
+        """End the server and the remaining processes of its group."""
         if self._process is None:
             return
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_TIMEOUT_S)
-        with contextlib.suppress(ProcessLookupError):  # when all of the group have ended by themselves
+        with contextlib.suppress(ProcessLookupError):  # every process of the group has ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
-        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # of processes that were killed
+        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):  # regions of killed processes
             region.unlink(missing_ok=True)
 
 
 def remove_orphaned_regions(folder: Path = Path("/dev/shm")) -> None:
-    """Removes the shared memory of servers whose `./sca serve` was killed."""
+    """Remove the shared memory of servers whose `./sca serve` was killed."""
     prefix = _region_prefix()
     for region in folder.glob(f"{prefix}*-*"):
         owner = region.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            with contextlib.suppress(OSError):  # another user's
+            with contextlib.suppress(OSError):  # region of another user
                 region.unlink(missing_ok=True)
 
 
 def _region_prefix() -> str:
-    """Of this PID namespace: a container may share /dev/shm with others, where a process id is another's."""
+    """Return a prefix for this PID namespace: containers that share /dev/shm may have equal process ids."""
     return f"sca-{os.stat('/proc/self/ns/pid').st_ino}-"
 
 
 def loading_progress(log: Path) -> str:
-    """How much of the weights is loaded, as transformers tells Triton's log: `45%`; empty before."""
+    """Return the share of weights loaded, as `45%`, from transformers' progress bar in Triton's log; "" before it."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - PROGRESS_TAIL))
         found = re.findall(rb"Loading weights:\s+(\d+%)", file.read())
@@ -180,14 +180,14 @@ def _is_ready(client: grpc.InferenceServerClient) -> bool:
 
 
 def http_arguments(settings: TritonSettings) -> list[str]:
-    """Triton's HTTP endpoint, where it is asked for: it answers any web page of a browser on this machine."""
+    """Return the arguments of Triton's HTTP endpoint; closed by default, because it answers every web page."""
     if not settings.http_port:
         return ["--allow-http=false"]
     return [f"--http-address={settings.host}", f"--http-port={settings.http_port}"]
 
 
 def trace_arguments(url: str) -> list[str]:
-    """Spans to a collector, where there is one: of the requests alone that the bridge's spans are parents of."""
+    """Return the arguments for traces to the collector `url`, only of requests that carry a span of the bridge."""
     if not url:
         return []
     values = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0", f"opentelemetry,url={url}")

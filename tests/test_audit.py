@@ -1,4 +1,4 @@
-"""The audit of dependencies, against a service that speaks osv.dev's API and knows one vulnerability."""
+"""The audit of dependencies, against a service with osv.dev's API and one known vulnerability."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ VULNERABLE = ("aiohttp", "3.9.1", "PYSEC-2024-26")
 
 
 class Service(BaseHTTPRequestHandler):
-    """POST /v1/querybatch, as osv.dev answers it."""
+    """Handler of POST /v1/querybatch, with the response of osv.dev."""
 
     def do_POST(self) -> None:
         queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
-        asked = [(query["package"]["name"], query["version"]) for query in queries]
+        pins = [(query["package"]["name"], query["version"]) for query in queries]
         assert all(query["package"]["ecosystem"] == "PyPI" for query in queries)
         known = {"vulns": [{"id": VULNERABLE[2], "modified": "2024-02-06T20:20:18Z"}]}
-        body = json.dumps({"results": [known if pin == VULNERABLE[:2] else {} for pin in asked]}).encode()
+        body = json.dumps({"results": [known if pin == VULNERABLE[:2] else {} for pin in pins]}).encode()
         self.send_response(200 if self.path == "/v1/querybatch" else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def service() -> Iterator[str]:
     server.shutdown()
 
 
-def test_a_vulnerable_version_is_named_and_fails_the_check(service: str, tmp_path: Path):
+def test_audit_fails_and_prints_a_vulnerable_version(service: str, tmp_path: Path):
     lock = tmp_path / "lock"
     lock.write_text("aiohttp==3.9.1 ; python_full_version < '3.11'\nnumpy==2.1.0\n")
     run = sca("audit", "--service", service, "--lock", lock)
@@ -52,7 +52,7 @@ def test_a_vulnerable_version_is_named_and_fails_the_check(service: str, tmp_pat
     assert sca("audit", "--service", service, "--lock", lock).returncode == 0
 
 
-def test_every_line_of_the_lock_is_asked_about(service: str):
+def test_audit_queries_every_line_of_the_lock(service: str):
     run = sca("audit", "--service", service)
     assert run.returncode == 0, run.stderr
     lines = [line for line in LOCK.read_text().splitlines() if line.strip() and not line.startswith("#")]
@@ -60,13 +60,13 @@ def test_every_line_of_the_lock_is_asked_about(service: str):
     assert f"{len(lines)} versions, 0 vulnerabilities" in run.stdout
 
 
-def test_without_a_network_it_is_not_run(tmp_path: Path):
+def test_audit_is_not_run_without_a_network(tmp_path: Path):
     run = sca("audit", "--service", "http://127.0.0.1:9")
     assert run.returncode == NOT_RUN
     assert "does not answer" in run.stderr
 
 
-def test_a_requirement_without_a_version_is_an_error(tmp_path: Path):
+def test_audit_raises_for_a_requirement_without_a_version(tmp_path: Path):
     (tmp_path / "lock").write_text("numpy>=2\n")
-    with pytest.raises(ValueError, match=r"'numpy>=2', expected one version"):
+    with pytest.raises(ValueError, match=r"lock: expected one version with ==, got 'numpy>=2'"):
         pinned(tmp_path / "lock")

@@ -1,4 +1,4 @@
-"""Every client works as it stands, and all hear the same."""
+"""Every client program works unchanged, and all receive the same audio."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.conftest import ROOT, Served
 from tests.sound import is_same_sound
 
 TICKS = 6
-SAMPLES = TICKS * 5120 - 100  # the last tick is not whole
+SAMPLES = TICKS * 5120 - 100  # the last tick is incomplete
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory, pcm) -> Path:
-    file = tmp_path_factory.mktemp("said") / "in.wav"
+def wav(tmp_path_factory, pcm) -> Path:
+    file = tmp_path_factory.mktemp("clients") / "in.wav"
     soundfile.write(file, pcm[:SAMPLES], 16000, subtype="PCM_16")
     return file
 
@@ -33,7 +33,7 @@ def expected(served: Served, pcm) -> tuple[np.ndarray, str]:
     return converse(served.triton_grpc, pcm[:SAMPLES])
 
 
-def test_the_answer_is_as_long_as_the_question_to_a_tick(expected):
+def test_answer_has_as_many_ticks_as_the_input(expected):
     assert len(expected[0]) == TICKS * 7680
     assert 1000 < expected[0].std() < 16000
 
@@ -47,24 +47,24 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
 
 
-def test_python_over_websocket(served: Served, said, pcm, expected, tmp_path):
-    found = run(sys.executable, "client/python_websocket.py", said, tmp_path / "out.wav", served.websocket)
+def test_python_websocket_client_receives_the_answer(served: Served, wav, pcm, expected, tmp_path):
+    found = run(sys.executable, "client/python_websocket.py", wav, tmp_path / "out.wav", served.websocket)
     assert found.stdout == expected[1] + "\n"
     answer = asyncio.run(talk(served.websocket, pcm[:SAMPLES].tobytes()))
     assert is_same_sound(np.frombuffer(answer.pcm, np.int16), expected[0])
     assert answer.text == expected[1]
 
 
-def test_python_over_grpc(served: Served, said, expected, tmp_path):
-    found = run(sys.executable, "client/python_grpc.py", said, tmp_path / "out.wav", served.triton_grpc)
-    with wave.open(str(tmp_path / "out.wav")) as kept:
-        assert (kept.getframerate(), kept.getnchannels()) == (24000, 1)
-        assert is_same_sound(np.frombuffer(kept.readframes(10**9), np.int16), expected[0])
+def test_python_grpc_client_receives_the_answer(served: Served, wav, expected, tmp_path):
+    found = run(sys.executable, "client/python_grpc.py", wav, tmp_path / "out.wav", served.triton_grpc)
+    with wave.open(str(tmp_path / "out.wav")) as output:
+        assert (output.getframerate(), output.getnchannels()) == (24000, 1)
+        assert is_same_sound(np.frombuffer(output.readframes(10**9), np.int16), expected[0])
     assert found.stdout == expected[1] + "\n"
 
 
-def test_curl_over_http(served: Served, said, expected, tmp_path):
-    found = run("client/http_curl.sh", said, tmp_path / "out.pcm", served.triton_http)
+def test_curl_client_receives_the_answer(served: Served, wav, expected, tmp_path):
+    found = run("client/http_curl.sh", wav, tmp_path / "out.pcm", served.triton_http)
     assert is_same_sound(np.fromfile(tmp_path / "out.pcm", np.int16), expected[0])
     assert f"{TICKS} ticks sent and received" in found.stderr
 
@@ -79,7 +79,7 @@ def test_curl_over_http(served: Served, said, expected, tmp_path):
     ],
     ids=["websocket", "grpc", "curl", "node"],
 )
-def test_a_wav_of_another_format_is_refused_and_no_wav_gets_the_usage(client, tmp_path):
+def test_client_refuses_another_wav_format_and_prints_its_usage_without_arguments(client, tmp_path):
     install_node_packages()
     wrong = tmp_path / "wrong.wav"
     soundfile.write(wrong, np.zeros((4410, 2)), 44100, subtype="PCM_16")
@@ -91,36 +91,36 @@ def test_a_wav_of_another_format_is_refused_and_no_wav_gets_the_usage(client, tm
 
 
 @pytest.mark.parametrize("client", ["curl", "node"])
-def test_what_else_is_in_a_wav_is_not_spoken(served: Served, said, expected, tmp_path, client: str):
-    """As ffmpeg writes it: who made it, before the sound, and more behind it."""
+def test_client_sends_only_the_data_chunk_of_a_wav(served: Served, wav, expected, tmp_path, client: str):
+    """Other chunks, such as ffmpeg's INFO, are before and after the data chunk."""
     install_node_packages()
-    plain, about = said.read_bytes(), b"LIST" + (26).to_bytes(4, "little") + b"INFOISFT\x0e\0\0\0Lavf60.16.100\0"
+    plain, info = wav.read_bytes(), b"LIST" + (26).to_bytes(4, "little") + b"INFOISFT\x0e\0\0\0Lavf60.16.100\0"
     at = plain.index(b"data")
-    wav, out = tmp_path / "in.wav", tmp_path / "out.wav"
-    wav.write_bytes(plain[:at] + about + plain[at:] + about)
+    extended, out = tmp_path / "in.wav", tmp_path / "out.wav"
+    extended.write_bytes(plain[:at] + info + plain[at:] + info)
     if client == "curl":
-        run("client/http_curl.sh", wav, out, served.triton_http)
+        run("client/http_curl.sh", extended, out, served.triton_http)
         sound = np.fromfile(out, np.int16)
     else:
-        run("node", "client/node/converse.js", wav, out, served.triton_grpc)
+        run("node", "client/node/converse.js", extended, out, served.triton_grpc)
         sound, _ = soundfile.read(out, dtype="int16")
     assert is_same_sound(sound, expected[0])
 
 
-def test_curl_shows_what_triton_says_of_a_mistake(served: Served, said, tmp_path):
+def test_curl_client_prints_the_error_of_triton(served: Served, wav, tmp_path):
     script = (ROOT / "client" / "http_curl.sh").read_text().replace("tick_samples=5120", "tick_samples=100")
     wrong = tmp_path / "wrong.sh"
     wrong.write_text(script)
     found = subprocess.run(
-        ["bash", wrong, said, tmp_path / "out", served.triton_http], capture_output=True, text=True, check=False
+        ["bash", wrong, wav, tmp_path / "out", served.triton_http], capture_output=True, text=True, check=False
     )
     assert found.returncode != 0
     assert "[1,100]" in found.stderr
 
 
-def test_node_over_grpc(served: Served, said, expected, tmp_path):
+def test_node_client_receives_the_answer(served: Served, wav, expected, tmp_path):
     install_node_packages()
-    found = run("node", "client/node/converse.js", said, tmp_path / "out.wav", served.triton_grpc)
+    found = run("node", "client/node/converse.js", wav, tmp_path / "out.wav", served.triton_grpc)
     sound, rate = soundfile.read(tmp_path / "out.wav", dtype="int16")
     assert rate == 24000
     assert is_same_sound(sound, expected[0])

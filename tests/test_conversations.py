@@ -152,14 +152,14 @@ def test_the_voice_and_the_prompt_change_what_is_said(engine: Engine, ticks):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"voice": "nobody"}, "voice is 'nobody', expected one of aiden, chelsie, ethan"),
-        ({"voice": 3}, "voice is 3, expected text"),
-        ({"volume": 11}, "unknown option 'volume', expected one of dialect, voice, system_prompt, seed, text_temp"),
-        ({"top_k": float("inf")}, "top_k is inf, expected a whole number"),
-        ({"top_k": 2.5}, "top_k is 2.5, expected a whole number"),
-        ({"top_p": "0"}, "top_p is 0.0, expected a number above 0 and up to 1"),
-        ({"seed": True}, "seed is True, expected a whole number"),
-        ({"dialect": "turn"}, "dialect is 'turn', expected 'sca'"),
+        ({"voice": "nobody"}, "voice: expected one of aiden, chelsie, ethan, got 'nobody'"),
+        ({"voice": 3}, "voice: expected text, got 3"),
+        ({"volume": 11}, "unknown option 'volume': expected one of dialect, voice, system_prompt, seed, text_temp"),
+        ({"top_k": float("inf")}, "top_k: expected a whole number, got inf"),
+        ({"top_k": 2.5}, "top_k: expected a whole number, got 2.5"),
+        ({"top_p": "0"}, "top_p: expected a number above 0 and up to 1, got 0.0"),
+        ({"seed": True}, "seed: expected a whole number, got True"),
+        ({"dialect": "turn"}, "dialect: expected 'sca', got 'turn'"),
     ],
 )
 def test_a_bad_option_is_named(engine: Engine, parameters, message):

@@ -214,7 +214,7 @@ def test_prompts_are_prefilled_in_batches_within_the_budget(checkpoint: Checkpoi
 
 
 def test_prompt_with_too_many_characters_is_refused_before_tokenization(engine: Engine):
-    with pytest.raises(OptionError, match=f"is {MAX_PROMPT_CHARACTERS + 1} characters long, expected at most"):
+    with pytest.raises(OptionError, match=f"expected at most {MAX_PROMPT_CHARACTERS} characters, got"):
         engine.parse_options({"system_prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)})
 
 

@@ -1,4 +1,4 @@
-"""The Helm chart by the real helm, its manifests against Kubernetes' own schemas, its alarms by promtool."""
+"""The Helm chart, checked by helm; its manifests, by the schemas of Kubernetes; its alarms, by promtool."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ METRIC = re.compile(r"\bsca_[a-z_]+\b")
 
 @pytest.fixture(scope="module")
 def helm() -> Path:
-    """The program, unpacked once."""
+    """Return the helm program, downloaded and unpacked at the first use."""
     program = BUILD / "helm" / "helm"
     if not program.is_file():
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -76,18 +76,18 @@ def one(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("values", [OPEN, ALL], ids=["open", "all"])
-def test_helm_finds_nothing_to_mend(helm, values):
+def test_helm_lint_reports_no_problem(helm, values):
     checked = run(helm, "lint", "--strict", CHART, *values)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.33"])
 @pytest.mark.parametrize("values", [OPEN, ALL, (*OPEN, "--set", "gpu.count=0")], ids=["open", "all", "cpu"])
-def test_kubernetes_knows_every_field(helm, values, version):
+def test_manifests_fit_the_schemas_of_kubernetes(helm, values, version):
     found = manifests(helm, *values)
     assert {"StatefulSet", "Service", "PodDisruptionBudget", "NetworkPolicy"} <= {each["kind"] for each in found}
     for manifest in found:
-        if not manifest["apiVersion"].startswith("monitoring.coreos.com"):  # the Prometheus Operator's own
+        if not manifest["apiVersion"].startswith("monitoring.coreos.com"):  # kinds of the Prometheus Operator
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -102,7 +102,7 @@ def test_kubernetes_knows_every_field(helm, values, version):
         ((*OPEN, "--set", "settings.QWEN=x"), "QWEN"),
     ],
 )
-def test_values_that_cannot_be_are_refused_by_name(helm, values, why):
+def test_impossible_value_is_refused_by_name(helm, values, why):
     refused = run(helm, "template", "voice", CHART, *values)
     assert refused.returncode != 0
     assert why in refused.stderr
@@ -121,11 +121,11 @@ def test_every_value_is_in_the_schema():
     compare(values, json.loads((CHART / "values.schema.json").read_text()), "values")
 
 
-def test_a_replica_starts_in_order_and_ends_in_order(helm):
-    """Triton before the bridge, and after it; nobody is root; what drains has the time to."""
+def test_triton_starts_before_the_bridge_and_ends_after_it(helm):
+    """No container runs as root, and the grace period is longer than the drain time."""
     pod = one(manifests(helm, *KEYS, "--set", "drainS=90"), "StatefulSet")["spec"]["template"]["spec"]
     (triton,), (bridge,) = pod["initContainers"], pod["containers"]
-    assert triton["restartPolicy"] == "Always", "a container beside the others, started before them"
+    assert triton["restartPolicy"] == "Always", "a sidecar container, started before the others"
     assert pod["terminationGracePeriodSeconds"] >= 90 + 15
     assert pod["securityContext"]["runAsNonRoot"]
     for container in (triton, bridge):
@@ -141,8 +141,8 @@ def test_a_replica_starts_in_order_and_ends_in_order(helm):
 
 
 @pytest.mark.parametrize(("status", "is_alive"), [(200, True), (503, False), (None, True)])
-def test_a_dead_engine_alone_ends_triton(helm, status, is_alive):
-    """Neither does a bridge that is not there yet, or is started anew."""
+def test_only_a_dead_engine_fails_the_liveness_of_triton(helm, status, is_alive):
+    """A bridge that has not started, or is restarting, does not fail it."""
 
     class Bridge(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -165,15 +165,15 @@ def test_a_dead_engine_alone_ends_triton(helm, status, is_alive):
     assert (found.returncode == 0) == is_alive
 
 
-def test_the_environment_of_both_containers_is_settings_that_exist(helm):
+def test_environment_of_both_containers_is_valid_settings(helm):
     pod = one(manifests(helm, *KEYS), "StatefulSet")["spec"]["template"]["spec"]
     for container in (*pod["initContainers"], *pod["containers"]):
         environment = {each["name"]: each["value"] for each in container["env"] if each["name"].startswith("SCA_")}
         Settings.load(environ=environment)
 
 
-def test_services_of_the_namespace_give_no_settings(helm):
-    """One called sca would: SCA_PORT and more, which nobody knows."""
+def test_services_of_the_namespace_add_no_environment_variables(helm):
+    """A service named sca would add SCA_PORT and others, which are not settings."""
     pod = one(manifests(helm, *KEYS, release="sca"), "StatefulSet")["spec"]["template"]["spec"]
     assert pod["enableServiceLinks"] is False
 
@@ -184,15 +184,17 @@ def test_settings_may_be_numbers(helm, tmp_path):
         "settings:\n  SCA_BRIDGE_MAX_FRAME_BYTES: 2097152\n  SCA_TURN_THRESHOLD: 0.5\n  SCA_TURN_INTERRUPT: false\n"
     )
     pod = one(manifests(helm, *KEYS, "--values", str(values)), "StatefulSet")["spec"]["template"]["spec"]
-    given = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
-    found = Settings.load(environ={name: value for name, value in given.items() if name.startswith("SCA_") and value})
+    environment = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+    found = Settings.load(
+        environ={name: value for name, value in environment.items() if name.startswith("SCA_") and value}
+    )
     assert found.bridge.max_frame_bytes == 2_097_152
     assert found.turn.threshold == 0.5
     assert found.turn.interrupt is False
 
 
-def test_replicas_that_share_a_claim_export_each_into_its_own_folder(helm):
-    """Two that export into one would break each other's graphs."""
+def test_replicas_that_share_a_claim_export_to_separate_folders(helm):
+    """Two exports in one folder would overwrite each other's graphs."""
     for shared in (True, False):
         values = ("--set", "cache.existingClaim=all") if shared else ()
         pod = one(manifests(helm, *KEYS, *values), "StatefulSet")["spec"]["template"]["spec"]
@@ -202,19 +204,19 @@ def test_replicas_that_share_a_claim_export_each_into_its_own_folder(helm):
             assert names.index("POD_NAME") < names.index("BUILD_FOLDER"), "a variable names those before it"
 
 
-def test_two_releases_do_not_share_a_name(helm):
+def test_objects_of_two_releases_have_different_names(helm):
     names = [{each["metadata"]["name"] for each in manifests(helm, *ALL, release=name)} for name in ("a", "b")]
     assert not names[0] & names[1]
 
 
-def test_replicas_are_scaled_by_a_metric_that_the_adapter_makes(helm):
+def test_autoscaler_uses_the_metric_of_the_adapter(helm):
     (metric,) = one(manifests(helm, *ALL), "HorizontalPodAutoscaler")["spec"]["metrics"]
     (rule,) = yaml.safe_load((CHART / "files" / "adapter.yaml").read_text())
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
-    assert "replicas" not in one(manifests(helm, *ALL), "StatefulSet")["spec"], "the autoscaler's to set"
+    assert "replicas" not in one(manifests(helm, *ALL), "StatefulSet")["spec"], "set by the autoscaler"
 
 
-def test_the_alarms_ring_when_they_should():
+def test_alarms_pass_promtool():
     for command in (
         ["check", "rules", CHART / "files" / "alerts.yaml"],
         ["test", "rules", ROOT / "tests/alerts_test.yaml"],
@@ -223,7 +225,7 @@ def test_the_alarms_ring_when_they_should():
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_every_alarm_is_tested_and_explained():
+def test_every_alarm_has_a_test_and_a_runbook_entry():
     rules = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
     tested = (ROOT / "tests" / "alerts_test.yaml").read_text()
     explained = (ROOT / "docs" / "monitor.md").read_text()
@@ -233,15 +235,15 @@ def test_every_alarm_is_tested_and_explained():
 
 
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json", "adapter.yaml"])
-def test_metrics_that_are_asked_for_exist(served_turns: Served, file):
-    """In the engine's metrics or the bridge's, under the names that are asked for."""
+def test_chart_uses_only_metrics_that_exist(served_turns: Served, file):
+    """Each name is a metric of the engine or of the bridge."""
     metrics = get_text(f"http://127.0.0.1:{served_turns.settings.triton.metrics_port}/metrics")
     metrics += get_text(f"{served_turns.http}/metrics")
     known = set(re.findall(r"^(?:# TYPE )?(sca_[a-z_]+)", metrics, re.MULTILINE)) | {"sca_slots_taken_share"}
-    asked = set(METRIC.findall((CHART / "files" / file).read_text()))
-    assert asked
-    assert asked <= known
+    used = set(METRIC.findall((CHART / "files" / file).read_text()))
+    assert used
+    assert used <= known
 
 
-def test_the_engines_health_is_told(served_turns: Served):
+def test_bridge_reports_the_health_of_the_engine(served_turns: Served):
     assert json.loads(get_text(f"{served_turns.http}/healthz/engine")) == {"status": "ok"}

@@ -22,14 +22,8 @@ from tritonclient.grpc import model_config_pb2
 from export import triton_config
 from export.onnx_stage import ExportError
 from export.repository import STAMP, build_repository
-from export.tensorrt import (
-    STAGES,
-    TOLERANCES,
-    build_engines,
-    build_tensorrt_repository,
-    comparison_arguments,
-    record,
-)
+from export.tensorrt import STAGES, build_engines, build_tensorrt_repository, record
+from export.tensorrt_script import TOLERANCES, comparison_arguments
 from launch.triton_server import TritonServer
 from tests.conftest import BUILD, free_port
 

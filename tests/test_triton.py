@@ -151,12 +151,12 @@ def test_stateful_models_have_no_model_warmup(served: Served):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"voice": "bob"}, "voice is 'bob', expected one of aiden, chelsie, ethan"),
-        ({"vioce": "ethan"}, "unknown option 'vioce', expected one of dialect, voice, system_prompt"),
-        ({"temperature": "warm"}, "temperature is 'warm', expected a number"),
-        ({"temperature": 99.0}, "temperature is 99.0, expected a number from 0 to 5"),
-        ({"dialect": "esperanto"}, "dialect is 'esperanto', expected 'sca'"),
-        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"voice": "bob"}, "voice: expected one of aiden, chelsie, ethan, got 'bob'"),
+        ({"vioce": "ethan"}, "unknown option 'vioce': expected one of dialect, voice, system_prompt"),
+        ({"temperature": "warm"}, "temperature: expected a number, got 'warm'"),
+        ({"temperature": 99.0}, "temperature: expected a number from 0 to 5, got 99.0"),
+        ({"dialect": "esperanto"}, "dialect: expected 'sca', got 'esperanto'"),
+        ({"seed": -1}, f"seed: expected a whole number from 0 to {2**63 - 1}, got -1"),
         ({"system_prompt": "la " * 600}, "tokens long, expected at most 512 (engine.prompt_positions)"),
     ],
 )

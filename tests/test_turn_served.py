@@ -170,9 +170,13 @@ def test_messages_transcripts_and_mistakes(served_turns: Served):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("voice=nobody", "voice is 'nobody', expected one of aiden, chelsie, ethan"),
-        ("emotion=bored", "emotion is 'bored', expected off, all, or some of neutral"),
-        ("dialect=sca", "dialect is 'sca', expected 'turn'"),
+        ("voice=nobody", "voice: expected one of aiden, chelsie, ethan, got 'nobody'"),
+        (
+            "emotion=bored",
+            "emotion: expected off, all, or some of neutral, happy, sad, "
+            "angry, afraid, surprised, disgusted, got 'bored'",
+        ),
+        ("dialect=sca", "dialect: expected 'turn', got 'sca'"),
     ],
 )
 def test_a_bad_option_is_an_error_for_that_conversation(served_turns: Served, options, message):

@@ -1,8 +1,8 @@
-"""Triton's ONNX Runtime backend, where only the pip-installed Triton is there.
+"""Triton's ONNX Runtime backend in Python, for the pip-installed Triton, which has no native one.
 
-NVIDIA's container has the native one, in C++. This one is Python-based, serves the same repository unchanged, and
-honours the part of the config that it needs: `sequence_batching.state` with zero initial states. A sequence's states
-begin at START, are carried in this process, on a GPU in its memory, and are freed by END or by idling.
+NVIDIA's container contains the native backend, in C++. This backend serves the same repository unchanged, and supports
+`sequence_batching.state` with zero initial states. This process holds the states of a sequence, in the GPU's memory for
+a model on a GPU, from START until END or the idle timeout.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 NO_SEQUENCE = 0  # the correlation id of a request to a model without states
-ZEROS, NOBODYS = 0, 1  # rows of the states: how a sequence begins, and what no sequence reads
+ZEROS, UNUSED = 0, 1  # rows of the states: initial values of every sequence; results that no sequence reads
 
 
 class Sequences:
-    """Each sequence's row of the states, and when it was last used."""
+    """Map of sequences to rows of the states, with the time of the last use."""
 
     def __init__(self, idle_s: float):
         self._idle_s = idle_s
         self._rows: dict[Any, int] = {}
         self._used_s: dict[Any, float] = {}
         self._free: list[int] = []
-        self.count = NOBODYS + 1  # rows that there have been
+        self.count = UNUSED + 1  # number of rows allocated
 
     def read(self, key: Any, start: bool) -> int:
-        """The row that a sequence goes on from; raises KeyError for one that did not begin, or idled for too long."""
+        """Return the row with a sequence's states; raise `KeyError` if it has not started or has timed out."""
         if start:
-            self.free(key)  # of an id used again, whatever becomes of this request
+            self.free(key)  # START resets an id that is in use, even if this request fails
         return ZEROS if start or key == NO_SEQUENCE else self._rows[key]
 
     def write(self, key: Any) -> int:
-        """The row for a sequence's new states."""
+        """Return the row for a sequence's new states, allocated if need be."""
         if key == NO_SEQUENCE:
-            return NOBODYS
+            return UNUSED
         if key not in self._rows:
             if not self._free:
                 self._free.append(self.count)
@@ -51,40 +51,40 @@ class Sequences:
         return self._rows[key]
 
     def free(self, key: Any) -> None:
-        """Forgets a sequence."""
+        """Free the row of a sequence."""
         if key in self._rows:
             self._free.append(self._rows.pop(key))
             del self._used_s[key]
 
     def sweep(self) -> None:
-        """Forgets the sequences that have idled for too long: Triton frees their slots without a word."""
+        """Free the rows of idle sequences: Triton frees an idle slot without a notification."""
         oldest = time.monotonic() - self._idle_s
         for key in [key for key, used_s in self._used_s.items() if used_s < oldest]:
             self.free(key)
 
 
 class HostStates:
-    """The states of all sequences in this process's memory, [rows, *dims] each, and steps of the model on them."""
+    """States of all sequences in host memory, [rows, *dims] each, and the model's session."""
 
     def __init__(self, specs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]], rows: int):
-        """With `rows` at first."""
+        """Allocate `rows` rows of each state."""
         self._specs = specs
         self._names = [output["name"] for output in outputs] + [spec["output_name"] for spec in specs]
         self._outputs = len(outputs)
         self._states = [np.zeros((rows, *_dims(spec)), _dtype(spec)) for spec in specs]
 
     def load(self, file: Path, options: Any) -> None:
-        """Loads the model."""
+        """Load the model."""
         self._session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
 
     def step(self, feed: dict[str, np.ndarray], rows: Sequence[int]) -> tuple[list[np.ndarray], list[Any]]:
-        """Outputs and new states of a batch that goes on from so many rows."""
+        """Run a batch with the states of `rows`; return its outputs and new states."""
         states = {spec["input_name"]: state[rows] for spec, state in zip(self._specs, self._states, strict=True)}
         found = self._session.run(self._names, {**feed, **states})
         return found[: self._outputs], found[self._outputs :]
 
     def keep(self, rows: Sequence[int], states: Sequence[Any], count: int) -> None:
-        """Keeps new states in their rows, of which there are `count`."""
+        """Write new states to their rows; grow the states to `count` rows."""
         for number, new in enumerate(states):
             old = self._states[number]
             if count > len(old):
@@ -93,13 +93,13 @@ class HostStates:
 
 
 class DeviceStates:
-    """The same on a device of torch's: of the states nothing goes to the host and back.
+    """States of all sequences on a torch device, without copies to the host.
 
-    ONNX Runtime works on torch's stream, so that each sees what the other has written.
+    ONNX Runtime runs on torch's stream, which orders the reads and writes of both.
     """
 
     def __init__(self, specs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]], rows: int, device: str):
-        import torch  # brings CUDA's libraries too
+        import torch  # also loads the CUDA libraries
 
         self._torch, self._device = torch, torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
@@ -110,20 +110,20 @@ class DeviceStates:
         self._new = [(spec["output_name"], spec) for spec in specs]
 
     def load(self, file: Path, options: Any) -> None:
-        """Loads the model."""
+        """Load the model."""
         provider: Any = "CPUExecutionProvider"
         if self._stream:
-            chosen = {
+            provider_options = {
                 "device_id": self._device.index,
                 "user_compute_stream": str(self._stream.cuda_stream),
                 "use_tf32": 0,  # float32 means float32
                 "arena_extend_strategy": "kSameAsRequested",
             }
-            provider = ("CUDAExecutionProvider", chosen)
+            provider = ("CUDAExecutionProvider", provider_options)
         self._session = onnxruntime.InferenceSession(file, options, [provider])
 
     def step(self, feed: dict[str, np.ndarray], rows: Sequence[int]) -> tuple[list[np.ndarray], list[Any]]:
-        """As `HostStates.step`."""
+        """Run a batch, as `HostStates.step`."""
         with self._on_stream():
             inputs = {name: self._torch.from_numpy(array).to(self._device) for name, array in feed.items()}
             index = self._torch.tensor(rows, device=self._device)
@@ -131,14 +131,14 @@ class DeviceStates:
             found = {name: self._zeros(len(rows), spec, filled=False) for name, spec in (*self._outputs, *self._new)}
             binding = self._session.io_binding()
             for name, tensor in inputs.items():
-                binding.bind_input(name, *self._place(tensor))
+                binding.bind_input(name, *self._binding_of(tensor))
             for name, tensor in found.items():
-                binding.bind_output(name, *self._place(tensor))
+                binding.bind_output(name, *self._binding_of(tensor))
             self._session.run_with_iobinding(binding)
             return [found[name].cpu().numpy() for name, _ in self._outputs], [found[name] for name, _ in self._new]
 
     def keep(self, rows: Sequence[int], states: Sequence[Any], count: int) -> None:
-        """As `HostStates.keep`."""
+        """Write new states, as `HostStates.keep`."""
         with self._on_stream():
             index = self._torch.tensor(rows, device=self._device)
             for number, new in enumerate(states):
@@ -155,17 +155,17 @@ class DeviceStates:
     def _on_stream(self) -> Any:
         return self._torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
 
-    def _place(self, tensor: Any) -> tuple[Any, ...]:
-        """How a binding is told of a tensor."""
+    def _binding_of(self, tensor: Any) -> tuple[Any, ...]:
+        """Return the arguments that bind a tensor to an input or output."""
         dtype = self._torch.empty(0, dtype=tensor.dtype).numpy().dtype
         return self._device.type, self._device.index or 0, dtype, tuple(tensor.shape), tensor.data_ptr()
 
 
 class TritonPythonModel:
-    """One ONNX model, run for all requests of a batch at once."""
+    """One ONNX model; it runs all requests of a batch at once."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads model.onnx of this model's version."""
+        """Load model.onnx of this model's version."""
         config = json.loads(args["model_config"])
         batching = config.get("sequence_batching", {})
         specs = batching.get("state", [])
@@ -180,7 +180,7 @@ class TritonPythonModel:
                     f"state {spec['input_name']} has an initial_state from a file, expected zero_data: true"
                 )
 
-        rows = NOBODYS + 1 + int(config["max_batch_size"])  # for as many sequences as the engine has slots
+        rows = UNUSED + 1 + int(config["max_batch_size"])  # capacity for a full batch; `keep` grows it
         options = onnxruntime.SessionOptions()
         threads = config.get("parameters", {}).get("intra_op_thread_count")
         options.intra_op_num_threads = int(threads["string_value"]) if threads else 0
@@ -188,7 +188,7 @@ class TritonPythonModel:
         if args["model_instance_kind"] == "GPU":
             if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
                 raise pb_utils.TritonModelException(
-                    f"{self.name} is to run on a GPU, but the installed onnxruntime is for the CPU: "
+                    f"{self.name} is configured for a GPU, but the installed onnxruntime supports only the CPU: "
                     "set triton.instance to cpu, or install onnxruntime-gpu"
                 )
             device = f"cuda:{args['model_instance_device_id']}"
@@ -199,7 +199,7 @@ class TritonPythonModel:
         self._warm_up(config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One step of every sequence in the batch; a sequence that did not begin gets an error of its own."""
+        """Compute one step of every sequence in the batch; only a sequence that has not started gets an error."""
         self.sequences.sweep()
         responses: list[Any] = [None] * len(requests)
         for indices in _rounds(requests):
@@ -207,7 +207,7 @@ class TritonPythonModel:
         return responses
 
     def _step(self, requests: Sequence[Any], indices: Sequence[int], responses: list[Any]) -> None:
-        """Fills in the responses to requests of different sequences."""
+        """Write the responses to requests of different sequences into `responses`."""
         ready, inputs, rows = [], [], []
         for index in indices:
             request = requests[index]
@@ -217,7 +217,7 @@ class TritonPythonModel:
             except KeyError:
                 responses[index] = _error(
                     f"{self.name}: sequence {key!r} has no state here, expected START on its first request "
-                    "and no longer pause than max_sequence_idle_microseconds"
+                    "and no pause longer than max_sequence_idle_microseconds"
                 )
                 continue
             ready.append(index)
@@ -230,20 +230,23 @@ class TritonPythonModel:
                 self.sequences.free(_key(requests[index]))
 
     def _warm_up(self, config: dict[str, Any]) -> None:
-        """Runs zeros, a full batch and every power of two below: a first tick is as fast as a second."""
-        most = max(1, int(config["max_batch_size"]))
-        for batch in (most, *(1 << power for power in range(most.bit_length()))):  # the full one takes memory for all
+        """Run zeros in the maximum batch and in every power of two below: the first ticks are as fast as later ones."""
+        max_batch = max(1, int(config["max_batch_size"]))
+        sizes = [1 << power for power in range(max_batch.bit_length())]
+        for batch in (max_batch, *sizes):  # the maximum first: it allocates the memory for all sizes
             zeros = {tensor["name"]: np.zeros((batch, *_dims(tensor)), _dtype(tensor)) for tensor in config["input"]}
             self.states.step(zeros, [ZEROS] * batch)
 
     def _run(self, requests: Sequence[Any], inputs: Sequence[Sequence[np.ndarray]], rows: Sequence[int]) -> list[Any]:
-        sizes = [tensors[0].shape[0] for tensors in inputs]  # 1 in a sequence; a model without states may get more
+        sizes = [
+            tensors[0].shape[0] for tensors in inputs
+        ]  # rows a request: 1 in a sequence, any number for a model without states
         feed = {name: np.concatenate([tensors[i] for tensors in inputs]) for i, name in enumerate(self.inputs)}
         outputs, states = self.states.step(feed, np.repeat(rows, sizes).tolist())
         try:
             written = [self.sequences.write(_key(request)) for request in requests]
             self.states.keep(np.repeat(written, sizes).tolist(), states, self.sequences.count)
-        except BaseException:  # their rows hold what is not theirs
+        except BaseException:  # the rows may hold states of another step
             for request in requests:
                 self.sequences.free(_key(request))
             raise
@@ -258,7 +261,7 @@ class TritonPythonModel:
         return responses
 
     def finalize(self) -> None:
-        """Lets go of the model."""
+        """Release the model and its states."""
         del self.states
 
 
@@ -271,7 +274,7 @@ def _dtype(tensor: dict[str, Any]) -> Any:
 
 
 def _rounds(requests: Sequence[Any]) -> Iterator[list[int]]:
-    """Indices of requests, each sequence once a round: an id used again may have its END and START in one batch."""
+    """Yield indices of requests, each sequence once a round: a reused id may have its END and START in one batch."""
     waiting = list(range(len(requests)))
     while waiting:
         first = {_key(requests[i]): i for i in reversed(waiting)}

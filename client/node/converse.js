@@ -10,7 +10,7 @@ const TICK_SAMPLES = 5120; // 320 ms at 16 kHz
 const TICK_BYTES = 2 * TICK_SAMPLES;
 const WAV_HEADER_BYTES = 44;
 const OUTPUT_RATE = 24000;
-const OPTIONS = {}; // of the conversation, for example { voice: { string_param: "ethan" } }
+const OPTIONS = {}; // options of the conversation, for example { voice: { string_param: "ethan" } }
 
 const [input, output, address = "127.0.0.1:8001"] = process.argv.slice(2);
 if (!output) fail("usage: node client/node/converse.js IN.wav OUT.wav [HOST:PORT]");
@@ -19,13 +19,13 @@ const { inference } = grpc.loadPackageDefinition(definition);
 const client = new inference.GRPCInferenceService(address, grpc.credentials.createInsecure());
 
 const file = readFileSync(input);
-const about = chunk("fmt ");
-const format = [about.readUInt32LE(4), about.readUInt16LE(2), about.readUInt16LE(14)]; // Hz, channels, bits
-if (format.join() !== "16000,1,16") fail(`${input} is ${format.join(", ")}, expected 16000 Hz, 1 channel, 16 bits`);
+const header = chunk("fmt ");
+const format = [header.readUInt32LE(4), header.readUInt16LE(2), header.readUInt16LE(14)]; // Hz, channels, bits
+if (format.join() !== "16000,1,16") fail(`${input}: expected 16000 Hz, 1 channel, 16 bits, got ${format.join(", ")}`);
 const sound = chunk("data");
 const ticks = Math.ceil(sound.length / TICK_BYTES);
 const conversation = `node-${process.pid}-${Date.now()}`;
-const heard = [];
+const received = [];
 let text = "";
 
 const stream = client.ModelStreamInfer();
@@ -34,17 +34,17 @@ stream.on("data", ({ error_message, infer_response }) => {
   const tensors = Object.fromEntries(
     infer_response.outputs.map(({ name }, i) => [name, infer_response.raw_output_contents[i]]),
   );
-  heard.push(tensors.AUDIO_OUT);
-  text += tensors.TEXT.subarray(4).toString(); // a string tensor: its length in 4 bytes, then UTF-8
+  received.push(tensors.AUDIO_OUT);
+  text += tensors.TEXT.subarray(4).toString(); // a string tensor is a length of 4 bytes, then UTF-8
 });
 stream.on("error", ({ details }) => fail(details));
 stream.on("end", () => {
-  writeFileSync(output, wav(Buffer.concat(heard)));
+  writeFileSync(output, wav(Buffer.concat(received)));
   console.log(text);
 });
 
 for (let tick = 0; tick < ticks; tick++) {
-  const samples = Buffer.alloc(TICK_BYTES); // the last tick is filled up with silence
+  const samples = Buffer.alloc(TICK_BYTES); // zeros pad the last tick with silence
   sound.copy(samples, 0, tick * TICK_BYTES);
   stream.write({
     model_name: "duplex",
@@ -60,14 +60,14 @@ for (let tick = 0; tick < ticks; tick++) {
 }
 stream.end();
 
-// A chunk of the WAV; there may be others before it and behind it.
+// Returns a chunk of the WAV; other chunks may be before and after it.
 function chunk(name) {
   for (let at = 12; at + 8 <= file.length; ) {
     const size = file.readUInt32LE(at + 4);
     if (file.toString("latin1", at, at + 4) === name) return file.subarray(at + 8, at + 8 + size);
     at += 8 + size + (size % 2);
   }
-  fail(`${input} has no chunk '${name}', expected a WAV`);
+  fail(`${input}: expected a WAV, got a file without a chunk '${name}'`);
 }
 
 function wav(pcm) {

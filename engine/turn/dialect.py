@@ -120,7 +120,7 @@ class TurnDialect:
     def _expect_possible(self, turn: TurnSettings) -> None:
         """Raise `OptionError` for questions about the speaker that are too long."""
         for name in ("emotion", "language"):
-            if labels := turn.asked(name):
+            if labels := turn.selected_labels(name):
                 self._classifier.expect_possible(name, labels)
 
     def schedule(self, rows: Sequence[Row]) -> TurnPlan:

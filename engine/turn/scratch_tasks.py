@@ -23,7 +23,7 @@ class ScratchTasks:
 
     def renew(self, entry: UserAudio | None, options: TurnSettings) -> None:
         """Queue the questions that the options request about a user's speech, in place of older ones."""
-        names = [name for name in LABELS if entry and options.asked(name)]
+        names = [name for name in LABELS if entry and options.selected_labels(name)]
         self._questions = [Question(entry, name) for name in names if entry]
 
     def drop(self, turn: int) -> None:
@@ -32,7 +32,7 @@ class ScratchTasks:
 
     def keep_requested(self, options: TurnSettings) -> None:
         """Drop the questions that the options do not request any more."""
-        self._questions = [question for question in self._questions if options.asked(question.name)]
+        self._questions = [question for question in self._questions if options.selected_labels(question.name)]
 
     def take(self) -> Question:
         """Remove and return the next question; there must be one."""

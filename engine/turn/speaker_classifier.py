@@ -81,7 +81,7 @@ class SpeakerClassifier:
     def answer(self, conversation: TurnConversation) -> None:
         """Compute the next question about a conversation, and emit its event."""
         question = conversation.take_question()
-        labels = conversation.options.turn.asked(question.name)
+        labels = conversation.options.turn.selected_labels(question.name)
         probabilities = self.probabilities(conversation, question, labels)
         label = max(probabilities, key=lambda label: probabilities[label])
         conversation.scratch.report(question, label, probabilities[label])

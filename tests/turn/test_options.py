@@ -36,14 +36,18 @@ def test_bad_controls_are_refused(settings, parameters, dialect, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"voice": "nobody"}, "voice is 'nobody', expected one of aiden, chelsie, ethan"),
-        ({"emotion": "bored, happy"}, "emotion is 'bored, happy', expected off, all, or some of neutral, happy"),
+        ({"voice": "nobody"}, "voice: expected one of aiden, chelsie, ethan, got 'nobody'"),
+        (
+            {"emotion": "bored, happy"},
+            "emotion: expected off, all, or some of neutral, happy, sad, "
+            "angry, afraid, surprised, disgusted, got 'bored, happy'",
+        ),
         ({"language": "English"}, "expected off, all, or at least two labels"),
-        ({"detection": "loud"}, "detection is 'loud', expected server_vad or manual"),
-        ({"threshold": 2}, "threshold is 2.0, expected a probability between 0 and 1"),
-        ({"interrupt": "perhaps"}, "interrupt is 'perhaps', expected true or false"),
-        ({"silence_duration_ms": -1}, "silence_duration_ms is -1, expected milliseconds, 0 to 10000"),
-        ({"dialect": "sca"}, "dialect is 'sca', expected 'turn': a checkpoint speaks one"),
+        ({"detection": "loud"}, "detection: expected server_vad or manual, got 'loud'"),
+        ({"threshold": 2}, "threshold: expected a probability between 0 and 1, got 2.0"),
+        ({"interrupt": "perhaps"}, "interrupt: expected true or false, got 'perhaps'"),
+        ({"silence_duration_ms": -1}, "silence_duration_ms: expected milliseconds, 0 to 10000, got -1"),
+        ({"dialect": "sca"}, "dialect: expected 'turn', got 'sca': a checkpoint has one dialect"),
         (
             {"system_prompt": "x" * 1800},
             r"system_prompt: expected at most 1638 tokens \(engine.prompt_positions\), got 18..",

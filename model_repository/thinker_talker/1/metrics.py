@@ -1,4 +1,4 @@
-"""The engine's metrics among Triton's, for Prometheus: port 8002, names that begin with sca_."""
+"""Metrics of the engine for Prometheus, on Triton's metrics port, with names that begin with sca_."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from engine.tick_load import BUCKETS_S
 
 
 class EngineMetrics:
-    """Metrics of the engine: slots, memory, and the time of its ticks by stage."""
+    """Gauges and counters of the engine: memory, slots, duration of ticks by stage, late ticks."""
 
     def __init__(self, engine: Engine[Any]):
         self._engine = engine
-        self._totals: dict[tuple[str, str], float] = {}  # totals of counters at the latest update
+        self._totals: dict[tuple[str, str], float] = {}  # latest totals of the counters
         self._metrics: dict[tuple[str, str], Any] = {}
         gauge, counter = pb_utils.MetricFamily.GAUGE, pb_utils.MetricFamily.COUNTER
-        families = {  # name: (kind, label, description)
-            "sca_memory_bytes": (gauge, "what", "Memory of the engine, by use"),
-            "sca_context_seconds": (gauge, "", "Seconds of conversation in the context of a slot"),
-            "sca_slots": (gauge, "what", "Slots of the engine in total, and slots that are taken"),
-            "sca_stage_seconds_total": (counter, "stage", "Seconds of computation by stage of a tick"),
-            "sca_tick_seconds_bucket": (counter, "le", "Ticks of at most le seconds"),
-            "sca_tick_seconds_sum": (counter, "", "Seconds of computation of all ticks"),
-            "sca_tick_seconds_count": (counter, "", "Ticks"),
+        families = {  # name: kind, label, description
+            "sca_memory_bytes": (gauge, "what", "Memory of the engine by use"),
+            "sca_context_seconds": (gauge, "", "Seconds of conversation that the context of a slot holds"),
+            "sca_slots": (gauge, "what", "Slots of the engine: total and taken"),
+            "sca_stage_seconds_total": (counter, "stage", "Computation time of ticks in seconds, by stage"),
+            "sca_tick_seconds_bucket": (counter, "le", "Ticks that took at most le seconds"),
+            "sca_tick_seconds_sum": (counter, "", "Sum of the duration of ticks in seconds"),
+            "sca_tick_seconds_count": (counter, "", "Number of ticks"),
             "sca_late_ticks_total": (counter, "", "Ticks that took longer than the duration of their audio"),
-            "sca_events_total": (counter, "what", "Rare events of the engine, by kind"),
+            "sca_events_total": (counter, "what", "Rare events by kind"),
         }
         self._labels = {name: label for name, (_, label, _) in families.items()}
-        self._families = {  # kept here, because a metric needs its family
+        self._families = {  # references are kept because a metric is deleted with its family
             name: pb_utils.MetricFamily(name=name, description=text, kind=kind)
             for name, (kind, _, text) in families.items()
         }
@@ -48,7 +48,7 @@ class EngineMetrics:
         self.update()
 
     def update(self) -> None:
-        """Update the metrics that have changed since the last tick."""
+        """Update every metric from the engine's state, after a tick."""
         engine, load = self._engine, self._engine.load
         self._metric("sca_slots", "taken").set(engine.open_conversations)
         for stage, seconds in engine.stage_seconds.items():

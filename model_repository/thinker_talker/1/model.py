@@ -1,4 +1,4 @@
-"""Triton's requests -> calls of the engine -> Triton's responses. The logic is in `engine/`."""
+"""Adapter of the engine to Triton: requests to calls of the engine, results to responses."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class TritonPythonModel:
         tick = TickInput(torch.from_numpy(log_mel.copy()), pcm.copy())
         parameters = json.loads(request.parameters() or "{}")
         if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
-            self.engine.close(key)  # an id that is used again: also if the new conversation is refused
+            self.engine.close(key)  # START ends a conversation with the same id, even if the new one is refused
             controls = parse_controls(parameters, self.engine.settings)
             self.engine.open(key, self.engine.parse_options(parameters))
             return tick._replace(controls=controls)
@@ -108,7 +108,7 @@ class TritonPythonModel:
         return controls
 
     def _end_server(self, error: DeviceLostError) -> None:
-        """End the whole server: Triton would stay ready and fail every request. The supervisor starts it again."""
+        """End the server, which would stay ready while every request fails; its supervisor restarts it."""
         self.lost = f"the device is lost and the server ends: {error}"
         pb_utils.Logger.log_error(self.lost)
         os.kill(os.getppid(), signal.SIGTERM)  # tritonserver, whose child this process is
