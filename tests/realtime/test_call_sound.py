@@ -12,7 +12,7 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
-from benchmarks.caller import FRAME
+from benchmarks.webrtc_client import FRAME
 from frontend.audio.sound import Resampler
 from frontend.realtime.conversation import Cut
 from frontend.webrtc.tracks import (
