@@ -1,1 +1,1 @@
-"""Programs that measure speed; nothing here is a test, and no test asserts a time."""
+"""Benchmarks: speed, load, quality, soak and capacity of the engine and of a server. No test asserts a time."""

@@ -1,7 +1,7 @@
-"""The least time that a tick can take: its bytes over the bandwidth of the memory, measured here.
+"""Lower bound of a tick's time: its bytes divided by the measured bandwidth of the memory.
 
-`python -m benchmarks.floor BYTES_PER_S OPERATIONS_PER_S` prints it for the full-size model in bfloat16, and for
-code2wav in the precision whose rate that is, on a machine that lacks both.
+`python -m benchmarks.floor BYTES_PER_S OPERATIONS_PER_S` prints the bound of the full-size model in bfloat16, and of
+code2wav in the precision that OPERATIONS_PER_S applies to. It needs neither the GPU nor the weights.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from config import Settings
 from engine.cache_layout import TALKER_PREFIX
 from export.code2wav import Code2Wav
 
-CUDA_COPY, CPU_COPY = 2**32, 2**28  # bytes; several times any cache
+CUDA_COPY, CPU_COPY = 2**32, 2**28  # bytes, several times the size of any cache
 COPIES = 10
-AUDIO_TOKENS = 110  # of a window of 8 s, and what stands around it
+AUDIO_TOKENS = 110  # tokens of a window of 8 s and of the chat format around it
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written together, of a large copy: the median of some."""
+    """Return the bytes a second, read and written together, of a large copy: the median of COPIES."""
     cuda = device.type == "cuda"
     source = torch.randint(0, 255, (CUDA_COPY if cuda else CPU_COPY,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -44,9 +44,10 @@ def bandwidth(device: torch.device) -> float:
 
 
 def tick_bytes(model: Any, settings: Settings, conversations: int, age_s: float) -> float:
-    """Bytes that a tick of `conversations` conversations must read, each once where it is used.
+    """Return the bytes that a tick of `conversations` conversations has to read, each once for every use.
 
-    Weights once a step, of experts those that even routing reaches; keys and values of conversations of this age.
+    Weights count once a step, experts as even routing reaches them; keys and values are those of conversations of this
+    age.
     """
     frames, tokens = settings.audio.codec_frames, settings.engine.text_tokens_per_tick
     thinker, talker = model.thinker, model.talker
@@ -63,17 +64,16 @@ def tick_bytes(model: Any, settings: Settings, conversations: int, age_s: float)
 
 
 def turn_bytes(model: Any, settings: Settings, conversations: int, tokens: int) -> float:
-    """Bytes of weights that a tick reads in which a turn of so many tokens ends and `conversations` are answered."""
+    """Return the bytes of weights of a tick in which a turn of `tokens` tokens ends and `conversations` get answers."""
     thinker, talker = model.thinker, model.talker
-    reading = (
-        _bytes(thinker.audio_tower.parameters()) + _decoder(thinker.model, tokens) + _decoder(talker.model, tokens)
-    )
+    prefill: float = _bytes(thinker.audio_tower.parameters())
+    prefill += _decoder(thinker.model, tokens) + _decoder(talker.model, tokens)
     text = _decoder(thinker.model, conversations) + _bytes(thinker.lm_head.parameters())
-    return reading + settings.audio.codec_frames * (text + _frame(talker, conversations))
+    return prefill + settings.audio.codec_frames * (text + _frame(talker, conversations))
 
 
 def _frame(talker: Any, conversations: int) -> float:
-    """Bytes of the weights that a codec frame of so many conversations uses."""
+    """Return the bytes of weights that a codec frame of `conversations` conversations uses."""
     predictor = talker.code_predictor
     steps = talker.config.num_code_groups - 1
     frame = _decoder(talker.model, conversations) + _bytes(talker.codec_head.parameters())
@@ -81,7 +81,7 @@ def _frame(talker: Any, conversations: int) -> float:
 
 
 def _decoder(model: Any, tokens: int) -> float:
-    """Bytes of a decoder's weights that so many tokens use."""
+    """Return the bytes of a decoder's weights that `tokens` tokens use."""
     total = 0.0
     for layer in model.layers:
         experts = _bytes(layer.mlp.experts.parameters())
@@ -103,14 +103,14 @@ def _depth(part: Any) -> int:
 
 
 class Code2WavCost(NamedTuple):
-    """What code2wav takes of a conversation and tick, beside the engine."""
+    """Cost of code2wav for one conversation and tick, in addition to the engine."""
 
-    operations: int  # floating-point, a multiplication and an addition counting as two
-    state_bytes: int  # that Triton carries into the stage and out of it again, in float32
+    operations: int  # floating-point operations: a multiplication and an addition are two
+    state_bytes: int  # states that Triton copies into the stage and out of it, in float32
 
 
 def code2wav_cost(config: Any, frames: int) -> Code2WavCost:
-    """Of `frames` codec frames a tick, by torch's own count on tensors without values."""
+    """Return the cost of `frames` codec frames a tick, counted by torch on tensors without values."""
     with torch.device("meta"):
         stage = Code2Wav(Qwen3OmniMoeCode2Wav(config), frames)
         codes = torch.zeros(1, config.num_quantizers, frames, dtype=torch.int64)
@@ -123,7 +123,7 @@ def code2wav_cost(config: Any, frames: int) -> Code2WavCost:
 
 
 def main() -> None:
-    """Prints tables: ticks in which all speak (`sca`, 100 s old), ticks in which a turn of 8 s ends, and code2wav."""
+    """Print the bounds of ticks where all speak (`sca`, 100 s old) or a turn of 8 s ends (`turn`), and of code2wav."""
     bytes_per_s = float(sys.argv[1])
     operations_per_s = float(sys.argv[2])
     torch.set_default_dtype(torch.bfloat16)

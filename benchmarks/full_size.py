@@ -1,9 +1,9 @@
-"""Qwen3-Omni-30B-A3B's architecture with random weights: speed needs no download.
+"""Qwen3-Omni-30B-A3B's architecture with random weights, to measure speed without a download.
 
-    python -m benchmarks.full_size FOLDER    writes it as a checkpoint that can be served, 71 GB
+    python -m benchmarks.full_size FOLDER    writes a checkpoint that can be served, 71 GB
 
-The numbers are those of the published checkpoint's config.json (Qwen/Qwen3-Omni-30B-A3B-Instruct). The tokenizer is
-the random checkpoint's, and so are the ids of special tokens: what is said means nothing anyhow.
+The sizes are those of the published checkpoint's config.json (Qwen/Qwen3-Omni-30B-A3B-Instruct). The tokenizer and
+the ids of special tokens are the random checkpoint's.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from export.chat_format import modality_ids, turn_ids
 from export.random_checkpoint import SEED, draw
 from export.weights import INDEX_FILE
 
-SPREAD = 0.02  # standard deviation of the weights, the config's initializer_range
+WEIGHT_STD = 0.02  # standard deviation of the weights, the config's initializer_range
 SHARD_BYTES = 4 * 10**9
 ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
 MROPE = {**ROPE, "mrope_section": [24, 20, 20], "interleaved": True, "mrope_interleaved": True}
 
 
 def full_config() -> Qwen3OmniMoeConfig:
-    """The published architecture."""
+    """Return the published architecture."""
     tokenizer = make_tokenizer()
     modalities = modality_ids(tokenizer)
     return Qwen3OmniMoeConfig(
         thinker_config={
             **modalities,
             "user_token_id": turn_ids(tokenizer)["user_token_id"],
-            "audio_config": {"output_dim": 2048},  # all else is transformers' default
+            "audio_config": {"output_dim": 2048},  # other sizes are transformers' defaults
             "vision_config": {"out_hidden_size": 2048},
             "text_config": {
                 "vocab_size": 152064,
@@ -105,7 +105,7 @@ def full_config() -> Qwen3OmniMoeConfig:
 
 
 def full_checkpoint(device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig | None = None) -> Checkpoint:
-    """The model on the device, without what the engine does not run: eyes, and code2wav."""
+    """Create the model on the device, without the parts that the engine does not run: vision encoder and code2wav."""
     select_device(device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -116,15 +116,15 @@ def full_checkpoint(device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig 
         model.thinker.visual = None
         random = torch.Generator(device).manual_seed(0)
         for module in model.modules():
-            _make(module, device, random)
+            _materialise(module, device, random)
     finally:
         torch.set_default_dtype(before)
     extractor = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)
     return Checkpoint(model.eval().requires_grad_(False), make_tokenizer(), extractor)
 
 
-def _make(module: torch.nn.Module, device: str, random: torch.Generator) -> None:
-    """Gives a module's own tensors a place and values; norms are ones, buffers what their module computes."""
+def _materialise(module: torch.nn.Module, device: str, random: torch.Generator) -> None:
+    """Allocate and fill a module's own tensors: norms with ones, buffers with the values that their module computes."""
     for name, parameter in module.named_parameters(recurse=False):
         values = _values(name, parameter, parameter.dtype, device, random)
         setattr(module, name, torch.nn.Parameter(values, requires_grad=False))
@@ -142,24 +142,24 @@ def _make(module: torch.nn.Module, device: str, random: torch.Generator) -> None
 def _values(
     name: str, parameter: torch.Tensor, dtype: torch.dtype, device: str, random: torch.Generator
 ) -> torch.Tensor:
-    """A norm's ones, or normal draws."""
+    """Return ones for a norm, or normally distributed values."""
     values = torch.empty(parameter.shape, dtype=dtype, device=device)
     if name == "weight" and parameter.ndim == 1:
         return values.fill_(1.0)
-    return values.normal_(std=SPREAD, generator=random)
+    return values.normal_(std=WEIGHT_STD, generator=random)
 
 
 def write_checkpoint(folder: Path, device: str, dtype: torch.dtype, config: Qwen3OmniMoeConfig | None = None) -> None:
-    """All of the model as files that `from_pretrained` loads; drawn on the device, a shard in memory at a time.
+    """Write the whole model as files that `from_pretrained` loads, with one shard in memory at a time.
 
-    code2wav is scaled as the random checkpoint's: with weights of `SPREAD` its waveform would be silence.
+    code2wav is scaled as in the random checkpoint: with weights of `WEIGHT_STD` its waveform would be silence.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = config or full_config()
     config.dtype = dtype
     with torch.device("meta"):
         model = Qwen3OmniMoeForConditionalGeneration(config)
-    random, of_code2wav = torch.Generator(device).manual_seed(0), np.random.RandomState(SEED)
+    random, code2wav_random = torch.Generator(device).manual_seed(0), np.random.RandomState(SEED)
     files: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
 
@@ -171,7 +171,7 @@ def write_checkpoint(folder: Path, device: str, dtype: torch.dtype, config: Qwen
 
     for name, parameter in track(list(model.named_parameters()), description="random weights"):
         if name.startswith("code2wav."):
-            values = torch.from_numpy(draw(of_code2wav, name, tuple(parameter.shape))).to(dtype)
+            values = torch.from_numpy(draw(code2wav_random, name, tuple(parameter.shape))).to(dtype)
         else:
             values = _values(name.rpartition(".")[2], parameter, dtype, device, random)
         shard[name] = values.cpu()
@@ -188,7 +188,7 @@ def write_checkpoint(folder: Path, device: str, dtype: torch.dtype, config: Qwen
 
 
 def main() -> None:
-    """Writes the checkpoint in bfloat16, drawn on a GPU where there is one."""
+    """Write the checkpoint in bfloat16, with weights drawn on the GPU if one is available."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     write_checkpoint(parser.parse_args().folder, resolve_device("auto"), torch.bfloat16)

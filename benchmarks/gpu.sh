@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The engine at full size on a CUDA machine, with nothing to download: random weights, bfloat16.
+# Exactness and speed of the engine at full size on a CUDA machine, without a download: random weights, bfloat16.
 #
 #   PYTHON=python3 OUT=folder benchmarks/gpu.sh
 #
@@ -15,7 +15,7 @@ export SCA_QWEN_DEVICE_MAP=cuda SCA_QWEN_TORCH_DTYPE=bfloat16 SCA_ENGINE_CONTEXT
 nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.sm,clocks.mem --format=csv | tee "$OUT/machine.log"
 "$python" -c 'import torch, transformers, triton; print(torch.__version__, transformers.__version__, triton.__version__)'
 failed=0
-# What is fast and wrong is of no use.
+# Exactness first: speed only counts if the results are right.
 "$python" -m benchmarks.gpu_exact 2>&1 | tee "$OUT/exact.log" || failed=1
 "$python" -m benchmarks.gpu_speed "$OUT" 2>&1 | tee "$OUT/speed.log" || failed=1
 exit "$failed"

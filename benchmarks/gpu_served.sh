@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole path at full size on a CUDA machine, from WebSocket to WebSocket, with nothing to download: random weights.
+# Speed of the whole path at full size on a CUDA machine, from WebSocket to WebSocket, without a download: random weights.
 #
 #   PYTHON=python3 OUT=folder CHECKPOINT=/dev/shm/full-size CONVERSATIONS=1,8,32,64 benchmarks/gpu_served.sh
 #
-# $CHECKPOINT is made first, 71 GB; where it is there already, it is taken as it is.
+# $CHECKPOINT (71 GB) is created if it does not exist.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

@@ -1,8 +1,8 @@
 """NVIDIA's perf_analyzer against a running Triton: a sequence for each conversation, a tick for each request.
 
-It sends a conversation's ticks 320 ms apart and the conversations evenly spread, and keeps when each request went and
-came. Its own percentiles count from the sending; a deadline counts from when the tick was due, so both are read from
-what it recorded.
+perf_analyzer sends a conversation's ticks 320 ms apart and the conversations evenly spread, and records the times of
+each request and response. Its own percentiles count from the sending; a deadline counts from the due time of the tick,
+so the rows are computed from the recorded times.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from benchmarks.report import Row
+from benchmarks.row import Row
 from benchmarks.server import Counters
 from config import Settings
 from config.settings import INPUT_HZ
 from launch.triton_install import TritonInstall
 
-WHEEL = "tritonclient==2.50.0"  # the last whose perf_analyzer runs on glibc 2.34
+WHEEL = "tritonclient==2.50.0"  # the last release whose perf_analyzer runs on glibc 2.34
 MODEL = "duplex"
 WARM_UP_TICKS = 4
-GRACE_S = 60  # past the length of a run, when Triton must have died: perf_analyzer would wait for ever
+GRACE_S = 60  # timeout after the length of a run: perf_analyzer waits forever for a Triton that has died
 IDS = 1000  # sequence ids of a run
-LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.so.0d"}  # as the Triton wheel has them
+LIBRARIES = {"libcudart.so.12": "libcudart-*.so.12*", "libb64.so.0d": "libb64-*.so.0d"}  # names in the Triton wheel
 
 
 class PerfAnalyzerError(RuntimeError):
-    """perf_analyzer is not to be had, or failed; the message ends with what it said."""
+    """perf_analyzer is not available or failed; the message ends with its output."""
 
 
 def bench_perf_analyzer(
     settings: Settings, conversations: Sequence[int], seconds: float, wav: Path, folder: Path
 ) -> list[Row]:
-    """A row for each number of conversations; its files lie in `folder`. Raises `PerfAnalyzerError`."""
+    """Measure each number of conversations, with files in `folder`. Raises `PerfAnalyzerError`."""
     folder.mkdir(parents=True, exist_ok=True)
     binary, libraries = find_binary(folder)
     ticks = WARM_UP_TICKS + max(1, round(seconds * 1000 / settings.audio.tick_ms))
@@ -62,18 +62,19 @@ def bench_perf_analyzer(
 
 
 def find_binary(folder: Path) -> tuple[Path, Path | None]:
-    """perf_analyzer from PATH, else from its wheel, and where its libraries lie. Raises `PerfAnalyzerError`."""
-    found = shutil.which("perf_analyzer")
-    if found:
-        return Path(found), None
+    """Return perf_analyzer from PATH, or from its wheel with its libraries' folder. Raises `PerfAnalyzerError`."""
+    installed = shutil.which("perf_analyzer")
+    if installed:
+        return Path(installed), None
     unpacked = folder / WHEEL
     binary = unpacked / "tritonclient-2.50.0.data" / "data" / "bin" / "perf_analyzer"
     if not binary.exists():
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         download += ["--platform", "manylinux1_x86_64", "--only-binary=:all:", "--dest", str(unpacked), WHEEL]
-        made = subprocess.run(download, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            raise PerfAnalyzerError(f"perf_analyzer is not on PATH, and {WHEEL} cannot be had: {made.stderr[-500:]}")
+        result = subprocess.run(download, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            error = result.stderr[-500:]
+            raise PerfAnalyzerError(f"perf_analyzer is not on PATH, and the download of {WHEEL} failed: {error}")
         for wheel in unpacked.glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(unpacked)
             wheel.unlink()
@@ -81,31 +82,31 @@ def find_binary(folder: Path) -> tuple[Path, Path | None]:
     libraries = unpacked / "lib"
     libraries.mkdir(exist_ok=True)
     for name, pattern in LIBRARIES.items():
-        there = next(TritonInstall.find().libraries.glob(pattern), None)
-        if there and not (libraries / name).exists():
-            (libraries / name).symlink_to(there)
+        library = next(TritonInstall.find().libraries.glob(pattern), None)
+        if library and not (libraries / name).exists():
+            (libraries / name).symlink_to(library)
     return binary, libraries
 
 
 def read_wav(wav: Path) -> np.ndarray:
-    """16-bit mono 16 kHz samples. Raises `PerfAnalyzerError`."""
+    """Return 16-bit mono 16 kHz samples. Raises `PerfAnalyzerError`."""
     try:
         samples, rate = soundfile.read(wav, dtype="int16")
     except soundfile.SoundFileError as error:
         raise PerfAnalyzerError(f"{wav} cannot be read: {error}") from error
     if rate != INPUT_HZ or samples.ndim != 1:
-        raise PerfAnalyzerError(f"{wav} has {rate} Hz and shape {samples.shape}, expected 16000 Hz mono")
+        raise PerfAnalyzerError(f"{wav}: expected 16000 Hz mono, got {rate} Hz and shape {samples.shape}")
     return samples
 
 
 def input_data(samples: np.ndarray, tick_samples: int, ticks: int) -> dict[str, Any]:
-    """perf_analyzer's input: one sequence, the sound from its beginning as often as it takes."""
-    sound = np.resize(samples, ticks * tick_samples).astype("<i2").reshape(ticks, tick_samples)
-    return {"data": [[{"AUDIO_IN": {"b64": base64.b64encode(tick.tobytes()).decode()}} for tick in sound]]}
+    """Return perf_analyzer's input: one sequence, the audio repeated to `ticks` ticks."""
+    audio = np.resize(samples, ticks * tick_samples).astype("<i2").reshape(ticks, tick_samples)
+    return {"data": [[{"AUDIO_IN": {"b64": base64.b64encode(tick.tobytes()).decode()}} for tick in audio]]}
 
 
 def arguments(settings: Settings, count: int, ticks: int, data: str, first_id: int) -> list[str]:
-    """The command line behind the binary: `count` sequences of `ticks` requests, once, in real time."""
+    """Return the arguments of the binary: `count` sequences of `ticks` requests, once, in real time."""
     rate = count * 1000 / settings.audio.tick_ms
     return [
         *("-m", MODEL, "-u", f"{settings.triton.host}:{settings.triton.grpc_port}", "-i", "grpc", "--streaming"),
@@ -117,15 +118,17 @@ def arguments(settings: Settings, count: int, ticks: int, data: str, first_id: i
 
 
 def row_of(profile: Mapping[str, Any], count: int, tick_ms: int) -> Row:
-    """What perf_analyzer recorded of `count` conversations, as a row. Raises `PerfAnalyzerError` when requests miss."""
+    """Return the recorded times of `count` conversations. Raises `PerfAnalyzerError` if requests are missing."""
     conversations: dict[int, list[Mapping[str, Any]]] = {}
     for request in sorted(profile["requests"], key=lambda request: request["timestamp"]):
         conversations.setdefault(request["sequence_id"], []).append(request)
     lengths = {len(requests) for requests in conversations.values()}
     if len(conversations) != count or len(lengths) != 1:
-        raise PerfAnalyzerError(f"perf_analyzer ran {len(conversations)} sequences of {sorted(lengths)} requests")
+        raise PerfAnalyzerError(
+            f"expected {count} sequences of equal length, got {len(conversations)} of {sorted(lengths)} requests"
+        )
     latencies_s = [
-        (_answered(request) - requests[0]["timestamp"]) / 1e9 - tick * tick_ms / 1000
+        (_responded_ns(request) - requests[0]["timestamp"]) / 1e9 - tick * tick_ms / 1000
         for requests in conversations.values()
         for tick, request in enumerate(requests)
         if tick >= WARM_UP_TICKS
@@ -135,10 +138,10 @@ def row_of(profile: Mapping[str, Any], count: int, tick_ms: int) -> Row:
 
 def _run(command: Sequence[str], libraries: Path | None, folder: Path, profile: str, length_ms: float) -> Any:
     (folder / profile).unlink(missing_ok=True)
-    known = os.environ.get("LD_LIBRARY_PATH", "")
-    environment = {**os.environ, "LD_LIBRARY_PATH": f"{libraries}:{known}"} if libraries else dict(os.environ)
+    inherited = os.environ.get("LD_LIBRARY_PATH", "")
+    environment = {**os.environ, "LD_LIBRARY_PATH": f"{libraries}:{inherited}"} if libraries else dict(os.environ)
     try:
-        ran = subprocess.run(
+        result = subprocess.run(
             command,
             cwd=folder,
             env=environment,
@@ -148,16 +151,19 @@ def _run(command: Sequence[str], libraries: Path | None, folder: Path, profile: 
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise PerfAnalyzerError(f"perf_analyzer did not end within {error.timeout:g} s: is Triton there?") from error
-    if ran.returncode != 0 or not (folder / profile).exists():
-        raise PerfAnalyzerError(f"perf_analyzer ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-2000:]}")
+        raise PerfAnalyzerError(
+            f"perf_analyzer did not end within {error.timeout:g} s: check that Triton is running"
+        ) from error
+    if result.returncode != 0 or not (folder / profile).exists():
+        output = (result.stdout + result.stderr)[-2000:]
+        raise PerfAnalyzerError(f"perf_analyzer ended with {result.returncode}:\n{output}")
     return json.loads((folder / profile).read_text(encoding="utf-8"))["experiments"][0]
 
 
-def _answered(request: Mapping[str, Any]) -> int:
-    """ns; a tick has one response."""
+def _responded_ns(request: Mapping[str, Any]) -> int:
+    """Return the time of a tick's only response in nanoseconds."""
     return int(request["response_timestamps"][0])
 
 
 def _latency_ms(request: Mapping[str, Any]) -> float:
-    return (_answered(request) - int(request["timestamp"])) / 1e6
+    return (_responded_ns(request) - int(request["timestamp"])) / 1e6

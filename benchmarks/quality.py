@@ -1,7 +1,7 @@
-"""How conversations sound and take turns: recordings of users played at the pace of a microphone.
+"""Turn taking and sound of conversations: recordings of users, sent at the pace of a microphone.
 
-Turns are measured as in Full-Duplex-Bench, in two times: the model's, in which a tick's answer is there the moment the
-tick has been spoken, and the client's, in which it is played once it has arrived.
+Turns are measured as in Full-Duplex-Bench, on two clocks: the model's, on which a tick's response is played as soon as
+the tick has been spoken, and the client's, on which the response is played when it has arrived.
 """
 
 from __future__ import annotations
@@ -11,67 +11,65 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import numpy as np
 import soundfile
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus
 
-from benchmarks.dialogue import DialogueError, at_once
-from benchmarks.quality_cases import INTERRUPTION, PAUSE, TURN, Case
+from benchmarks.paced_client import paced_client
+from benchmarks.quality_cases import PAUSE, TURN, Case
 from benchmarks.server import Counters
 from benchmarks.sound_quality import SoundQuality, answers_in, sound_quality
 from config import Settings
-from config.settings import INPUT_HZ, OUTPUT_HZ
+from config.settings import OUTPUT_HZ
+from training.judges.dialogue import run_concurrently
+from training.judges.recogniser import Recogniser
 
-FRAME = INPUT_HZ // 50  # samples that a microphone sends at once, 20 ms
-TURN_S = 1.0  # of sound: less is a backchannel, as in Full-Duplex-Bench
-FREE_WITHIN_S = 5.0
-SETTLES_S = 2.0  # after the last sample was sent
+MIN_TURN_S = 1.0  # shorter output is a backchannel, as in Full-Duplex-Bench
+SLOT_TIMEOUT_S = 5.0  # time that the previous conversation may need to free its slot
+SETTLE_S = 2.0  # time for the last responses after the last sample was sent
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What came back in one conversation."""
+class Recording:
+    """The server's side of one conversation."""
 
     case: Case
     ticks: list[np.ndarray]  # int16 at 24 kHz
-    arrived_s: list[float]  # each, after the first sample was spoken
+    arrivals_s: list[float]  # arrival of each tick, after the first sample was spoken
     tick_s: float
 
-    def sound(self, by_arrival: bool) -> np.ndarray:
-        """What a loudspeaker plays, int16 at 24 kHz, as long as the recording."""
+    def output(self, by_arrival: bool) -> np.ndarray:
+        """Return what a loudspeaker plays, int16 at 24 kHz, as long as the user's recording."""
         played = np.zeros(round(self.case.seconds * OUTPUT_HZ), np.int16)
         free_s = 0.0
-        for number, (tick, arrived_s) in enumerate(zip(self.ticks, self.arrived_s, strict=True)):
-            free_s = max(free_s, arrived_s if by_arrival else (number + 1) * self.tick_s)
+        for number, (tick, arrival_s) in enumerate(zip(self.ticks, self.arrivals_s, strict=True)):
+            free_s = max(free_s, arrival_s if by_arrival else (number + 1) * self.tick_s)
             begin = round(free_s * OUTPUT_HZ)
-            part = tick[: max(0, len(played) - begin)]
-            played[begin : begin + len(part)] = part
+            samples = tick[: max(0, len(played) - begin)]
+            played[begin : begin + len(samples)] = samples
             free_s += len(tick) / OUTPUT_HZ
         return played
 
 
 @dataclass(frozen=True)
 class Turns:
-    """One conversation's turns, in one of the two times. What a recording does not ask for is None."""
+    """The turns of one conversation on one of the two clocks; None: the recording's task does not measure it."""
 
     task: str
-    took_turn: bool  # at least a second of sound, after the interruption where there is one
-    kept_pause: bool | None  # nothing was said from the pause's begin on
-    response_s: float | None  # from the end of the turn or of the interruption to the answer's first sound
-    stop_s: float | None  # from the begin of the interruption to the end of what was being said
-    overlapped: bool | None  # an answer was being said when it was interrupted
+    took_turn: bool  # at least MIN_TURN_S of output; of an interruption's task, after the interruption
+    kept_pause: bool | None  # no output from the pause's begin on
+    response_s: float | None  # time from the end of the turn or interruption to the answer's first sound
+    stop_s: float | None  # time from the begin of the interruption to the end of the old answer
+    overlapped: bool | None  # the interruption met an answer
 
 
 @dataclass(frozen=True)
 class Load:
-    """All recordings, so many at once."""
+    """Results of all recordings with `conversations` of them at once."""
 
     conversations: int
-    real_time_factor: float  # seconds of the engine's ticks a second, shared by all
-    late_share: float  # of ticks that arrived later than the next one had been spoken
+    real_time_factor: float  # seconds of engine ticks in a second, shared by all conversations
+    late_share: float  # share of ticks that arrived after the next one had been spoken
     sound: SoundQuality
     model: list[Turns]
     arrival: list[Turns]
@@ -79,123 +77,95 @@ class Load:
 
 def bench_quality(
     settings: Settings, cases: Sequence[Case], conversations: Sequence[int]
-) -> list[tuple[Load, list[Heard]]]:
-    """Every recording, for each number of conversations at once. Raises `DialogueError` with an error's words."""
-    found = []
+) -> list[tuple[Load, list[Recording]]]:
+    """Send every recording, for each number of conversations at once. Raises `DialogueError`."""
+
+    async def hold(case: Case) -> Recording:
+        return await _converse(settings, case)
+
+    results = []
     for count in conversations:
-        before, begun_s = Counters.read(settings), time.monotonic()
-
-        async def hold(case: Case) -> Heard:
-            return await _converse(settings, case)
-
-        heard = list(asyncio.run(at_once(cases, hold, count, f"{count} at once")))
-        took_s = time.monotonic() - begun_s
-        spent_s = _tick_seconds(Counters.read(settings)) - _tick_seconds(before)
+        before_s, begun_s = _engine_seconds(settings), time.monotonic()
+        recordings = list(asyncio.run(run_concurrently(cases, hold, count, f"{count} at once")))
+        duration_s = time.monotonic() - begun_s
+        busy_s = _engine_seconds(settings) - before_s
         late = [
-            arrived_s > (number + 2) * each.tick_s for each in heard for number, arrived_s in enumerate(each.arrived_s)
+            arrival_s > (number + 2) * each.tick_s
+            for each in recordings
+            for number, arrival_s in enumerate(each.arrivals_s)
         ]
-        found.append(
-            (
-                Load(
-                    count,
-                    spent_s / took_s,
-                    float(np.mean(late)) if late else 0.0,
-                    sound_quality([each.ticks for each in heard]),
-                    [turns(each, by_arrival=False) for each in heard],
-                    [turns(each, by_arrival=True) for each in heard],
-                ),
-                heard,
-            )
+        load = Load(
+            count,
+            busy_s / duration_s,
+            float(np.mean(late)) if late else 0.0,
+            sound_quality([each.ticks for each in recordings]),
+            [turns(each, by_arrival=False) for each in recordings],
+            [turns(each, by_arrival=True) for each in recordings],
         )
-    return found
+        results.append((load, recordings))
+    return results
 
 
-def _tick_seconds(counters: Counters) -> float:
-    return counters.values["sca_tick_seconds_sum", ""]
+def _engine_seconds(settings: Settings) -> float:
+    return Counters.read(settings).values["sca_tick_seconds_sum", ""]
 
 
-async def _converse(settings: Settings, case: Case) -> Heard:
+async def _converse(settings: Settings, case: Case) -> Recording:
     tick_s = settings.audio.tick_ms / 1000
-    wanted = int(case.seconds / tick_s)
+    expected = int(case.seconds / tick_s)
     ticks: list[np.ndarray] = []
-    arrived_s: list[float] = []
-    url = f"{settings.bridge.url}/ws/pcm16"
-    socket = await _connected(url)
-    async with socket:
-        opened = json.loads(await socket.recv())
-        if opened["type"] == "error":
-            raise DialogueError(opened["message"], opened["code"])
+    arrivals_s: list[float] = []
+    timeout_s = case.seconds + SETTLE_S
+    async with paced_client(f"{settings.bridge.url}/ws/pcm16", SLOT_TIMEOUT_S) as client:
+        await client.receive(timeout_s)  # the conversation is open
         begin_s = time.monotonic()
-        speaking = asyncio.create_task(_speak(socket, case.pcm, begin_s))
+        sending = asyncio.create_task(client.send_audio(case.pcm, begin_s))
         try:
-            while len(ticks) < wanted:
-                message = await asyncio.wait_for(socket.recv(), case.seconds + SETTLES_S)
-                if isinstance(message, bytes):
-                    arrived_s.append(time.monotonic() - begin_s)
-                    ticks.append(np.frombuffer(message, np.int16))
-                elif (event := json.loads(message))["type"] == "error":
-                    raise DialogueError(event["message"], event["code"])
+            while len(ticks) < expected:
+                message = await client.receive(timeout_s)
+                if isinstance(message, np.ndarray):
+                    arrivals_s.append(time.monotonic() - begin_s)
+                    ticks.append(message)
         finally:
-            speaking.cancel()
-    return Heard(case, ticks, arrived_s, tick_s)
+            sending.cancel()
+    return Recording(case, ticks, arrivals_s, tick_s)
 
 
-async def _connected(url: str) -> ClientConnection:
-    """A WebSocket; the place of the conversation before it may not be free yet. Raises `InvalidStatus`."""
-    until_s = time.monotonic() + FREE_WITHIN_S
-    while True:
-        try:
-            return await connect(url, max_size=None, proxy=None)
-        except InvalidStatus as refusal:
-            if refusal.response.status_code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > until_s:
-                raise
-            await asyncio.sleep(0.1)
-
-
-async def _speak(socket: ClientConnection, pcm: np.ndarray, begin_s: float) -> None:
-    for start in range(0, len(pcm), FRAME):
-        part = pcm[start : start + FRAME]
-        await asyncio.sleep(max(0.0, begin_s + (start + len(part)) / INPUT_HZ - time.monotonic()))
-        await socket.send(part.tobytes())
-
-
-def turns(heard: Heard, by_arrival: bool) -> Turns:
-    """Who spoke when, from the sound alone."""
-    case = heard.case
-    spans = answers_in(heard.sound(by_arrival))
+def turns(recording: Recording, by_arrival: bool) -> Turns:
+    """Measure the turns from the output's audio only."""
+    case = recording.case
+    spans = answers_in(recording.output(by_arrival))
     kept = response_s = stop_s = overlapped = None
     if case.task == PAUSE:
         kept = not any(end_s > case.begin_s for _, end_s in spans)
     if case.task == TURN:
         response_s = next((begin_s - case.begin_s for begin_s, _ in spans if begin_s >= case.begin_s), None)
-    if case.task == INTERRUPTION:
-        cut = next(((b, e) for b, e in spans if b <= case.begin_s < e), None)
-        overlapped = cut is not None
-        stop_s = cut[1] - case.begin_s if cut else None
+    if case.is_interruption:
+        interrupted = next(((b, e) for b, e in spans if b <= case.begin_s < e), None)
+        overlapped = interrupted is not None
+        stop_s = interrupted[1] - case.begin_s if interrupted else None
         response_s = next((b - case.end_s for b, e in spans if b >= case.begin_s and e > case.end_s), None)
         spans = [(b, e) for b, e in spans if b >= case.begin_s]
-    took = bool(spans) and spans[-1][1] - spans[0][0] >= TURN_S
-    return Turns(case.task, took, kept, response_s, stop_s, overlapped)
+    took_turn = bool(spans) and spans[-1][1] - spans[0][0] >= MIN_TURN_S
+    return Turns(case.task, took_turn, kept, response_s, stop_s, overlapped)
 
 
-def write_outputs(heard: Sequence[Heard]) -> None:
-    """`output.wav` and `output.json` beside each recording, as Full-Duplex-Bench's `evaluate.py` reads them."""
-    from benchmarks.recogniser import Recogniser
-
+def write_outputs(recordings: Sequence[Recording]) -> None:
+    """Write `output.wav` and `output.json` next to each input, as Full-Duplex-Bench's `evaluate.py` reads them."""
     recogniser = Recogniser()
-    for each in heard:
-        case, sound = each.case, each.sound(by_arrival=True)
-        soundfile.write(case.output(".wav"), sound, OUTPUT_HZ, subtype="PCM_16")
-        after_s = case.end_s if case.task == INTERRUPTION else 0.0
+    for each in recordings:
+        case, audio = each.case, each.output(by_arrival=True)
+        soundfile.write(case.output(".wav"), audio, OUTPUT_HZ, subtype="PCM_16")
+        after_s = case.end_s if case.is_interruption else 0.0
         chunks = []
-        for begin_s, end_s in answers_in(sound):
+        for begin_s, end_s in answers_in(audio):
             if end_s <= after_s:
                 continue
             begin_s = max(begin_s, after_s)
-            part = sound[round(begin_s * OUTPUT_HZ) : round(end_s * OUTPUT_HZ)]
+            answer = audio[round(begin_s * OUTPUT_HZ) : round(end_s * OUTPUT_HZ)]
             chunks += [
                 {"text": word.text, "timestamp": [begin_s + word.begin_s, begin_s + word.end_s]}
-                for word in recogniser.words(part, OUTPUT_HZ)
+                for word in recogniser.words(answer, OUTPUT_HZ)
             ]
-        told = {"text": " ".join(str(chunk["text"]) for chunk in chunks), "chunks": chunks}
-        case.output(".json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        transcript = {"text": " ".join(str(chunk["text"]) for chunk in chunks), "chunks": chunks}
+        case.output(".json").write_text(json.dumps(transcript, indent=1), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Conversations whose answers are known beforehand: two turns, one spoken and one typed, greedy.
+"""Conversations with known answers: two turns, one spoken and one typed, greedy decoding.
 
-They are known from transformers' `generate()`, where the server computes in float32; else from the server's own first
-answers, given to one conversation alone.
+The expected answers are those of transformers' `generate()` if the server computes in float32, otherwise the server's
+own first answers, given while it held one conversation.
 """
 
 from __future__ import annotations
@@ -12,85 +12,87 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.dialogue import Answer, dialogue
-from benchmarks.manners import ORDERS, said_by_flite
 from config import Settings
+from config.settings import CODEC_FRAME_MS
 from engine.checkpoint import Checkpoint
 from engine.options import parse_options
 from export.code2wav import DELAY_SAMPLES
+from training.judges.barge_in import ORDERS
+from training.judges.dialogue import Answer, dialogue
+from training.judges.flite import HELD_OUT_VOICES, synthesize
 
 TICK = 5120  # samples
-OPEN = 1000  # samples by which the spoken turn ends before its last tick does: the bridge adds silence
-TOKENS, FRAMES = 60, 100  # of an answer at most
-LIMITS = {"answer_tokens": TOKENS, "answer_frames": FRAMES}
-STEPS = 2  # of PCM16: the server's sound and transformers' are each within one of the exact one
-SPEAKERS = ("rms", "slt")
+PADDING = 1000  # samples of silence with which the bridge completes the spoken turn's last tick
+MAX_TOKENS, MAX_FRAMES = 60, 100  # limits of an answer
+LIMITS = {"answer_tokens": MAX_TOKENS, "answer_frames": MAX_FRAMES}
+MAX_STEPS = 2  # difference in steps of PCM16: the server and transformers are each within one step of the exact sample
 
 
 @dataclass(frozen=True)
 class Script:
-    """What one user says in both turns."""
+    """The user's two turns."""
 
-    spoken: np.ndarray  # int16 at 16 kHz
-    typed: str
+    speech: np.ndarray  # int16 at 16 kHz
+    message: str
 
 
 def scripts(count: int) -> list[Script]:
-    """Orders by flite's voices, and a change that is typed."""
+    """Return `count` scripts: an order by one of flite's voices, and a typed change."""
     made = []
     for number in range(count):
         order, change, _ = ORDERS[number % len(ORDERS)]
-        sound = said_by_flite(order, SPEAKERS[number % len(SPEAKERS)])
-        whole = -(-(len(sound) + OPEN) // TICK) * TICK
-        made.append(Script(np.pad(sound, (0, whole - OPEN - len(sound))), change))
+        speech = synthesize(order, HELD_OUT_VOICES[number % len(HELD_OUT_VOICES)])
+        whole_ticks = -(-(len(speech) + PADDING) // TICK) * TICK
+        made.append(Script(np.pad(speech, (0, whole_ticks - PADDING - len(speech))), change))
     return made
 
 
-async def ask(settings: Settings, script: Script) -> list[Answer]:
-    """Both answers of the server. Raises `DialogueError` and what a WebSocket raises."""
+async def request_answers(settings: Settings, script: Script) -> list[Answer]:
+    """Return the server's two answers. Raises `DialogueError` and the exceptions of a WebSocket."""
     options = {"detection": "manual", "temperature": 0, "text_temperature": 0, **LIMITS}
     async with dialogue(settings, "&".join(f"{name}={value}" for name, value in options.items())) as talk:
-        await talk.say(script.spoken)
-        await talk.ask("commit")
-        first = await talk.answer(0)
-        place = len(talk.events)
-        await talk.ask("message", text=script.typed)
-        return [first, await talk.answer(place)]
+        await talk.send_audio(script.speech)
+        await talk.send_control("commit")
+        first = await talk.wait_for_answer(0)
+        since = len(talk.events)
+        await talk.send_control("message", text=script.message)
+        return [first, await talk.wait_for_answer(since)]
 
 
-def by_transformers(checkpoint: Checkpoint, settings: Settings, script: Script) -> list[Answer]:
-    """Both answers as `generate()` gives them, from the raw samples on, in the server's form."""
+def generate_answers(checkpoint: Checkpoint, settings: Settings, script: Script) -> list[Answer]:
+    """Return the two answers of transformers' `generate()`, from the raw samples on, in the server's form."""
     from tests.turn_oracle import TurnOracle
 
     voices = list(checkpoint.model.config.talker_config.speaker_id)
     options = parse_options({}, settings, voices)
     oracle = TurnOracle(checkpoint, options.voice, options.system_prompt)
     answers = []
-    for sound, typed in ((np.pad(script.spoken, (0, OPEN)), ""), (None, script.typed)):
-        oracle.hear(sound, typed)
+    for speech, message in ((np.pad(script.speech, (0, PADDING)), ""), (None, script.message)):
+        oracle.hear(speech, message)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers': of a penalty that leaves the prompt out
-            said = oracle.answer(TOKENS, FRAMES, options.sampling.repetition_penalty)
-        oracle.say([token for token in said.tokens if token != checkpoint.tokenizer.eos_token_id])
-        text = checkpoint.tokenizer.decode(said.tokens, skip_special_tokens=True)
-        waveform = (said.waveform * 32767).round().numpy()
-        answers.append(Answer(text, np.pad(waveform, (DELAY_SAMPLES, 0)), said.codes.shape[1] * 0.08))
+            warnings.simplefilter("ignore")  # transformers warns that the repetition penalty excludes the prompt
+            answer = oracle.answer(MAX_TOKENS, MAX_FRAMES, options.sampling.repetition_penalty)
+        oracle.say([token for token in answer.tokens if token != checkpoint.tokenizer.eos_token_id])
+        text = checkpoint.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        waveform = (answer.waveform * 32767).round().numpy()
+        spoken_s = answer.codes.shape[1] * CODEC_FRAME_MS / 1000
+        answers.append(Answer(text, np.pad(waveform, (DELAY_SAMPLES, 0)), spoken_s))
     return answers
 
 
-def difference(found: Sequence[Answer], expected: Sequence[Answer]) -> str | None:
-    """What differs first, in words; None where all is as it should be."""
-    for place, (one, other) in enumerate(zip(found, expected, strict=True), 1):
+def difference(answers: Sequence[Answer], expected: Sequence[Answer]) -> str | None:
+    """Describe the first difference; None if the answers are equal."""
+    for number, (one, other) in enumerate(zip(answers, expected, strict=True), 1):
         if one.text != other.text:
-            return f"answer {place} is {one.text!r}, expected {other.text!r}"
+            return f"answer {number}: expected {other.text!r}, got {one.text!r}"
         if one.spoken_s is None or other.spoken_s is None or abs(one.spoken_s - other.spoken_s) > 0.001:
-            return f"answer {place} takes {one.spoken_s} s, expected {other.spoken_s}"
-        wanted = np.trim_zeros(other.sound, "b")
-        if len(one.sound) < len(wanted):
-            return f"answer {place} has {len(one.sound)} samples, expected {len(wanted)}"
-        steps = np.abs(one.sound[: len(wanted)].astype(float) - wanted).max(initial=0)
-        if one.sound[len(wanted) :].any():
-            return f"answer {place} goes on after its {len(wanted)} samples"
-        if steps > STEPS:
-            return f"answer {place} sounds otherwise by {steps:.0f} steps of PCM16, expected at most {STEPS}"
+            return f"answer {number}: expected {other.spoken_s} s, got {one.spoken_s} s"
+        audio = np.trim_zeros(other.audio, "b")
+        if len(one.audio) < len(audio):
+            return f"answer {number}: expected {len(audio)} samples, got {len(one.audio)}"
+        steps = np.abs(one.audio[: len(audio)].astype(float) - audio).max(initial=0)
+        if one.audio[len(audio) :].any():
+            return f"answer {number}: expected silence after {len(audio)} samples, got audio"
+        if steps > MAX_STEPS:
+            return f"answer {number}: expected samples within {MAX_STEPS} steps of PCM16, got {steps:.0f} steps"
     return None

@@ -1,4 +1,4 @@
-"""Hours of conversations that come and go at a full server, a sample of them held against known answers."""
+"""Hours of conversations at a full server; a sample of them is compared with known answers."""
 
 from __future__ import annotations
 
@@ -15,66 +15,67 @@ from rich.table import Table
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import CloseCode
 
-from benchmarks.dialogue import Answer, DialogueError
-from benchmarks.guests import GUESTS
-from benchmarks.processes import server_memory
-from benchmarks.reference import Script, ask, by_transformers, difference, scripts
+from benchmarks.reference import Script, difference, generate_answers, request_answers, scripts
 from benchmarks.server import Counters
+from benchmarks.server_memory import server_memory
+from benchmarks.soak_clients import CLIENTS
 from config import Settings
 from engine.checkpoint import Checkpoint
 from engine.memory import size
+from training.judges.dialogue import Answer, DialogueError
 
 SCRIPTS = 4
-WATCHED_EVERY = 4  # conversations: one of so many says what is known
-SAMPLES = 360  # of a run; none within SAMPLED_S of another
-SAMPLED_S = 2.0
-REFUSED_S = 0.5  # that a guest waits who was refused
-EMPTY_WITHIN_S = 15.0  # of the end all slots are free
+CHECKED_EVERY = 4  # one of CHECKED_EVERY conversations follows a script with known answers
+CHECKED = "checked answers"  # the kind of these conversations
+MAX_SAMPLES = 360  # samples of a run
+MIN_SAMPLE_INTERVAL_S = 2.0
+RETRY_S = 0.5  # pause of a client after a refusal or an error
+EMPTY_TIMEOUT_S = 15.0  # time after the last conversation in which all slots have to be free
 SHOWN_ERRORS = 10
-MAX_GROWTH = 0.1  # of a process between the first and the last fifth of a run,
-MIN_GROWTH = 48 << 20  # bytes, below which it is an allocator's habit
-SETTLED = 0.2  # of a run, after which memory counts
+MAX_GROWTH = 0.1  # share by which a process's memory may grow between the first and the last fifth of a run
+MIN_GROWTH = 48 << 20  # growth in bytes that is tolerated in any case: an allocator's variation
+SETTLED = 0.2  # share of a run after which memory is compared
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The server at a moment."""
+    """The server at one time."""
 
     at_s: float
     slots_taken: int
-    conversations: int  # that have ended
-    checked: int  # of them, equal to what was expected
+    conversations: int  # completed conversations
+    checked: int  # conversations whose answers were equal to the expected ones
     refused: int
     ticks: int
     late_ticks: int
-    memory: dict[str, int]  # bytes, by process
+    memory: dict[str, int]  # bytes by process
 
 
 @dataclass
 class Soak:
-    """A run, as it goes and when it is over."""
+    """A run, in progress or complete."""
 
-    reference: str  # what watched conversations are held against
+    reference: str  # source of the expected answers
     sessions: int
     samples: list[Sample] = field(default_factory=list)
-    kinds: dict[str, int] = field(default_factory=dict)  # conversations that ended as they should, by kind
+    kinds: dict[str, int] = field(default_factory=dict)  # completed conversations by kind
     checked: int = 0
     refused: int = 0
     differences: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    slots_left: int = 0  # taken after all had gone
+    slots_left: int = 0  # slots that are occupied after the last conversation
 
     @property
     def conversations(self) -> int:
-        """Those that have ended as they should."""
+        """Number of completed conversations."""
         return sum(self.kinds.values())
 
-    def note(self, kind: str) -> None:
-        """A conversation of a kind has ended as it should."""
+    def count(self, kind: str) -> None:
+        """Count a completed conversation of a kind."""
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
     def growth(self) -> dict[str, tuple[int, int]]:
-        """The median memory of each process in the run's second fifth and in its last."""
+        """Return the median memory of each process in the run's second fifth and in its last."""
         end_s = self.samples[-1].at_s if self.samples else 0.0
         early = [each for each in self.samples if SETTLED * end_s <= each.at_s <= 2 * SETTLED * end_s]
         late = [each for each in self.samples if each.at_s >= (1 - SETTLED) * end_s]
@@ -85,82 +86,83 @@ class Soak:
         }
 
     def problems(self) -> list[str]:
-        """Whatever should not have been."""
-        found = list(self.errors[:SHOWN_ERRORS])
+        """Return every error, difference, occupied slot and growing process."""
+        problems = list(self.errors[:SHOWN_ERRORS])
         if len(self.errors) > SHOWN_ERRORS:
-            found.append(f"and {len(self.errors) - SHOWN_ERRORS} errors more")
+            problems.append(f"{len(self.errors) - SHOWN_ERRORS} further errors")
         if self.reference == "transformers":
-            found += self.differences[:SHOWN_ERRORS]
+            problems += self.differences[:SHOWN_ERRORS]
         if not self.checked:
-            found.append("no conversation was held against what was expected")
+            problems.append("no conversation was equal to the expected one")
         if self.slots_left:
-            found.append(f"{self.slots_left} slots are still taken {EMPTY_WITHIN_S:g} s after the last conversation")
+            problems.append(f"{self.slots_left} slots are occupied {EMPTY_TIMEOUT_S:g} s after the last conversation")
         for name, (early, late) in self.growth().items():
             if late - early > max(MIN_GROWTH, MAX_GROWTH * early):
-                found.append(f"{name} grew from {size(early)} to {size(late)}")
-        return found
+                problems.append(f"{name} grew from {size(early)} to {size(late)}")
+        return problems
 
 
 def soak(settings: Settings, checkpoint: Checkpoint | None, sessions: int, seconds: float) -> Soak:
-    """A run against the server of these settings; without a checkpoint its first answers are what is expected.
+    """Run `sessions` clients at once against the server of these settings.
 
-    Raises `DialogueError`, `OSError` and what a WebSocket raises where the server does not answer at all.
+    `checkpoint`: computes the expected answers by transformers; None: the server's first answers are expected. Raises
+    `DialogueError`, `OSError` and the exceptions of a WebSocket if the server does not respond at all.
     """
-    said = scripts(SCRIPTS)
+    made = scripts(SCRIPTS)
     if checkpoint is None:
-        expected = [asyncio.run(ask(settings, script)) for script in said]
+        expected = [asyncio.run(request_answers(settings, script)) for script in made]
     else:
-        expected = [by_transformers(checkpoint, settings, script) for script in said]
-    run = Soak("transformers" if checkpoint else "its own first answers", sessions)
-    asyncio.run(_hold(settings, run, said, expected, seconds))
+        expected = [generate_answers(checkpoint, settings, script) for script in made]
+    run = Soak("transformers" if checkpoint else "the server's first answers", sessions)
+    asyncio.run(_run(settings, run, made, expected, seconds))
     return run
 
 
-async def _hold(
-    settings: Settings, run: Soak, said: Sequence[Script], expected: Sequence[Sequence[Answer]], seconds: float
+async def _run(
+    settings: Settings, run: Soak, made: Sequence[Script], expected: Sequence[Sequence[Answer]], seconds: float
 ) -> None:
     begin_s = time.monotonic()
 
-    async def guest(number: int) -> None:
-        chance = random.Random(number)
-        count = number  # so that not all watched ones come at once
+    async def converse_repeatedly(number: int) -> None:
+        draw = random.Random(number)
+        count = number  # clients start at different positions of the cycle of CHECKED_EVERY
         while time.monotonic() < begin_s + seconds:
-            which = chance.randrange(SCRIPTS)
+            index = draw.randrange(SCRIPTS)
             try:
-                if count % WATCHED_EVERY == 0:
-                    found = difference(await ask(settings, said[which]), expected[which])
-                    run.differences += [f"after {time.monotonic() - begin_s:.0f} s: {found}"] if found else []
-                    run.checked += not found
-                    run.note("is watched")
+                if count % CHECKED_EVERY == 0:
+                    problem = difference(await request_answers(settings, made[index]), expected[index])
+                    run.differences += [f"after {time.monotonic() - begin_s:.0f} s: {problem}"] if problem else []
+                    run.checked += not problem
+                    run.count(CHECKED)
                 else:
-                    kind = chance.choice(GUESTS)
-                    await kind(settings, said[which], chance)
-                    run.note(kind.__name__.replace("_", " "))
+                    client = draw.choice(CLIENTS)
+                    await client(settings, made[index], draw)
+                    run.count(client.__name__.replace("_", " "))
             except (DialogueError, WebSocketException, OSError, asyncio.TimeoutError) as error:
                 if _is_refusal(error):
                     run.refused += 1
                 else:
                     run.errors.append(f"after {time.monotonic() - begin_s:.0f} s: {error!r}")
-                await asyncio.sleep(REFUSED_S)
+                await asyncio.sleep(RETRY_S)
             count += 1
 
-    guests = [asyncio.create_task(guest(number)) for number in range(run.sessions)]
-    sampling_s = max(SAMPLED_S, seconds / SAMPLES)
+    clients = [asyncio.create_task(converse_repeatedly(number)) for number in range(run.sessions)]
+    interval_s = max(MIN_SAMPLE_INTERVAL_S, seconds / MAX_SAMPLES)
     with Progress(transient=True) as progress:
         task = progress.add_task("conversations", total=seconds)
         while time.monotonic() < begin_s + seconds:
-            await asyncio.sleep(sampling_s)
+            await asyncio.sleep(interval_s)
             run.samples.append(await asyncio.to_thread(_sample, settings, run, time.monotonic() - begin_s))
             progress.update(task, completed=time.monotonic() - begin_s)
-    await asyncio.gather(*guests)
-    until_s = time.monotonic() + EMPTY_WITHIN_S
-    while (left := Counters.read(settings).slots_taken) and time.monotonic() < until_s:
+    await asyncio.gather(*clients)
+    deadline_s = time.monotonic() + EMPTY_TIMEOUT_S
+    while (left := Counters.read(settings).slots_taken) and time.monotonic() < deadline_s:
         await asyncio.sleep(0.2)
     run.slots_left = left
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Before the upgrade, as an event, or, to one that reads no events, by the close code."""
+    """Return whether the server was full: reported before the upgrade, as an event, or as the close code."""
     if isinstance(error, InvalidStatus):
         return error.response.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     if isinstance(error, ConnectionClosed):
@@ -183,16 +185,16 @@ def _sample(settings: Settings, run: Soak, at_s: float) -> Sample:
 
 
 def show(run: Soak) -> list[Table]:
-    """Conversations by kind, and memory by process."""
-    held = Table("conversations", "", title=f"{run.samples[-1].at_s / 60:.1f} minutes, {run.sessions} at once")
+    """Return a table of conversations by kind, and a table of memory by process."""
+    counts = Table("conversations", "", title=f"{run.samples[-1].at_s / 60:.1f} minutes, {run.sessions} at once")
     for kind, count in sorted(run.kinds.items()):
-        held.add_row(f"a user {kind}", str(count))
-    held.add_row(f"watched: equal to {run.reference}", f"{run.checked} of {run.kinds.get('is watched', 0)}")
-    held.add_row("refused as full", str(run.refused))
-    held.add_row("other errors", str(len(run.errors)))
-    held.add_row("ticks, and late ones", f"{run.samples[-1].ticks}, {run.samples[-1].late_ticks}")
-    held.add_row("slots taken afterwards", str(run.slots_left))
-    memory = Table("process", "memory early", "and at the end")
+        counts.add_row(kind, str(count))
+    counts.add_row(f"checked: equal to {run.reference}", f"{run.checked} of {run.kinds.get(CHECKED, 0)}")
+    counts.add_row("refused as full", str(run.refused))
+    counts.add_row("other errors", str(len(run.errors)))
+    counts.add_row("ticks, late ticks", f"{run.samples[-1].ticks}, {run.samples[-1].late_ticks}")
+    counts.add_row("slots occupied at the end", str(run.slots_left))
+    memory = Table("process", "memory in the second fifth", "in the last fifth")
     for name, (early, late) in run.growth().items():
         memory.add_row(name, size(early), size(late))
-    return [held, memory]
+    return [counts, memory]

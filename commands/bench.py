@@ -11,7 +11,7 @@ from commands.console import UserError, add_build_argument, console, load_settin
 from config import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from benchmarks.report import Row
+    from benchmarks.row import Row
     from engine.checkpoint import Checkpoint
 
 HERE = {
@@ -20,7 +20,7 @@ HERE = {
     "turn": "end of turn to first codes, in the dialect turn",
 }
 ALONE = {
-    "crowd": "the bridge alone on one core, on each protocol",
+    "bridge-load": "the bridge without the engine, on one core, on each protocol",
     "churn": "its memory while conversations come and go",
 }
 SERVED = {
@@ -33,10 +33,9 @@ MOVED = {"move": "how long another server takes to read a conversation, by its l
 JUDGED = {
     "understanding": "spoken orders of a folder, taken exactly or not",
     "voice": "typed messages, and a recogniser that reads the answers",
-    "manners": "noise, interruptions, answers that end",
+    "barge-in": "noise, interruptions, answers that end",
     "quality": "turns and sound, at the pace of microphones, in Full-Duplex-Bench's folders",
 }
-MESSAGES = Path(__file__).parents[1] / "benchmarks" / "messages.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="perf-analyzer, turn-bridge: what the conversations say; perf-analyzer's is 16 kHz mono",
     )
     parser.add_argument("--beside", type=int, metavar="PORT", help="turn-bridge: of another bridge, in the same run")
-    parser.add_argument("--idle", type=int, default=0, help="crowd: silent WebSockets beside them (default: 0)")
+    parser.add_argument("--idle", type=int, default=0, help="bridge-load: silent WebSockets beside them (default: 0)")
     parser.add_argument("--minutes", type=float, default=30, help="churn: how long (default: 30)")
     judged = parser.add_argument_group("understanding, voice, quality")
     judged.add_argument(
@@ -112,31 +111,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _alone(arguments: argparse.Namespace, settings: Settings, conversations: list[int]) -> list[Row]:
-    from benchmarks.crowd import bench_crowd
+    from benchmarks.bridge_load import bench_bridge_load
 
     try:
-        return bench_crowd(settings, conversations, arguments.seconds, arguments.idle)
+        return bench_bridge_load(settings, conversations, arguments.seconds, arguments.idle)
     except (OSError, RuntimeError) as error:
         raise UserError(str(error)) from error
 
 
 def _churn(settings: Settings, conversations: int, minutes: float, path: Path) -> int:
-    from benchmarks.crowd import bench_churn, show_churn
-    from benchmarks.dialogue import write
+    from benchmarks.bridge_load import bench_churn, show_churn
+    from training.judges.dialogue import write_json
 
     try:
         samples = bench_churn(settings, conversations, minutes)
     except (OSError, RuntimeError) as error:
         raise UserError(str(error)) from error
-    write(samples, path)
+    write_json(samples, path)
     console.print(show_churn(samples))
     return 0
 
 
 def _judge(arguments: argparse.Namespace, settings: Settings, conversations: int) -> int:
     """What the default checkpoint's card tells of: tables, and every answer in build/bench/WHAT.json."""
-    from benchmarks import manners, understanding, voice
-    from benchmarks.dialogue import DialogueError, write
+    from training.judges import barge_in, understanding, voice
+    from training.judges.dialogue import DialogueError, write_json
 
     path = arguments.build.resolve() / "bench" / f"{arguments.what}.json"
     try:
@@ -144,18 +143,19 @@ def _judge(arguments: argparse.Namespace, settings: Settings, conversations: int
             levels = [None, *parse_decibels(arguments.babble)]
             if not arguments.path:
                 raise UserError("understanding needs a FOLDER: recordings with their labels.json")
-            heard = understanding.bench_understanding(settings, arguments.path, levels, conversations, arguments.limit)
-            write(heard, path)
-            console.print(understanding.show(heard))
+            orders = understanding.bench_understanding(settings, arguments.path, levels, conversations, arguments.limit)
+            write_json(orders, path)
+            console.print(understanding.show(orders))
         elif arguments.what == "voice":
-            readings = voice.bench_voice(settings, arguments.path or MESSAGES, conversations, arguments.original)
-            write(readings, path)
-            console.print(voice.show(readings))
+            messages = arguments.path or voice.MESSAGES
+            transcripts = voice.bench_voice(settings, messages, conversations, arguments.original)
+            write_json(transcripts, path)
+            console.print(voice.show(transcripts))
         else:
-            found = manners.bench_manners(settings, conversations)
-            write(found, path)
-            console.print(*manners.show(found))
-    except (understanding.UnderstandingError, voice.VoiceError, manners.MannersError, DialogueError, OSError) as error:
+            result = barge_in.bench_barge_in(settings, conversations)
+            write_json(result, path)
+            console.print(*barge_in.show(result))
+    except (understanding.UnderstandingError, voice.VoiceError, barge_in.BargeInError, DialogueError, OSError) as error:
         raise UserError(str(error)) from error
     return 0
 
@@ -164,10 +164,10 @@ def _quality(settings: Settings, recordings: Path | None, conversations: list[in
     """Tables, a page, and the answers beside the recordings, of the first number of conversations."""
     from websockets.exceptions import WebSocketException
 
-    from benchmarks.dialogue import DialogueError, write
     from benchmarks.quality import bench_quality, write_outputs
     from benchmarks.quality_cases import QualityError, make_cases, read_cases
     from benchmarks.quality_report import show, write_page
+    from training.judges.dialogue import DialogueError, write_json
 
     try:
         if recordings is None:
@@ -176,25 +176,25 @@ def _quality(settings: Settings, recordings: Path | None, conversations: list[in
         found = bench_quality(settings, read_cases(recordings), conversations)
     except (QualityError, DialogueError, WebSocketException, OSError) as error:
         raise UserError(str(error)) from error
-    loads, heard = [load for load, _ in found], found[0][1]
-    write_outputs(heard)
-    write(loads, folder / "quality.json")
+    loads, first = [load for load, _ in found], found[0][1]
+    write_outputs(first)
+    write_json(loads, folder / "quality.json")
     console.print(
-        *show(loads), f"answers: beside the recordings in {recordings}; page: {write_page(loads, heard, folder)}"
+        *show(loads), f"answers: beside the recordings in {recordings}; page: {write_page(loads, first, folder)}"
     )
     return 0
 
 
 def _move(settings: Settings, path: Path) -> int:
-    from benchmarks.dialogue import write
     from benchmarks.move import bench_move, show
     from frontend.tick import TickError
+    from training.judges.dialogue import write_json
 
     try:
         moves = bench_move(settings)
     except TickError as error:
         raise UserError(f"{error} (./sca serve first)") from error
-    write(moves, path)
+    write_json(moves, path)
     console.print(show(moves))
     return 0
 
@@ -290,8 +290,8 @@ def _served(arguments: argparse.Namespace, settings: Settings, conversations: li
         if arguments.what in benches:
             return benches[arguments.what](settings, conversations, arguments.seconds)
         if arguments.what == "turn-bridge":
-            said = to_pcm16(read_sound(arguments.wav)) if arguments.wav else None
-            return bench_turn_bridge(settings, conversations, arguments.seconds, said, arguments.beside)
+            speech = to_pcm16(read_sound(arguments.wav)) if arguments.wav else None
+            return bench_turn_bridge(settings, conversations, arguments.seconds, speech, arguments.beside)
         if not arguments.wav:
             raise UserError("perf-analyzer needs --wav FILE: what the conversations say, 16 kHz mono")
         folder = arguments.build.resolve() / "perf_analyzer"

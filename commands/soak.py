@@ -28,13 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from websockets.exceptions import WebSocketException
 
-    from benchmarks.dialogue import DialogueError, write
+    from benchmarks.plot import draw_soak
     from benchmarks.server import Counters
     from benchmarks.soak import show, soak
-    from benchmarks.soak_picture import draw
     from engine.checkpoint import load_checkpoint, resolve_device, resolve_dtype
     from engine.errors import CheckpointError
     from export.repository import find_checkpoint
+    from training.judges.dialogue import DialogueError, write_json
 
     build: Path = arguments.build.resolve()
     try:
@@ -47,8 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     except (CheckpointError, DialogueError, WebSocketException, OSError, KeyError) as error:
         raise UserError(f"no soak: {error} (./sca serve first)") from error
     file = build / "bench" / "soak.json"
-    write(found, file)
-    console.print(*show(found), f"all figures: {file}", f"and their picture: {draw(found, file.with_suffix('.png'))}")
+    write_json(found, file)
+    console.print(
+        *show(found), f"all figures: {file}", f"and their picture: {draw_soak(found, file.with_suffix('.png'))}"
+    )
     problems = found.problems()
     for problem in problems:
         console.print(f"[red]{problem}[/red]", markup=True)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
 
-from benchmarks.acceptance import is_accepted, named_slots
-from benchmarks.manners import said_by_flite
-from benchmarks.recogniser import Recogniser, words_of
 from config.settings import BARISTA, INPUT_HZ, OUTPUT_HZ
 from tests.conftest import Served
 from tests.guest import Guest, guest
 from tests.turns import TICK
+from training.judges.acceptance import is_accepted, stated_slots
+from training.judges.flite import synthesize
+from training.judges.recogniser import Recogniser, words_of
 
 LONGEST_ANSWER_MS = 8000
 MAX_BYTES = 12_000_000
@@ -84,7 +84,7 @@ def test_a_typed_order_is_taken_changed_and_remembered(call: Callable[..., Guest
     remembered = ask(client, "What did I order?")
     assert is_accepted(remembered["text"], {**LATTE, "size": "small"}), remembered
     cancelled = ask(client, "Cancel that.")
-    assert not named_slots(cancelled["text"]), cancelled
+    assert not stated_slots(cancelled["text"]), cancelled
 
 
 def test_what_is_missing_is_asked_for(call: Callable[..., Guest]):
@@ -148,7 +148,7 @@ def test_orders_by_a_voice_that_it_never_heard(call: Callable[..., Guest], voice
     answers = {}
     for words in orders:
         client = call()
-        speak(client, said_by_flite(words, voice))
+        speak(client, synthesize(words, voice))
         answers[words] = client.wait_for("answer_done")
         client.socket.close()
     assert all(0 < done["spoken_ms"] <= LONGEST_ANSWER_MS for done in answers.values())

@@ -20,7 +20,8 @@ from benchmarks.engine import bench_engine
 from benchmarks.floor import bandwidth, tick_bytes
 from benchmarks.full_size import full_checkpoint, full_config
 from benchmarks.perf_analyzer import PerfAnalyzerError, input_data, read_wav, row_of
-from benchmarks.report import Row, show
+from benchmarks.report import show
+from benchmarks.row import Row
 from config.settings import INPUT_HZ
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.engine import Engine
@@ -52,15 +53,15 @@ def ports_of(served: Served) -> dict[str, str]:
     }
 
 
-def test_the_bridge_alone_on_every_protocol(tmp_path):
-    run = sca("bench", "crowd", "--conversations", 2, "--idle", 3, "--seconds", 1.6, "--build", tmp_path)
+def test_bridge_load_measures_every_protocol(tmp_path):
+    run = sca("bench", "bridge-load", "--conversations", 2, "--idle", 3, "--seconds", 1.6, "--build", tmp_path)
     assert run.returncode == 0, run.stderr
-    rows = rows_of(tmp_path, "crowd")
+    rows = rows_of(tmp_path, "bridge-load")
     assert [(row["what"], row["conversations"]) for row in rows] == [
-        ("Triton's gRPC, 3 idle beside", 2),
-        ("/ws/pcm16, 3 idle beside", 2),
-        ("/v1/realtime, 3 idle beside", 2),
-        ("/v1/realtime/calls, 3 idle beside", 2),
+        ("Triton's gRPC, 3 idle", 2),
+        ("/ws/pcm16, 3 idle", 2),
+        ("/v1/realtime, 3 idle", 2),
+        ("/v1/realtime/calls, 3 idle", 2),
     ]
     assert rows[0]["ticks"] == rows[1]["ticks"] == 10
     assert all(row["ticks"] >= 10 for row in rows)  # more where the machine paused, and the bridge filled up a tick
@@ -107,7 +108,7 @@ def test_a_stage_that_only_some_rows_have_keeps_its_column(checkpoint, settings,
     assert [set(row.stages_ms) - ENGINE_STAGES for row in rows] == [set(), {"evict"}]
     monkeypatch.setattr(sys, "argv", ["commands", "bench", "engine"])
     show(rows, tmp_path / "rows.json")
-    lines = capsys.readouterr().out.split("where a tick's time goes")[1].splitlines()
+    lines = capsys.readouterr().out.split("stages of a tick")[1].splitlines()
     header, young, sliding = (
         [cell.strip() for cell in re.split("[┃│]", line)] for line in lines if re.match("[┃│]", line)
     )
@@ -180,7 +181,7 @@ def test_perf_analyzers_record_becomes_a_row():
     row = row_of({"requests": requests}, 2, 320)
     assert (row.conversations, row.ticks, row.deadline_misses) == (2, 4, 1), "four ticks of each warm it up"
     assert row.p50_ms == pytest.approx(50)
-    with pytest.raises(PerfAnalyzerError, match="ran 2 sequences of"):
+    with pytest.raises(PerfAnalyzerError, match="expected 2 sequences of equal length"):
         row_of({"requests": requests[:-1]}, 2, 320)
 
 
@@ -191,7 +192,7 @@ def test_perf_analyzers_input_is_the_sound(tmp_path):
     assert np.array_equal(np.concatenate(decoded), np.concatenate([samples, samples[:200]])), "from its beginning again"
     wrong = tmp_path / "stereo.wav"
     soundfile.write(wrong, np.zeros((100, 2), np.int16), 8000)
-    with pytest.raises(PerfAnalyzerError, match=r"has 8000 Hz and shape \(100, 2\), expected 16000 Hz mono"):
+    with pytest.raises(PerfAnalyzerError, match=r"expected 16000 Hz mono, got 8000 Hz and shape \(100, 2\)"):
         read_wav(wrong)
 
 
@@ -292,12 +293,8 @@ def test_the_end_of_a_turn_is_measured_over_websocket(served_turns: Served, monk
     monkeypatch.setattr(turn_bridge, "SPOKEN_S", (0.6, 2.0))
     monkeypatch.setattr(turn_bridge, "ROUNDS", 1)
     settings = served_turns.settings
-    rows = turn_bridge.bench_turn_bridge(settings, [2], seconds=6, beside=settings.bridge.port)
-    names = [
-        name
-        for port in ("", f", port {settings.bridge.port}")
-        for name in (f"end of turn{port}", f"a tick meanwhile{port}")
-    ]
+    rows = turn_bridge.bench_turn_bridge(settings, [2], seconds=6, other_port=settings.bridge.port)
+    names = [name for port in ("", f", port {settings.bridge.port}") for name in (f"end of turn{port}", f"tick{port}")]
     assert [row.what for row in rows] == names
     assert all(row.ticks >= 1 and 0 < row.p50_ms < 5000 for row in rows)
     assert rows[1].ticks >= 2 * 6000 / settings.audio.tick_ms, "every tick of both conversations"
@@ -306,13 +303,13 @@ def test_the_end_of_a_turn_is_measured_over_websocket(served_turns: Served, monk
 
 def test_what_users_say_can_be_a_sound(served_turns: Served):
     said = speech()[: 2 * INPUT_HZ]
-    turns, _ = turn_bridge.bench_turn_bridge(served_turns.settings, [1], seconds=4, said=said)
+    turns, _ = turn_bridge.bench_turn_bridge(served_turns.settings, [1], seconds=4, speech=said)
     assert turns.ticks >= 1
 
 
 def test_a_histogram_is_read_as_prometheus_reads_it():
     """100 ticks, 90 of up to 100 ms and 8 of up to 200 ms; the last two are beyond the last limit."""
-    row = turn_bridge._row_of_ticks("ticks", 1, 150, {0.1: 90.0, 0.2: 98.0, float("inf"): 100.0})
+    row = turn_bridge._histogram_row("ticks", 1, 150, {0.1: 90.0, 0.2: 98.0, float("inf"): 100.0})
     assert (row.ticks, row.deadline_misses) == (100, 6)
     assert (row.p50_ms, row.p95_ms, row.p99_ms) == pytest.approx((55.6, 162.5, 200), rel=1e-2)
 

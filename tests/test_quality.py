@@ -1,4 +1,4 @@
-"""Quality as it is measured: on sounds whose faults are known, and on the default checkpoint."""
+"""The quality benchmark: audio with known faults, and the default checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.quality import Heard, bench_quality, turns, write_outputs
+from benchmarks.quality import Recording, bench_quality, turns, write_outputs
 from benchmarks.quality_cases import INTERRUPTION, OTHER, PAUSE, TURN, Case, QualityError, make_cases, read_cases
 from benchmarks.quality_report import show, write_page
 from benchmarks.sound_quality import answers_in, sound_quality
@@ -29,14 +29,14 @@ def quiet(seconds: float) -> np.ndarray:
     return np.zeros(round(seconds * OUTPUT_HZ), np.int16)
 
 
-def heard(task: str, sound: np.ndarray, begin_s: float, end_s: float, late_s: float = 0.0) -> Heard:
-    """A conversation whose ticks arrive `late_s` after they have been spoken."""
-    ticks = [sound[start : start + TICK] for start in range(0, len(sound), TICK)]
-    case = Case(Path("input.wav"), task, np.zeros(len(sound) * 2 // 3, np.int16), begin_s, end_s)
-    return Heard(case, ticks, [(number + 1) * TICK_S + late_s for number in range(len(ticks))], TICK_S)
+def recording(task: str, audio: np.ndarray, begin_s: float, end_s: float, late_s: float = 0.0) -> Recording:
+    """Return a conversation whose ticks arrive `late_s` after they have been spoken."""
+    ticks = [audio[start : start + TICK] for start in range(0, len(audio), TICK)]
+    case = Case(Path("input.wav"), task, np.zeros(len(audio) * 2 // 3, np.int16), begin_s, end_s)
+    return Recording(case, ticks, [(number + 1) * TICK_S + late_s for number in range(len(ticks))], TICK_S)
 
 
-def test_a_seam_a_gap_and_clipping_are_found():
+def test_sound_quality_finds_seams_gaps_and_clipping():
     noise = np.random.RandomState(0).normal(0, 4000, 100 * TICK).cumsum()
     noise = ((noise - np.convolve(noise, np.ones(400) / 400, "same")) / 3).clip(-32000, 32000).astype(np.int16)
     whole = [noise[start : start + TICK] for start in range(0, len(noise), TICK)]
@@ -56,7 +56,7 @@ def test_a_seam_a_gap_and_clipping_are_found():
     assert sound_quality([[]]).borders.places == 0
 
 
-def test_answers_are_what_is_loud():
+def test_answers_are_loud_spans_joined_over_short_gaps():
     assert answers_in(np.concatenate([quiet(1), tone(1), quiet(0.4), tone(1), quiet(1), tone(0.5)])) == [
         pytest.approx((1, 3.4)),
         pytest.approx((4.4, 4.9)),
@@ -64,34 +64,34 @@ def test_answers_are_what_is_loud():
     assert answers_in(quiet(1)) == []
 
 
-def test_a_response_is_timed_in_both_times():
+def test_response_is_timed_on_both_clocks():
     sound = np.concatenate([quiet(4 * TICK_S), tone(4 * TICK_S), quiet(4 * TICK_S)])
-    one = heard(TURN, sound, begin_s=1.0, end_s=2.0, late_s=0.1)
+    one = recording(TURN, sound, begin_s=1.0, end_s=2.0, late_s=0.1)
     model, arrival = turns(one, by_arrival=False), turns(one, by_arrival=True)
     assert model.took_turn
     assert model.response_s == pytest.approx(5 * TICK_S - 1.0, abs=0.02)
     assert arrival.response_s == pytest.approx(5 * TICK_S + 0.1 - 1.0, abs=0.02)
-    assert not turns(heard(TURN, quiet(3.2), 1.0, 2.0), by_arrival=True).took_turn
+    assert not turns(recording(TURN, quiet(3.2), 1.0, 2.0), by_arrival=True).took_turn
 
 
-def test_a_pause_is_kept_or_not():
+def test_output_during_a_pause_is_detected():
     early = np.concatenate([quiet(2 * TICK_S), tone(6 * TICK_S)])
-    assert turns(heard(PAUSE, early, 0.5, 0.9), by_arrival=False).kept_pause is False
-    assert turns(heard(PAUSE, quiet(3.2), 0.5, 0.9), by_arrival=False).kept_pause is True
+    assert turns(recording(PAUSE, early, 0.5, 0.9), by_arrival=False).kept_pause is False
+    assert turns(recording(PAUSE, quiet(3.2), 0.5, 0.9), by_arrival=False).kept_pause is True
 
 
-def test_an_interruption_stops_what_is_said():
+def test_interruption_is_timed_until_the_answer_stops():
     sound = np.concatenate([tone(6 * TICK_S), quiet(4 * TICK_S), tone(6 * TICK_S)])
-    cut = turns(heard(INTERRUPTION, sound, begin_s=2.0, end_s=2.8), by_arrival=False)
-    assert cut.overlapped
-    assert cut.stop_s == pytest.approx(7 * TICK_S - 2.0, abs=0.02)
-    assert cut.response_s == pytest.approx(11 * TICK_S - 2.8, abs=0.02)
-    assert cut.took_turn
-    silent = turns(heard(INTERRUPTION, np.concatenate([tone(TICK_S), quiet(4)]), 2.0, 2.8), by_arrival=False)
+    interrupted = turns(recording(INTERRUPTION, sound, begin_s=2.0, end_s=2.8), by_arrival=False)
+    assert interrupted.overlapped
+    assert interrupted.stop_s == pytest.approx(7 * TICK_S - 2.0, abs=0.02)
+    assert interrupted.response_s == pytest.approx(11 * TICK_S - 2.8, abs=0.02)
+    assert interrupted.took_turn
+    silent = turns(recording(INTERRUPTION, np.concatenate([tone(TICK_S), quiet(4)]), 2.0, 2.8), by_arrival=False)
     assert (silent.overlapped, silent.stop_s, silent.response_s, silent.took_turn) == (False, None, None, False)
 
 
-def test_folders_are_read_and_mistakes_named(tmp_path):
+def test_folders_of_both_versions_are_read_and_errors_name_the_file(tmp_path):
     make_cases(tmp_path)
     cases = read_cases(tmp_path)
     assert {task: sum(case.task == task for case in cases) for task in (PAUSE, TURN, INTERRUPTION)} == {
@@ -111,11 +111,11 @@ def test_folders_are_read_and_mistakes_named(tmp_path):
     (newer / "metadata.json").write_text("{}")
     with pytest.raises(QualityError, match=r"input\.wav and its metadata\.json cannot be read: KeyError"):
         read_cases(newer)
-    with pytest.raises(QualityError, match="has no folder with an input.wav"):
+    with pytest.raises(QualityError, match=r"expected FOLDER/ID/input\.wav, got .*none without an input\.wav"):
         read_cases(tmp_path / "none")
 
 
-def test_the_barista_takes_turns(served_barista: Served, tmp_path):
+def test_default_checkpoint_takes_turns(served_barista: Served, tmp_path):
     make_cases(tmp_path)
     cases = [case for case in read_cases(tmp_path) if case.file.parent.name in ("1", "2")]
     ((load, conversations),) = bench_quality(served_barista.settings, cases, [3])
@@ -129,11 +129,11 @@ def test_the_barista_takes_turns(served_barista: Served, tmp_path):
     for case in cases:
         sound, rate = soundfile.read(case.output(".wav"), dtype="int16")
         assert len(sound) / rate == pytest.approx(len(case.pcm) / INPUT_HZ, abs=1e-3)
-        told = json.loads(case.output(".json").read_text())
-        assert told["text"] == " ".join(chunk["text"] for chunk in told["chunks"])
-        assert bool(told["chunks"]) == (case.task != PAUSE)
+        transcript = json.loads(case.output(".json").read_text())
+        assert transcript["text"] == " ".join(chunk["text"] for chunk in transcript["chunks"])
+        assert bool(transcript["chunks"]) == (case.task != PAUSE)
         after_s = case.end_s if case.task == INTERRUPTION else case.begin_s
-        assert all(after_s <= chunk["timestamp"][0] < chunk["timestamp"][1] for chunk in told["chunks"])
+        assert all(after_s <= chunk["timestamp"][0] < chunk["timestamp"][1] for chunk in transcript["chunks"])
     page = write_page([load], conversations, tmp_path / "page").read_text()
     assert "pauses kept" in page
     assert (tmp_path / "page" / "quality.png").stat().st_size > 20_000

@@ -1,4 +1,4 @@
-"""What the training makes of its recordings."""
+"""Splicing of the training's recordings."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.acceptance import plain
 from config.settings import INPUT_HZ
 from training.changes import Changes
 from training.clips import Clip
+from training.judges.acceptance import normalize
 from training.splice import Splicer
 
-WORD_S, BREAK_S = 0.3, 0.05
+WORD_S, PAUSE_S = 0.3, 0.05
 LARGE = (
     "can i have a large dark roast latte with lots of milk and some sugar",
     "large",
@@ -34,18 +34,18 @@ SLOTS = ("size", "roast", "coffeeDrink", "milkAmount", "sugarAmount")
 
 
 def tone_of(word: str) -> int:
-    """Each word sounds at its own pitch, in hertz."""
+    """Return the pitch of a word in hertz, which identifies it."""
     return 200 + 20 * (sum(map(ord, word)) % 97)
 
 
-def recording(said: str, *values: str) -> Clip:
+def recording(text: str, *values: str) -> Clip:
     words, samples, time_s = [], [], 0.0
-    for word in said.split():
+    for word in text.split():
         time = np.arange(int(WORD_S * INPUT_HZ)) / INPUT_HZ
-        samples += [np.zeros(int(BREAK_S * INPUT_HZ)), 8000 * np.sin(2 * np.pi * tone_of(word) * time)]
-        words.append((word, time_s + BREAK_S, time_s + BREAK_S + WORD_S))
-        time_s += BREAK_S + WORD_S
-    about = {"text": said, "kind": "order", "slots": dict(zip(SLOTS, values, strict=False)), "words": words}
+        samples += [np.zeros(int(PAUSE_S * INPUT_HZ)), 8000 * np.sin(2 * np.pi * tone_of(word) * time)]
+        words.append((word, time_s + PAUSE_S, time_s + PAUSE_S + WORD_S))
+        time_s += PAUSE_S + WORD_S
+    about = {"text": text, "kind": "order", "slots": dict(zip(SLOTS, values, strict=False)), "words": words}
     return Clip(np.concatenate(samples).astype(np.int16), about)
 
 
@@ -53,30 +53,30 @@ def without_amount(value: str) -> str:
     return value.removeprefix("a lot of ").removeprefix("a bit of ")
 
 
-def heard(clip: Clip, begin_s: float, end_s: float) -> float:
-    """The pitch of a stretch of a clip, in hertz."""
+def pitch_hz(clip: Clip, begin_s: float, end_s: float) -> float:
+    """Return the pitch of a stretch of a clip in hertz."""
     samples = clip.samples[int(begin_s * INPUT_HZ) : int(end_s * INPUT_HZ)]
     spectrum = np.abs(np.fft.rfft(samples, 16 * INPUT_HZ // 10))
     return float(spectrum.argmax() / 1.6)
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_a_spliced_order_sounds_as_its_words_and_means_its_slots(seed: int):
+def test_spliced_order_has_the_audio_of_its_words_and_the_words_of_its_slots(seed: int):
     draw, clips = random.Random(seed), [recording(*each) for each in (LARGE, SMALL, MEDIUM)]
     clip = Splicer(clips).another_order(draw, draw.choice(clips))
     about = clip.about
     assert [word for word, _, _ in about["words"]] == about["text"].split()
     for word, begin_s, end_s in about["words"]:
-        assert heard(clip, begin_s, end_s) == pytest.approx(tone_of(word), abs=5), word
-    said = plain(about["text"])
+        assert pitch_hz(clip, begin_s, end_s) == pytest.approx(tone_of(word), abs=5), word
+    text = normalize(about["text"])
     for slot, value in about["slots"].items():
-        assert value in said
+        assert value in text
         assert not value.startswith("some")
         assert without_amount(value) in {without_amount(other.about["slots"].get(slot, "")) for other in clips}
-    assert ("roast" in about["slots"]) == ("roast" in said)
+    assert ("roast" in about["slots"]) == ("roast" in text)
 
 
-def test_splicing_changes_every_slot_and_leaves_some_out():
+def test_splicing_changes_every_slot_and_deletes_some():
     clips = [recording(*each) for each in (LARGE, SMALL, MEDIUM)]
     splicer, draw = Splicer(clips), random.Random(1)
     made = [splicer.another_order(draw, clips[0]).about["slots"] for _ in range(1000)]
@@ -86,7 +86,7 @@ def test_splicing_changes_every_slot_and_leaves_some_out():
     assert all("coffeeDrink" in slots for slots in made)
 
 
-def test_amounts_change_by_themselves_and_milk_and_sugar_change_places():
+def test_splicing_changes_amounts_and_swaps_milk_and_sugar():
     clips = [recording(*each) for each in (LARGE, SMALL, MEDIUM)]
     splicer, draw = Splicer(clips), random.Random(1)
     made = [splicer.another_order(draw, clips[0]).about for _ in range(1000)]
@@ -100,7 +100,7 @@ def test_amounts_change_by_themselves_and_milk_and_sugar_change_places():
     assert any(about["text"].index("sugar") < about["text"].index("milk") for about in made)
 
 
-def test_a_change_is_begun_by_one_voice_and_ended_by_another():
+def test_change_consists_of_an_opening_and_a_recorded_value():
     clips, draw = [recording(*each) for each in (LARGE, SMALL, MEDIUM)], random.Random(1)
     changes = Changes(Splicer(clips))
     changes.add([recording(text) for text in ("make it", "actually", "with")])
@@ -108,10 +108,10 @@ def test_a_change_is_begun_by_one_voice_and_ended_by_another():
     for _ in range(100):
         clip = changes.change(draw)
         ((slot, value),) = clip.about["slots"].items()
-        said = plain(clip.about["text"])
-        assert said.endswith(value)
-        seen.add((slot, said.removesuffix(value).strip()))
+        text = normalize(clip.about["text"])
+        assert text.endswith(value)
+        seen.add((slot, text.removesuffix(value).strip()))
         for word, begin_s, end_s in clip.about["words"][-1:]:
-            assert heard(clip, begin_s, end_s) == pytest.approx(tone_of(word), abs=5), word
+            assert pitch_hz(clip, begin_s, end_s) == pytest.approx(tone_of(word), abs=5), word
     assert {("milkAmount", "with"), ("size", "make it a"), ("roast", ""), ("coffeeDrink", "actually")} <= seen
     assert ("milkAmount", "") not in seen

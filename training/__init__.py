@@ -1,1 +1,1 @@
-"""How the default checkpoint is made; nothing that serves imports it."""
+"""Training of the default checkpoint; see README.md. Modules that serve import nothing of it."""

@@ -1,4 +1,4 @@
-"""When each word of a sentence is spoken, by pocketsphinx's forced alignment, and each token, by its word."""
+"""Times of the words of a sentence, by pocketsphinx's forced alignment, and of its tokens, by their words."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 
 class Aligner:
-    """Aligns sentences to their sound."""
+    """Alignment of sentences with their audio."""
 
     def __init__(self) -> None:
         self._decoder = pocketsphinx.Decoder(lm=None, loglevel="FATAL")
 
     def words(self, pcm: np.ndarray, text: str) -> list[tuple[str, float, float]] | None:
-        """Words with their start and end in seconds; None if the alignment fails. `pcm`: int16, 16 kHz."""
+        """Return words with begin and end in seconds; None if the alignment fails. `pcm`: int16, 16 kHz."""
         words = re.sub(r"[^a-z' ]", " ", text.lower()).split()
         if not words or any(self._decoder.lookup_word(word) is None for word in words):
             return None
@@ -28,14 +28,14 @@ class Aligner:
         self._decoder.end_utt()
         if self._decoder.hyp() is None:
             return None
-        found = timed_words(self._decoder)
-        return found if [word for word, _, _ in found] == words else None
+        timed = timed_words(self._decoder)
+        return timed if [word for word, _, _ in timed] == words else None
 
 
 def token_starts(text: str, word_starts: Sequence[float], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """When each token of a sentence begins, in seconds: a token is spoken from where its word is.
+    """Return the begin of each token of a sentence in seconds, which is the begin of its word.
 
-    `word_starts`: of the words that spaces part; punctuation goes with the word before it.
+    `word_starts`: begins of the words between spaces; punctuation belongs to the word before it.
     """
     ends = [match.end() for match in re.finditer(r"\S+", text)]
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -43,7 +43,7 @@ def token_starts(text: str, word_starts: Sequence[float], tokenizer: PreTrainedT
 
 
 def timed_words(decoder: pocketsphinx.Decoder) -> list[tuple[str, float, float]]:
-    """What a decoder has heard: words with their start and end in seconds, silence and noise left out."""
+    """Return a decoder's words with begin and end in seconds, without silence and noise."""
     return [
         (segment.word.split("(")[0], segment.start_frame / 100, (segment.end_frame + 1) / 100)
         for segment in decoder.seg()

@@ -1,4 +1,4 @@
-"""Puts what the stages learned into one checkpoint: 16-bit safetensors, config, tokenizer and all that goes with it."""
+"""Assembles the trained stages into one checkpoint: 16-bit safetensors, config, tokenizer and preprocessor."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from training.model import load_tokenizer, make_config
 from training.run import load
 from training.thinker import averaged
 
-LARGEST = 12_000_000  # bytes of all files together
-SUGGESTIONS = "suggestions.json"  # what a client may propose to say
+MAX_BYTES = 12_000_000  # size of all files together
+SUGGESTIONS = "suggestions.json"  # example sentences for a client's user
 
 
 def assemble(work: Path, folder: Path, voice: Path | None = None) -> Path:
-    """Writes the checkpoint of a training run; what is not ours to make (the model card) stays as it is.
+    """Write the checkpoint of a training run; other files in the folder (the model card) stay as they are.
 
-    `voice`: a checkpoint whose talker and code2wav it has, where the run made none.
+    `voice`: a checkpoint with the talker and code2wav to use; None: those of the run.
     """
     tokenizer = load_tokenizer(work)
     config = make_config(tokenizer)
@@ -32,15 +32,15 @@ def assemble(work: Path, folder: Path, voice: Path | None = None) -> Path:
     load(work / "thinker.pt", average=average)
     model.thinker = average.module
     if voice:
-        speaks = Qwen3OmniMoeForConditionalGeneration.from_pretrained(voice, dtype=torch.float32)
-        model.talker, model.code2wav = speaks.talker, speaks.code2wav
+        source = Qwen3OmniMoeForConditionalGeneration.from_pretrained(voice, dtype=torch.float32)
+        model.talker, model.code2wav = source.talker, source.code2wav
     else:
         load(work / "talker.pt", talker=model.talker)
         model.code2wav = load_codec(work).code2wav
     model = model.to(torch.float16)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ValueError(f"{name} does not fit 16 bits")
+            raise ValueError(f"expected finite 16-bit weights, got overflow in {name}")
     end = int(tokenizer.eos_token_id)
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id, do_sample=False, talker_do_sample=False
@@ -50,17 +50,17 @@ def assemble(work: Path, folder: Path, voice: Path | None = None) -> Path:
     WhisperFeatureExtractor(feature_size=128, return_attention_mask=True).save_pretrained(folder)
     shutil.copy(Path(__file__).parent / SUGGESTIONS, folder / SUGGESTIONS)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    if size > LARGEST:
-        raise ValueError(f"{folder} has {size} bytes, expected at most {LARGEST}")
+    if size > MAX_BYTES:
+        raise ValueError(f"expected at most {MAX_BYTES} bytes, got {size} in {folder}")
     return folder
 
 
 def main() -> None:
-    """The program; see the module."""
+    """Run the program that the module describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder with thinker.pt, talker.pt and codec.pt")
-    parser.add_argument("folder", type=Path, help="the checkpoint to write")
-    parser.add_argument("--voice", type=Path, help="a checkpoint to take talker and code2wav from")
+    parser.add_argument("folder", type=Path, help="checkpoint to write")
+    parser.add_argument("--voice", type=Path, help="checkpoint whose talker and code2wav are used")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     assemble(args.work, args.folder, args.voice)

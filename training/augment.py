@@ -1,4 +1,4 @@
-"""Rooms, noises, microphones and other throats: one clip becomes many. float32 samples at 16 kHz throughout."""
+"""Data augmentation by reverberation, noise, microphones and speed perturbation. float32 samples at 16 kHz."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from config.settings import INPUT_HZ
 
 
 def noise(draw: random.Random, length: int) -> np.ndarray:
-    """Coloured noise, hum, a chord or a melody, of deviation 1: what a microphone hears where nobody speaks."""
+    """Return coloured noise, hum, a chord or a melody with standard deviation 1, as input without speech."""
     generator = np.random.default_rng(draw.getrandbits(32))
     kind = draw.random()
     if kind < 0.25:
@@ -38,11 +38,11 @@ def noise(draw: random.Random, length: int) -> np.ndarray:
 
 
 def melody(draw: random.Random, length: int) -> np.ndarray:
-    """Notes and chords, one after the other, that are struck or plucked and fade."""
+    """Return a sequence of decaying notes and chords, struck or plucked."""
     sound = np.zeros(length)
     base, partials, begin = draw.uniform(80, 500), draw.randint(2, 16), 0
-    even = draw.random() < 0.5  # all partials alike, or each plucked as strongly as chance has it
-    string = draw.choice((0.0, draw.uniform(0.2, 1.5)))  # how much faster each partial fades than the one below it
+    even = draw.random() < 0.5  # partials with amplitude 1/k, or with random amplitudes
+    string = draw.choice((0.0, draw.uniform(0.2, 1.5)))  # additional decay of each partial relative to the one below
     while begin < length:
         time = np.arange(min(length - begin, 2 * INPUT_HZ)) / INPUT_HZ
         fading, attack = draw.uniform(0.5, 8), np.minimum(1, time * draw.uniform(10, 400))
@@ -60,7 +60,7 @@ def melody(draw: random.Random, length: int) -> np.ndarray:
 
 
 def babble(draw: random.Random, others: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Several people at once, of deviation 1. `others`: int16 clips."""
+    """Return several speakers at once, with standard deviation 1. `others`: int16 clips."""
     total = np.zeros(length, np.float32)
     for _ in range(draw.randint(2, 6)):
         voice = draw.choice(others).astype(np.float32) / 32768
@@ -68,15 +68,15 @@ def babble(draw: random.Random, others: Sequence[np.ndarray], length: int) -> np
     return total / max(1e-6, float(total.std()))
 
 
-def throat(samples: np.ndarray, factor: float) -> np.ndarray:
-    """Pitch, formants and rate times `factor`, by resampling."""
+def perturb_speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Multiply pitch, formants and rate by `factor`, by resampling (speed perturbation)."""
     return np.asarray(soxr.resample(samples, INPUT_HZ * factor, INPUT_HZ, quality="LQ"), np.float32)
 
 
 def room(draw: random.Random, samples: np.ndarray) -> np.ndarray:
-    """Reverberation: exponentially decaying noise behind the direct sound."""
+    """Add reverberation: exponentially decaying noise after the direct sound."""
     generator = np.random.default_rng(draw.getrandbits(32))
-    decay = draw.uniform(0.08, 0.6)  # seconds until 60 dB below
+    decay = draw.uniform(0.08, 0.6)  # reverberation time (60 dB) in seconds
     tail = generator.standard_normal(int(INPUT_HZ * decay), np.float32) * 10 ** (
         -3 * np.arange(int(INPUT_HZ * decay)) / (INPUT_HZ * decay)
     )
@@ -87,7 +87,7 @@ def room(draw: random.Random, samples: np.ndarray) -> np.ndarray:
 
 
 def microphone(draw: random.Random, samples: np.ndarray) -> np.ndarray:
-    """A band limit, a tilt, or clipping."""
+    """Apply a band limit, a high-pass filter, or clipping."""
     if draw.random() < 0.5:
         samples = sosfilt(butter(2, draw.uniform(2800, 7600), fs=INPUT_HZ, output="sos"), samples)
     if draw.random() < 0.5:
@@ -99,7 +99,7 @@ def microphone(draw: random.Random, samples: np.ndarray) -> np.ndarray:
 
 
 class Augmented(NamedTuple):
-    """A clip that was changed: what was at a time t in seconds is now at `begin_s + t / rate`."""
+    """An augmented clip: time t in seconds of the original is at `begin_s + t / rate`."""
 
     samples: np.ndarray  # float32
     begin_s: float
@@ -109,13 +109,13 @@ class Augmented(NamedTuple):
 def augmented(
     draw: random.Random, samples: np.ndarray, others: Sequence[np.ndarray], strength: float = 1.0
 ) -> Augmented:
-    """A clip as another person in another place would have given it. `samples`: int16; `strength`: 0 is hardly."""
+    """Return a clip as from another speaker in another place. `samples`: int16; `strength`: 0 (weak) to 1."""
     sound = samples.astype(np.float32) / 32768
     rate = draw.uniform(0.86, 1.18) if draw.random() < 0.7 * strength else 1.0
     if rate != 1.0:
-        sound = throat(sound, rate)
+        sound = perturb_speed(sound, rate)
     before, after = draw.uniform(0.1, 0.5), draw.uniform(0.05, 0.6)
-    if draw.random() < 0.25:  # a commit may come late, and a turn begin early
+    if draw.random() < 0.25:  # a late commit, and an early begin of the turn
         before, after = draw.uniform(0.3, 3), draw.uniform(0.3, 3)
     sound = np.pad(sound, (int(before * INPUT_HZ), int(after * INPUT_HZ)))
     if draw.random() < 0.4 * strength:

@@ -1,7 +1,7 @@
-"""Spoken changes of an order that nobody recorded: a synthetic voice begins them, a recording's words end them.
+"""Spoken changes of an order, spliced: a synthetic voice begins them, a recording's words end them.
 
-The recordings are orders alone. What is said into the middle of an answer ("actually a latte", "with almond milk") is
-short, and was heard from synthetic voices only.
+The recordings contain orders only. Without splicing, all training data for changes ("actually a latte", "with almond
+milk") would be synthetic.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from config.settings import INPUT_HZ
 from training.clips import Clip
 from training.grammar import openings
 from training.orders import SLOTS
-from training.splice import ADDITIONS, Splicer, gain, later
+from training.splice import ADDITIONS, Splicer, gain, shifted
 
-BARE = 0.2  # share of changes that name a value and nothing else
-LONGEST_BREAK_S = 0.12  # between the two
+VALUE_ONLY = 0.2  # share of changes that consist of a value
+MAX_BREAK_S = 0.12  # silence between the opening and the value
 
 
 class Changes:
-    """Makes changes of what `splicer` has, and of openings as they come."""
+    """Generator of changes from the recordings of `splicer` and from synthetic openings."""
 
     def __init__(self, splicer: Splicer):
         self._splicer = splicer
-        self._spoken: dict[str, list[Clip]] = defaultdict(list)  # by their words
+        self._openings: dict[str, list[Clip]] = defaultdict(list)  # openings by their text
         self._fitting = {slot: openings(slot) for slot in SLOTS}
 
     def add(self, clips: list[Clip]) -> None:
-        """More openings: `about["text"]` is one of the grammar's."""
+        """Add openings: `about["text"]` is one of the grammar's."""
         for clip in clips:
-            self._spoken[clip.about["text"]].append(clip)
+            self._openings[clip.about["text"]].append(clip)
 
     def change(self, draw: random.Random) -> Clip:
-        """A change of one slot."""
+        """Return a change of one slot."""
         slot = draw.choice(self._splicer.slots)
         value, words, sound = self._splicer.value(draw, slot)
-        begun = [text for text in self._fitting[slot] if self._spoken[text]]
-        if begun and (slot in ADDITIONS or draw.random() > BARE):
-            opening = draw.choice(self._spoken[draw.choice(begun)])
-            spoken = opening.samples * gain(opening.samples, sound)
-            silence = np.zeros(int(draw.uniform(0, LONGEST_BREAK_S) * INPUT_HZ))
-            before_s, said = len(spoken) / INPUT_HZ, opening.about["text"].split()
-            each_s = before_s / len(said)
-            first = [(word, each_s * i, each_s * (i + 1)) for i, word in enumerate(said)]
-            words = first + later(words, (len(spoken) + len(silence)) / INPUT_HZ)
-            sound = np.concatenate([spoken, silence, sound])
+        available = [text for text in self._fitting[slot] if self._openings[text]]
+        if available and (slot in ADDITIONS or draw.random() > VALUE_ONLY):
+            opening = draw.choice(self._openings[draw.choice(available)])
+            opening_sound = opening.samples * gain(opening.samples, sound)
+            silence = np.zeros(int(draw.uniform(0, MAX_BREAK_S) * INPUT_HZ))
+            opening_words = opening.about["text"].split()
+            word_s = len(opening_sound) / INPUT_HZ / len(opening_words)
+            first = [(word, word_s * i, word_s * (i + 1)) for i, word in enumerate(opening_words)]
+            words = first + shifted(words, (len(opening_sound) + len(silence)) / INPUT_HZ)
+            sound = np.concatenate([opening_sound, silence, sound])
         about = {
             "text": " ".join(word for word, _, _ in words),
             "kind": "change",

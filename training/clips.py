@@ -12,33 +12,33 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-SHARD = 25  # clips
-LOOK_S = 120  # seconds between two looks for new shards
-ALIGNMENT = ".align.jsonl"  # beside a shard: the words of its clips
+SHARD = 25  # clips in a shard
+REFRESH_S = 120  # time between two searches for new shards
+ALIGNMENT = ".align.jsonl"  # suffix of the file with the words of a shard's clips
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Sound (int16, mono) and what is known of it."""
+    """Audio (int16, mono) and its metadata."""
 
     samples: np.ndarray
     about: dict[str, Any]
 
 
 class Shards:
-    """The clips of the shards `what-*.npz` of a folder, which may grow while they are used."""
+    """The clips of the shards `what-*.npz` of a folder, to which other processes may add shards."""
 
     def __init__(self, folder: Path, what: str):
         self._folder, self._what = folder, what
         self._read: set[str] = set()
-        self._looked_at = -float("inf")
+        self._refreshed_at = -float("inf")
         self.clips: list[Clip] = []
 
     def refresh(self) -> list[Clip]:
-        """Reads what was written since, if it looked a while ago; returns the new clips."""
-        if time.monotonic() - self._looked_at < LOOK_S:
+        """Read new shards, at most every REFRESH_S seconds; return the new clips."""
+        if time.monotonic() - self._refreshed_at < REFRESH_S:
             return []
-        self._looked_at = time.monotonic()
+        self._refreshed_at = time.monotonic()
         unread = [path for path in shards_of(self._folder, self._what) if path.name not in self._read]
         self._read.update(path.name for path in unread)
         new = [clip for path in unread for clip in read_shard(path)]
@@ -47,12 +47,12 @@ class Shards:
 
 
 def shards_of(folder: Path, what: str) -> list[Path]:
-    """The shards that are complete."""
+    """Return the complete shards."""
     return sorted(path for path in folder.glob(f"{what}-*.npz") if not path.name.endswith(".tmp.npz"))
 
 
 def read_shard(path: Path) -> list[Clip]:
-    """The clips of one shard; `about` has their words with start and end in seconds where they were aligned."""
+    """Return the clips of one shard; if they were aligned, `about` has their words with begin and end in seconds."""
     with np.load(path) as shard:
         clips = [Clip(shard[str(i)], json.loads(str(line))) for i, line in enumerate(shard["meta"])]
     if path.with_suffix(ALIGNMENT).exists():
@@ -65,7 +65,7 @@ def read_shard(path: Path) -> list[Clip]:
 def write_shards(
     folder: Path, name: str, clips: int, make: Callable[[int], Iterator[tuple[np.ndarray, dict[str, Any]]]]
 ) -> None:
-    """Writes the shards of so many clips that are not there yet; `make` gives those (float32) of a shard's number."""
+    """Write the missing shards of `clips` clips; `make` yields the clips (float32) of the shard with a number."""
     folder.mkdir(parents=True, exist_ok=True)
     done = len(list(folder.glob(f"{name}-[0-9][0-9][0-9][0-9].npz")))
     for shard in tqdm(range(done, (clips + SHARD - 1) // SHARD), initial=done, unit="shard"):

@@ -1,7 +1,7 @@
-"""The codec: an encoder and a residual quantizer, which exist for training only, and the checkpoint's code2wav.
+"""The codec: an encoder and a residual quantizer, which are used in training only, and the checkpoint's code2wav.
 
-The decoder is transformers' own code2wav. It takes the mean of 16 embeddings, so a codebook's entries times 16 are its
-embeddings and the mean is the quantized latent.
+The decoder is transformers' own code2wav. Its input is the mean of 16 embeddings: with the codebooks' entries times 16
+as embeddings, the mean is the quantized latent.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from training.run import load
 RATE = OUTPUT_HZ
 FRAME = RATE * CODEC_FRAME_MS // 1000  # samples of a codec frame
 HOP = FRAME // 8  # samples of a mel frame
-CODEC_STATE = "codec.pt"  # of a training run
+CODEC_STATE = "codec.pt"  # file in the folder of a training run
 
 
 class LogMel(nn.Module):
     """Log-mel spectrogram: [B, samples] -> [B, bands, samples // hop]."""
+
+    filters: Tensor
+    window: Tensor
 
     def __init__(self, n_fft: int = 1024, hop: int = HOP, bands: int = 80):
         super().__init__()
@@ -37,31 +40,31 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the output of the class."""
         return self.log(self.magnitudes(samples)[..., : samples.shape[-1] // self.hop])
 
     def magnitudes(self, samples: Tensor) -> Tensor:
-        """Magnitudes of the spectrum, [B, bins, frames]."""
+        """Return the magnitudes of the spectrum, [B, bins, frames]."""
         spectrum = torch.stft(
             samples, self.n_fft, self.hop, window=self.window, center=True, pad_mode="reflect", return_complex=True
         )
         return (spectrum.real.square() + spectrum.imag.square() + 1e-10).sqrt()
 
     def log(self, magnitudes: Tensor) -> Tensor:
-        """Their log-mel."""
+        """Return the log-mel of magnitudes."""
         return torch.log(torch.clamp(self.filters @ magnitudes, min=1e-4))
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Normalises each step of [B, channels, T] by itself: a frame's code must not change with the sentence's length."""
+    """Layer norm of each step of [B, channels, T]: a frame's code must not depend on the sentence's length."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the output of the class."""
         return super().forward(hidden.transpose(1, 2)).transpose(1, 2)
 
 
 class Residual(nn.Module):
-    """A dilated convolution beside an identity, [B, channels, T]."""
+    """A dilated convolution with a residual connection, [B, channels, T]."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
@@ -70,12 +73,12 @@ class Residual(nn.Module):
         self.out = nn.Conv1d(channels, channels, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the output of the class."""
         return hidden + self.out(F.gelu(self.conv(F.gelu(self.norm(hidden)))))
 
 
 class Encoder(nn.Module):
-    """[B, samples] at 24 kHz -> latents [B, frames, latent] at 12.5 Hz."""
+    """Encoder: [B, samples] at 24 kHz -> latents [B, frames, latent] at 12.5 Hz."""
 
     def __init__(self, latent: int, channels: int = 192):
         super().__init__()
@@ -96,20 +99,25 @@ class Encoder(nn.Module):
         )
 
     def forward(self, samples: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the output of the class."""
         return self.layers((self.log_mel(samples) + 5.0) / 3.0).transpose(1, 2)
 
 
 class Quantized(NamedTuple):
-    """What the quantizer gives."""
+    """The quantizer's output."""
 
-    latent: Tensor  # [B, T, latent], straight through
+    latent: Tensor  # [B, T, latent], with a straight-through gradient
     codes: Tensor  # [B, T, books]
     commitment: Tensor
 
 
 class ResidualQuantizer(nn.Module):
-    """Codebooks learned by moving averages; an entry that nothing chooses is put where a latent is."""
+    """Codebooks learned by moving averages; an unused entry is replaced by a latent of the batch."""
+
+    entries: Tensor  # [books, entries, latent]
+    counts: Tensor  # [books, entries]
+    sums: Tensor  # [books, entries, latent]
+    started: Tensor  # [books]
 
     def __init__(self, books: int, entries: int, latent: int, decay: float = 0.98):
         super().__init__()
@@ -120,7 +128,7 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("started", torch.zeros(books, dtype=torch.bool))
 
     def encode(self, latent: Tensor) -> Tensor:
-        """Codes [..., books] of latents [..., latent]."""
+        """Return codes [..., books] of latents [..., latent]."""
         residual, codes = latent, []
         for book in self.entries:
             code = torch.cdist(residual.reshape(-1, residual.shape[-1]), book).argmin(-1).reshape(residual.shape[:-1])
@@ -129,16 +137,16 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(codes, -1)
 
     def forward(self, latent: Tensor, keep: int) -> Quantized:
-        """Quantizes with the first `keep` books; in training mode the books follow the latents."""
+        """Quantize with the first `keep` books; in training mode update the books."""
         flat = latent.reshape(-1, latent.shape[-1])
         residual, total, codes = flat.detach(), torch.zeros_like(flat), []
         for i in range(len(self.entries)):
             if self.training and not self.started[i]:
-                self._start(i, residual)
+                self._initialise(i, residual)
             code = torch.cdist(residual, self.entries[i]).argmin(-1)
             chosen = self.entries[i][code]
             if self.training:
-                self._follow(i, residual, code)
+                self._update(i, residual, code)
             if i < keep:
                 total = total + chosen
             residual = residual - chosen
@@ -150,14 +158,14 @@ class ResidualQuantizer(nn.Module):
         )
 
     @torch.no_grad()
-    def _start(self, i: int, residual: Tensor) -> None:
+    def _initialise(self, i: int, residual: Tensor) -> None:
         chosen = residual[torch.randint(len(residual), (self.entries.shape[1],))]
         self.entries[i] = chosen + 0.01 * residual.std() * torch.randn_like(chosen)
         self.sums[i] = self.entries[i]
         self.started[i] = True
 
     @torch.no_grad()
-    def _follow(self, i: int, residual: Tensor, code: Tensor) -> None:
+    def _update(self, i: int, residual: Tensor, code: Tensor) -> None:
         hot = F.one_hot(code, self.entries.shape[1]).to(residual.dtype)
         self.counts[i].mul_(self.decay).add_(hot.sum(0), alpha=1 - self.decay)
         self.sums[i].mul_(self.decay).add_(hot.T @ residual, alpha=1 - self.decay)
@@ -171,7 +179,7 @@ class ResidualQuantizer(nn.Module):
 class SpectralLoss(nn.Module):
     """Distance of waveforms [B, samples]: log-mel at four resolutions, and spectral convergence (Parallel WaveGAN).
 
-    Mel bands, because most bins of a linear spectrum lie above 3 kHz, where speech has noise that nobody can predict.
+    Mel bands are used because most bins of a linear spectrum are above 3 kHz, where speech is unpredictable noise.
     """
 
     def __init__(self) -> None:
@@ -180,18 +188,19 @@ class SpectralLoss(nn.Module):
             LogMel(n_fft, n_fft // 4, bands) for n_fft, bands in ((256, 20), (512, 40), (1024, 80), (2048, 120))
         )
 
-    def forward(self, heard: Tensor, wanted: Tensor) -> Tensor:
-        """A scalar."""
-        total = heard.new_zeros(())
+    def forward(self, decoded: Tensor, target: Tensor) -> Tensor:
+        """Return the loss, a scalar."""
+        total = decoded.new_zeros(())
         for mel in self.mels:
-            a, b = mel.magnitudes(heard), mel.magnitudes(wanted)
+            assert isinstance(mel, LogMel)
+            a, b = mel.magnitudes(decoded), mel.magnitudes(target)
             total = total + 0.3 * torch.linalg.norm(b - a) / torch.linalg.norm(b).clamp(min=1e-3)
             total = total + F.l1_loss(mel.log(a), mel.log(b))
         return total / len(self.mels)
 
 
 class Codec(NamedTuple):
-    """The three parts."""
+    """Encoder, quantizer and decoder."""
 
     encoder: Encoder
     quantizer: ResidualQuantizer
@@ -199,18 +208,18 @@ class Codec(NamedTuple):
 
     @torch.no_grad()
     def codes(self, samples: Tensor) -> Tensor:
-        """Codes [T, books] of a sound [samples], filled up with silence to whole frames."""
+        """Return codes [T, books] of audio [samples], padded with silence to whole frames."""
         samples = F.pad(samples, (0, -len(samples) % FRAME))
         return self.quantizer.encode(self.encoder(samples[None]))[0]
 
     def embed_codebooks(self) -> None:
-        """Gives code2wav the codebooks for its embeddings: it takes the mean of as many as there are books."""
+        """Copy the codebooks times the number of books into code2wav's embeddings: code2wav uses their mean."""
         entries = self.quantizer.entries * CODEBOOKS
         self.code2wav.code_embedding.weight.data = entries.flatten(0, 1).clone()
 
 
 def make_codec(work: Path) -> Codec:
-    """A fresh one. code2wav's convolutions are PyTorch's own initial ones, in place of nearly silent ones."""
+    """Create an untrained codec, with PyTorch's initial convolutions: transformers' are nearly silent."""
     code2wav = Qwen3OmniMoeCode2Wav._from_config(make_config(load_tokenizer(work)).code2wav_config)
     for module in code2wav.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
@@ -223,7 +232,7 @@ def make_codec(work: Path) -> Codec:
 
 
 def load_codec(work: Path) -> Codec:
-    """The trained one, in evaluation mode; its code2wav embeds the codebooks."""
+    """Return the trained codec in evaluation mode, with the codebooks in code2wav's embeddings."""
     codec = make_codec(work)
     load(work / CODEC_STATE, **codec._asdict())
     codec.embed_codebooks()

@@ -1,4 +1,4 @@
-"""What people say to a barista, and what the barista answers: utterances with their meaning, and whole dialogues."""
+"""Grammar of orders in a coffee shop: users' utterances with their meaning, and the barista's answers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from config.loader import read_toml
 from training.orders import Order, article, random_slots, random_value, spoken_order, spoken_value
 
-SENTENCES = read_toml(Path(__file__).parent / "sentences.toml")  # by what they mean
+SENTENCES = read_toml(Path(__file__).parent / "sentences.toml")  # sentences by meaning
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What a user says and what it means: `kind` is the act, `slots` and `removed` its content."""
+    """A user's utterance and its meaning: `kind` is the dialogue act, `slots` and `removed` its content."""
 
     text: str
     kind: str
@@ -23,16 +23,16 @@ class Utterance:
 
 
 def utterance(draw: random.Random, kind: str) -> Utterance:
-    """A random utterance of one kind."""
+    """Return a random utterance of one kind."""
     match kind:
         case "order":
-            return say_order(draw, random_slots(draw))
+            return make_order(draw, random_slots(draw))
         case "another":
             slots = random_slots(draw, count=draw.randrange(3))
             opening, closing = draw.choice(SENTENCES["another"]), draw.choice(SENTENCES["closings"])
             return Utterance(f"{opening} {spoken_order(draw, slots)}{closing}", kind, slots)
         case "change":
-            return say_change(draw)
+            return make_change(draw)
         case "size":
             value = random_value(draw, "size")
             form = draw.choice(SENTENCES["size"])
@@ -50,8 +50,8 @@ def utterance(draw: random.Random, kind: str) -> Utterance:
     return Utterance(draw.choice(SENTENCES[kind]), kind)
 
 
-def say_order(draw: random.Random, slots: dict[str, str]) -> Utterance:
-    """An order for `slots`: half of them as the benchmark's people say it."""
+def make_order(draw: random.Random, slots: dict[str, str]) -> Utterance:
+    """Return an order for `slots`, half of the time in the wording of the benchmark's speakers."""
     if draw.random() < 0.55:
         opening = draw.choice(SENTENCES["openings"])
         return Utterance(f"{opening} {spoken_order(draw, slots)}", "order", slots)
@@ -62,15 +62,15 @@ def say_order(draw: random.Random, slots: dict[str, str]) -> Utterance:
     return Utterance(f"{opening} {phrase}{closing}".strip(), "order", slots)
 
 
-def say_change(draw: random.Random) -> Utterance:
-    """A change of one or two slots, or the removal of milk or sugar."""
-    how = draw.random()
-    if how < 0.33:
+def make_change(draw: random.Random) -> Utterance:
+    """Return a change of one or two slots, or the removal of milk or sugar."""
+    variant = draw.random()
+    if variant < 0.33:
         slot, thing = draw.choice((("milkAmount", "milk"), ("sugarAmount", "sugar"), ("milkAmount", "cream"),
                                    ("sugarAmount", "sweetener")))  # fmt: skip
         form = draw.choice(SENTENCES["remove"])
         return Utterance(form.format(thing), "change", removed=(slot,))
-    if how < 0.5:
+    if variant < 0.5:
         value = random_value(draw, "coffeeDrink")
         form = draw.choice(SENTENCES["change_drink"])
         return Utterance(form.format(article(value)), "change", {"coffeeDrink": value})
@@ -87,32 +87,32 @@ def say_change(draw: random.Random) -> Utterance:
 
 
 def openings(slot: str) -> list[str]:
-    """What comes before the value in a change of a slot: "make it", "with"."""
+    """Return the texts before the value in a change of a slot: "make it", "with"."""
     forms = {"coffeeDrink": "change_drink", "milkAmount": "change_addition", "sugarAmount": "change_addition"}
-    begun = [form for form in SENTENCES[forms.get(slot, "change_other")] if form.endswith(" {}")]
-    return [form.removesuffix(" {}") for form in begun]
+    prefixes = [form for form in SENTENCES[forms.get(slot, "change_other")] if form.endswith(" {}")]
+    return [form.removesuffix(" {}") for form in prefixes]
 
 
 @dataclass(slots=True)
 class Barista:
-    """What the barista knows, and what they answer to each act. Answers repeat the whole order, then ask one thing."""
+    """The barista's state and answers. An answer repeats the whole order and then asks one question."""
 
     order: Order | None = None
-    first: Order | None = None  # an order before "another"
+    first: Order | None = None  # the order before "another"
 
-    def answer(self, said: Utterance) -> str:
-        """The answer to one utterance; "" to what is not speech."""
-        match said.kind:
+    def answer(self, utterance: Utterance) -> str:
+        """Return the answer to one utterance; "" to noise."""
+        match utterance.kind:
             case "order":
-                self.first, self.order = None, Order(dict(said.slots))
+                self.first, self.order = None, Order(dict(utterance.slots))
                 return f"Okay, {self.order.phrase()}. {self._question()}"
             case "another":
-                self.first, self.order = self.order, Order(dict(said.slots))
+                self.first, self.order = self.order, Order(dict(utterance.slots))
                 return f"Okay, {'also ' if self.first else ''}{self.order.phrase()}. {self._question()}"
             case "change":
-                if self.order is None and not said.slots:
+                if self.order is None and not utterance.slots:
                     return "You have no order yet. What would you like?"
-                self.order = (self.order or Order()).changed(said.slots, said.removed)
+                self.order = (self.order or Order()).changed(utterance.slots, utterance.removed)
                 if "coffeeDrink" not in self.order.slots:
                     return f"Okay, {self.order.phrase()}. Which drink would you like?"
                 return f"Sure, {self.order.phrase()}. {self._question()}"
@@ -156,14 +156,16 @@ class Barista:
 
 
 def next_kind(draw: random.Random, barista: Barista) -> str:
-    """What a user may do next, given where the conversation stands."""
+    """Draw the kind of a user's next utterance from the state of the conversation."""
     if barista.order is None:
         return draw.choices(
             ("order", "hello", "who", "menu", "hear", "other", "query", "cancel", "change", "thanks", "bye", "done"),
             weights=(50, 5, 4, 4, 4, 8, 3, 2, 3, 2, 2, 2),
         )[0]
-    asked = "size" if "size" not in barista.order.slots else "roast" if "roast" not in barista.order.slots else "done"
+    question = (
+        "size" if "size" not in barista.order.slots else "roast" if "roast" not in barista.order.slots else "done"
+    )
     kinds = ["change", "resize", "query", "cancel", "done", "order", "another", "other", "thanks", "bye", "hear"]
-    kinds += ["menu", asked]
+    kinds += ["menu", question]
     weights = [25, 8, 16, 5, 8, 8, 6 if barista.first is None else 0, 5, 4, 3, 2, 2, 20]
     return draw.choices(kinds, weights=weights)[0]

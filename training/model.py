@@ -1,8 +1,9 @@
-"""The barista's shape: an ordinary `qwen3_omni_moe` configuration of under six million parameters, and tokenizer."""
+"""Configuration and tokenizer of the default checkpoint: `qwen3_omni_moe` with under six million parameters."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,15 +12,15 @@ from transformers import PreTrainedTokenizerFast, Qwen3OmniMoeConfig
 from export.chat_format import ROLES, modality_ids, turn_ids, with_chat_format
 from training import grammar
 
-VOCABULARY = 900  # tokens, the special ones not counted
+VOCABULARY = 900  # tokens without the special ones
 CODEBOOK = 128  # entries of each of the 16 codebooks
 CODEBOOKS = 16
 THINKER, TALKER, CODEC = 160, 128, 128  # hidden sizes
-VOICE = "ethan"  # the name by which clients ask for a voice unless they say another
+VOICE = "ethan"  # the default voice of clients
 
 
 def load_tokenizer(work: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a training run, made at first use: a later change of the grammar must not change its tokens."""
+    """Return the tokenizer of a run, created at first use: a later change of the grammar must not change its tokens."""
     folder = work / "tokenizer"
     if not folder.exists():
         make_tokenizer().save_pretrained(folder)
@@ -27,17 +28,17 @@ def load_tokenizer(work: Path) -> PreTrainedTokenizerFast:
 
 
 def make_tokenizer(seed: int = 1) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, trained on what people and the barista say; any other text is spelled in shorter pieces."""
+    """Train a byte-level BPE on users' and the barista's sentences; other text is split into shorter pieces."""
     draw = random.Random(seed)
 
-    def corpus():
+    def corpus() -> Iterator[str]:
         for _ in range(20_000):
             barista = grammar.Barista()
             for _ in range(draw.randrange(1, 5)):
-                said = grammar.utterance(draw, grammar.next_kind(draw, barista))
-                yield said.text
-                yield said.text.capitalize() + "."
-                yield barista.answer(said)
+                utterance = grammar.utterance(draw, grammar.next_kind(draw, barista))
+                yield utterance.text
+                yield utterance.text.capitalize() + "."
+                yield barista.answer(utterance)
         for role in ROLES:
             for _ in range(20_000):
                 yield role
@@ -53,7 +54,7 @@ def make_tokenizer(seed: int = 1) -> PreTrainedTokenizerFast:
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
-    """Every module of the real architecture, sized for two CPU cores and 12 MB in 16 bits."""
+    """Return the configuration: every module of the real architecture, sized for two CPU cores and 12 MB in 16 bits."""
 
     modalities = modality_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -109,7 +110,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
             "codec_think_eos_id": CODEBOOK + 109,
             "speaker_id": {VOICE: CODEBOOK + 253},
             "text_config": {
-                "vocab_size": CODEBOOK + 1024,  # generate() suppresses the last 1024 codes but the end
+                "vocab_size": CODEBOOK + 1024,  # generate() suppresses the last 1024 codes except the end
                 "hidden_size": TALKER,
                 "intermediate_size": 160,
                 "moe_intermediate_size": 64,
@@ -138,7 +139,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "decoder_dim": 160,
-            "sliding_window": 32,  # codec frames that its transformer looks back on; training clips are longer
+            "sliding_window": 32,  # codec frames; training clips are longer
             "num_quantizers": CODEBOOKS,
             "rope_parameters": rope,
         },

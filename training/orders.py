@@ -1,14 +1,14 @@
-"""An order: its slots, how it is said, and how a spoken change alters it."""
+"""Orders: slots, wordings, and changes."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
 
-from benchmarks.acceptance import DRINKS, MILKS, ROASTS, SHOTS, SIZES, SUGARS
+from training.judges.acceptance import DRINKS, MILKS, ROASTS, SHOTS, SIZES, SUGARS
 
 SLOTS = ("size", "roast", "numberOfShots", "coffeeDrink", "milkAmount", "sugarAmount")
-AMOUNTS = ("", "", "", "a bit of ", "a lot of ")  # as the answer says them
+AMOUNTS = ("", "", "", "a bit of ", "a lot of ")  # wording of the answers
 SPOKEN_AMOUNTS = {
     "": ("", "", "some "),
     "a bit of ": ("a bit of ", "a little bit of ", "a little "),
@@ -17,23 +17,23 @@ SPOKEN_AMOUNTS = {
 
 
 def article(words: str) -> str:
-    """`words` behind "a" or "an"."""
+    """Return `words` with "a" or "an" before them."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Slots that are known, by the benchmark's names, in the words of an answer."""
+    """Known slots of an order: the benchmark's names, values in the wording of an answer."""
 
     slots: dict[str, str] = field(default_factory=dict)
 
     def changed(self, slots: dict[str, str], removed: tuple[str, ...] = ()) -> Order:
-        """The order with `slots` replaced and `removed` taken out."""
+        """Return the order with `slots` replaced and `removed` deleted."""
         kept = {slot: value for slot, value in self.slots.items() if slot not in removed}
         return replace(self, slots={**kept, **slots})
 
     def phrase(self) -> str:
-        """The order as a noun phrase: "a large dark roast latte with soy milk"."""
+        """Return the order as a noun phrase: "a large dark roast latte with soy milk"."""
         head = [self.slots[slot] for slot in ("size", "roast", "numberOfShots") if slot in self.slots]
         head.append(self.slots.get("coffeeDrink", "drink"))
         additions = [self.slots[slot] for slot in ("milkAmount", "sugarAmount") if slot in self.slots]
@@ -42,7 +42,7 @@ class Order:
 
 
 def random_slots(draw: random.Random, count: int | None = None, drink: bool = True) -> dict[str, str]:
-    """Slots of a random order; `count` of them beside the drink."""
+    """Return the slots of a random order, `count` of them in addition to the drink."""
     count = count if count is not None else draw.choices(range(6), weights=(2, 6, 10, 8, 4, 2))[0]
     chosen = draw.sample(["size", "roast", "numberOfShots", "milkAmount", "sugarAmount"], count)
     slots = {slot: random_value(draw, slot) for slot in SLOTS if slot in chosen}
@@ -52,7 +52,7 @@ def random_slots(draw: random.Random, count: int | None = None, drink: bool = Tr
 
 
 def random_value(draw: random.Random, slot: str) -> str:
-    """A value of one slot, in the words of an answer."""
+    """Return a random value of one slot, in the wording of an answer."""
     match slot:
         case "size":
             return draw.choice(SIZES)
@@ -68,7 +68,7 @@ def random_value(draw: random.Random, slot: str) -> str:
 
 
 def spoken_value(draw: random.Random, slot: str, value: str) -> str:
-    """A slot's value in one of the ways in which people say it."""
+    """Return a slot's value in one of its spoken wordings."""
     if slot in ("milkAmount", "sugarAmount"):
         amount = next(amount for amount in ("a bit of ", "a lot of ", "") if value.startswith(amount))
         return draw.choice(SPOKEN_AMOUNTS[amount]) + value[len(amount) :]
@@ -76,7 +76,7 @@ def spoken_value(draw: random.Random, slot: str, value: str) -> str:
 
 
 def spoken_order(draw: random.Random, slots: dict[str, str]) -> str:
-    """A noun phrase that names `slots`, in one of the ways in which people say it; with its article."""
+    """Return a noun phrase that names `slots`, in one of its spoken wordings, with its article."""
     before = [slots[slot] for slot in ("size", "roast", "numberOfShots") if slot in slots]
     draw.shuffle(before)
     additions = [spoken_value(draw, slot, slots[slot]) for slot in ("milkAmount", "sugarAmount") if slot in slots]

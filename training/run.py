@@ -1,4 +1,4 @@
-"""What every stage shares: optimizer, learning rate, progress, and a state that a broken run goes on from."""
+"""Training loop of every stage: optimizer, learning rate, progress, and a saved state to continue from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-LARGEST_GRADIENT = 1.0  # norm
+MAX_GRADIENT_NORM = 1.0
 
 
 def load(path: Path, **modules: nn.Module) -> dict[str, Any]:
-    """Reads the state of a run into `modules`; returns it whole. Raises `FileNotFoundError` where there is none."""
+    """Load the state of a run into `modules`; return the state. Raises `FileNotFoundError`."""
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     for name, module in modules.items():
         module.load_state_dict(state[name])
@@ -23,10 +23,10 @@ def load(path: Path, **modules: nn.Module) -> dict[str, Any]:
 
 
 class Run:
-    """One stage: iterate for the steps that are left, and call `learn` with each step's loss.
+    """A training stage: iterate over the remaining steps, and call `learn` with each step's loss.
 
-    The learning rate rises over `warm_up` steps and falls to `final` of `rate`. `modules` are what is saved; they are
-    read from `path` if a run has been there.
+    The learning rate rises over `warm_up` steps and then falls to `final` of `rate`. `modules` are saved to `path`, and
+    loaded from it if it exists.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Run:
         self._saved_at = time.monotonic()
 
     def __iter__(self) -> Iterator[int]:
-        """The numbers of the steps that are left."""
+        """Yield the numbers of the remaining steps."""
         while self._step < self._steps:
             for group in self._optimizer.param_groups:
                 rising = min(1.0, (self._step + 1) / self._warm_up)
@@ -63,9 +63,9 @@ class Run:
             yield self._step
 
     def learn(self, loss: Tensor, /, **shown: float | Tensor) -> bool:
-        """One step down `loss`; `shown` goes to the progress bar. True if the state was saved now."""
+        """Update the parameters for `loss`; show `shown` in the progress bar. Return True if the state was saved."""
         loss.backward()
-        nn.utils.clip_grad_norm_(self._learned, LARGEST_GRADIENT)
+        nn.utils.clip_grad_norm_(self._learned, MAX_GRADIENT_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._step += 1
@@ -76,8 +76,8 @@ class Run:
         self._save()
         return True
 
-    def tell(self, line: str) -> None:
-        """Writes a line above the progress bar."""
+    def log(self, line: str) -> None:
+        """Write a line above the progress bar."""
         self._bar.write(f"step {self._step}: {line}")
 
     def _save(self) -> None:

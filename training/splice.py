@@ -1,7 +1,7 @@
-"""Real orders that nobody recorded: a recording's words for a slot are replaced by another's, or left out.
+"""Splicing of recorded orders: the words of a slot are replaced by another recording's, or deleted.
 
-A few hundred recordings can be learned by heart, each with its order. Of spliced ones there are millions, and what a
-voice says has to be heard.
+A model can memorise a few hundred recordings with their orders. Splicing gives millions of combinations, so that the
+words have to be recognised.
 """
 
 from __future__ import annotations
@@ -13,78 +13,84 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.acceptance import plain
 from config.settings import INPUT_HZ
 from training.clips import Clip
+from training.judges.acceptance import normalize
 
-AT_WILL = ("size", "roast", "numberOfShots")  # slots that stand before the drink, and can be left out
-LOUDEST = 5.0  # gain of words that are put in
-LEAVES_OUT = 0.3  # share of changes
+OPTIONAL = ("size", "roast", "numberOfShots")  # slots before the drink, which can be deleted
+MAX_GAIN = 5.0  # gain of inserted words
+DELETIONS = 0.3  # share of deletions among the changes of an optional slot
 ADDITIONS = ("milkAmount", "sugarAmount")
-AMOUNT = re.compile("(?:a lot of|a bit of) ")  # how an addition's value may begin
+AMOUNT = re.compile("(?:a lot of|a bit of) ")  # possible beginning of an addition's value
+MAX_VALUE_WORDS = 6
+NO_AUDIO = np.zeros(0, np.int16)
 
 
 class Splicer:
-    """Changes recordings whose words' times are known (`about["words"]`), by those of all of them."""
+    """Generator of orders from recordings with known word times (`about["words"]`)."""
 
     def __init__(self, clips: list[Clip]):
-        self._lenders: dict[str, list[tuple[Clip, slice]]] = defaultdict(list)
+        self._donors: dict[str, list[tuple[Clip, slice]]] = defaultdict(list)
         self._amounts: list[tuple[Clip, slice]] = []
         for clip in clips:
-            for slot, place in _places(clip).items():
-                self._lenders[slot].append((clip, place))
-                if slot in ADDITIONS and (amount := _amount(clip, slot, place)).start < amount.stop:
+            for slot, words in _slot_words(clip).items():
+                self._donors[slot].append((clip, words))
+                if slot in ADDITIONS and (amount := _amount_words(clip, slot, words)).start < amount.stop:
                     self._amounts.append((clip, amount))
 
     @property
     def slots(self) -> list[str]:
-        """Those of which there are words."""
-        return sorted(self._lenders)
+        """The slots with known words."""
+        return sorted(self._donors)
 
     def another_order(self, draw: random.Random, clip: Clip) -> Clip:
-        """The recording with up to three slots changed, and sometimes milk and sugar told the other way round."""
+        """Return the recording with up to three slots changed, and sometimes with milk and sugar in reverse order."""
         for _ in range(draw.randint(0, 3)):
-            places = _places(clip)
-            if not places:
+            words = _slot_words(clip)
+            if not words:
                 return clip
-            slot = draw.choice(sorted(places))
-            if slot in AT_WILL and len(places) > 2 and draw.random() < LEAVES_OUT:
-                clip = _without(clip, slot, places[slot])
+            slot = draw.choice(sorted(words))
+            if slot in OPTIONAL and len(words) > 2 and draw.random() < DELETIONS:
+                clip = _without(clip, slot, words[slot])
             elif slot in ADDITIONS and draw.random() < 0.5:
-                clip = self._another_amount(draw, clip, slot, places[slot])
+                clip = self._another_amount(draw, clip, slot, words[slot])
             else:
-                clip = _with(clip, slot, places[slot], *draw.choice(self._lenders[slot]))
-        if draw.random() < 0.5 and all(slot in _places(clip) for slot in ADDITIONS):
-            clip = _other_way_round(clip)
+                clip = _with(clip, slot, words[slot], *draw.choice(self._donors[slot]))
+        if draw.random() < 0.5 and all(slot in _slot_words(clip) for slot in ADDITIONS):
+            clip = _reverse_additions(clip)
         return clip
 
     def value(self, draw: random.Random, slot: str) -> tuple[str, list[Any], np.ndarray]:
-        """A slot's value, its words with their times, and their sound (int16); with the article right before them."""
-        lender, lent = draw.choice(self._lenders[slot])
-        before = lender.about["words"][max(0, lent.start - 1)][0]
-        words = lender.about["words"][lent.start - (before in ("a", "an")) : lent.stop]
-        return lender.about["slots"][slot], later(words, -words[0][1]), _sound_of(lender, words)
+        """Return a slot's value, its words with their times, and their audio (int16), including a preceding article."""
+        donor, words = draw.choice(self._donors[slot])
+        before = donor.about["words"][max(0, words.start - 1)][0]
+        timed = donor.about["words"][words.start - (before in ("a", "an")) : words.stop]
+        return donor.about["slots"][slot], shifted(timed, -timed[0][1]), _audio_of(donor, timed)
 
-    def _another_amount(self, draw: random.Random, clip: Clip, slot: str, place: slice) -> Clip:
-        """So much of the same: "lots of", "a bit of", "some", or no word about it."""
-        amount, what = _amount(clip, slot, place), AMOUNT.sub("", clip.about["slots"][slot])
+    def _another_amount(self, draw: random.Random, clip: Clip, slot: str, words: slice) -> Clip:
+        """Return the clip with another amount of the same addition: "lots of", "a bit of", "some", or none."""
+        amount, addition = _amount_words(clip, slot, words), AMOUNT.sub("", clip.about["slots"][slot])
         if amount.start < amount.stop and draw.random() < 0.4:
-            return _spliced(clip, amount, np.zeros(0, np.int16), [], clip.about["slots"] | {slot: what})
-        lender, lent = draw.choice(self._amounts)
-        so_much = plain(" ".join([*(word for word, _, _ in lender.about["words"][lent]), what]))
-        return _spliced(clip, amount, *_fitted(clip, lender, lent), clip.about["slots"] | {slot: so_much})
+            return _spliced(clip, amount, NO_AUDIO, [], clip.about["slots"] | {slot: addition})
+        donor, given = draw.choice(self._amounts)
+        value = normalize(" ".join([*(word for word, _, _ in donor.about["words"][given]), addition]))
+        return _spliced(clip, amount, *_matched(clip, donor, given), clip.about["slots"] | {slot: value})
 
 
-def _places(clip: Clip) -> dict[str, slice]:
-    """Which of a recording's words say each slot's value, where they can be told; "medium" is not that of a roast."""
+def _slot_words(clip: Clip) -> dict[str, slice]:
+    """Return the range of words of each slot's value, if it is unambiguous; "medium" is not that of a roast."""
     words = [word for word, _, _ in clip.about["words"]]
-    spans = [slice(first, last + 1) for first in range(len(words)) for last in range(first, min(first + 6, len(words)))]
-    said = [(plain(" ".join(words[span])), span) for span in spans]
+    spans = [
+        slice(first, last + 1)
+        for first in range(len(words))
+        for last in range(first, min(first + MAX_VALUE_WORDS, len(words)))
+    ]
+    texts = [(normalize(" ".join(words[span])), span) for span in spans]
     found: dict[str, slice] = {}
     for slot, value in sorted(clip.about["slots"].items(), key=lambda item: -len(item[1])):
         free = [
             span
-            for text, span in said
+            for text, span in texts
             if text == value and all(span.stop <= other.start or other.stop <= span.start for other in found.values())
         ]
         if free:
@@ -92,52 +98,53 @@ def _places(clip: Clip) -> dict[str, slice]:
     return found
 
 
-def _amount(clip: Clip, slot: str, place: slice) -> slice:
-    """Which of the words of an addition say how much of it; none, before the first, where none does."""
+def _amount_words(clip: Clip, slot: str, value: slice) -> slice:
+    """Return the range of an addition's words that express its amount; empty at the first word if none does."""
     words = [word for word, _, _ in clip.about["words"]]
     amount = AMOUNT.match(clip.about["slots"][slot])
-    wanted = plain((amount[0] if amount else "") + "it")
+    expected = normalize((amount[0] if amount else "") + "it")
     ends = [
-        end for end in range(place.start, place.stop) if plain(" ".join([*words[place.start : end], "it"])) == wanted
+        end
+        for end in range(value.start, value.stop)
+        if normalize(" ".join([*words[value.start : end], "it"])) == expected
     ]
-    return slice(place.start, ends[-1])
+    return slice(value.start, ends[-1])
 
 
-def _with(clip: Clip, slot: str, place: slice, lender: Clip, lent: slice) -> Clip:
-    return _spliced(
-        clip, place, *_fitted(clip, lender, lent), clip.about["slots"] | {slot: lender.about["slots"][slot]}
-    )
+def _with(clip: Clip, slot: str, words: slice, donor: Clip, given: slice) -> Clip:
+    slots = clip.about["slots"] | {slot: donor.about["slots"][slot]}
+    return _spliced(clip, words, *_matched(clip, donor, given), slots)
 
 
-def _without(clip: Clip, slot: str, place: slice) -> Clip:
+def _without(clip: Clip, slot: str, words: slice) -> Clip:
     slots = {name: value for name, value in clip.about["slots"].items() if name != slot}
-    return _spliced(clip, place, np.zeros(0, np.int16), [], slots)
+    return _spliced(clip, words, NO_AUDIO, [], slots)
 
 
-def _other_way_round(clip: Clip) -> Clip:
-    """Milk and sugar, each in the other's place."""
-    first, second = sorted((_places(clip)[slot] for slot in ADDITIONS), key=lambda place: place.start)
+def _reverse_additions(clip: Clip) -> Clip:
+    """Swap milk and sugar."""
+    first, second = sorted((_slot_words(clip)[slot] for slot in ADDITIONS), key=lambda words: words.start)
     slots = clip.about["slots"]
-    changed = _spliced(clip, second, *_fitted(clip, clip, first), slots)  # the later one first: what is before it stays
-    return _spliced(changed, first, *_fitted(clip, clip, second), slots)
+    changed = _spliced(clip, second, *_matched(clip, clip, first), slots)  # the later one first: `first` stays valid
+    return _spliced(changed, first, *_matched(clip, clip, second), slots)
 
 
-def _fitted(clip: Clip, lender: Clip, lent: slice) -> tuple[np.ndarray, list[Any]]:
-    """A lender's words for another recording: their sound, as loud as it is there, and the words."""
-    words = lender.about["words"][lent]
-    sound, there = _sound_of(lender, words), _sound_of(clip, clip.about["words"])
-    sound = sound * gain(_sound_of(lender, lender.about["words"]), there)
-    return sound.clip(-32768, 32767).astype(np.int16), words
+def _matched(clip: Clip, donor: Clip, given: slice) -> tuple[np.ndarray, list[Any]]:
+    """Return a donor's words for another recording: their audio at the recording's loudness, and the words."""
+    words = donor.about["words"][given]
+    loudness = gain(_audio_of(donor, donor.about["words"]), _audio_of(clip, clip.about["words"]))
+    return (_audio_of(donor, words) * loudness).clip(-32768, 32767).astype(np.int16), words
 
 
-def _spliced(clip: Clip, place: slice, sound: np.ndarray, put_in: list[Any], slots: dict[str, str]) -> Clip:
-    """A recording with other words, and their sound, at the place of some; all that follows is so much later."""
+def _spliced(clip: Clip, replaced: slice, audio: np.ndarray, inserted: list[Any], slots: dict[str, str]) -> Clip:
+    """Replace a range of words and their audio, and shift the times of the words after them."""
     words = clip.about["words"]
-    begin_s = words[place.start][1]
-    end_s = words[place.stop - 1][2] if place.start < place.stop else begin_s
-    later_s = (_length_s(put_in) if put_in else 0.0) - (end_s - begin_s)
-    placed = later(put_in, begin_s - put_in[0][1]) if put_in else []
-    all_words = [*words[: place.start], *placed, *later(words[place.stop :], later_s)]
+    begin_s = words[replaced.start][1]
+    end_s = words[replaced.stop - 1][2] if replaced.start < replaced.stop else begin_s
+    inserted_s = float(inserted[-1][2] - inserted[0][1]) if inserted else 0.0
+    placed = shifted(inserted, begin_s - inserted[0][1]) if inserted else []
+    after = shifted(words[replaced.stop :], inserted_s - (end_s - begin_s))
+    all_words = [*words[: replaced.start], *placed, *after]
     about = clip.about | {
         "words": all_words,
         "text": " ".join(word for word, _, _ in all_words),
@@ -145,22 +152,18 @@ def _spliced(clip: Clip, place: slice, sound: np.ndarray, put_in: list[Any], slo
         "extent": (all_words[0][1], all_words[-1][2]),
     }
     begin, end = int(begin_s * INPUT_HZ), int(end_s * INPUT_HZ)
-    return Clip(np.concatenate([clip.samples[:begin], sound, clip.samples[end:]]), about)
+    return Clip(np.concatenate([clip.samples[:begin], audio, clip.samples[end:]]), about)
 
 
-def _sound_of(clip: Clip, words: list[Any]) -> np.ndarray:
+def _audio_of(clip: Clip, words: list[Any]) -> np.ndarray:
     return clip.samples[int(words[0][1] * INPUT_HZ) : int(words[-1][2] * INPUT_HZ)].astype(np.float32)
 
 
-def _length_s(words: list[Any]) -> float:
-    return float(words[-1][2] - words[0][1])
+def gain(audio: np.ndarray, reference: np.ndarray) -> float:
+    """Return the gain that makes audio as loud as a reference, up to MAX_GAIN."""
+    return min(MAX_GAIN, float(reference.std()) / max(1.0, float(audio.std())))
 
 
-def gain(sound: np.ndarray, there: np.ndarray) -> float:
-    """What makes a sound as loud as another, within reason."""
-    return min(LOUDEST, float(there.std()) / max(1.0, float(sound.std())))
-
-
-def later(words: list[Any], seconds: float) -> list[tuple[str, float, float]]:
-    """Words with their times, moved."""
+def shifted(words: list[Any], seconds: float) -> list[tuple[str, float, float]]:
+    """Return words with their times shifted."""
     return [(word, begin + seconds, end + seconds) for word, begin, end in words]

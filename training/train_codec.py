@@ -16,13 +16,14 @@ from training.clips import Shards
 from training.model import CODEBOOKS
 from training.run import Run
 
-CONTEXT, DECODED, WARM = 40, 12, 3  # codec frames: in a clip, through the decoder, of those not compared
-ALL_BOOKS = 0.5  # share of steps that keep every codebook; the others keep
-FEW = 4  # at most, which so learn to carry what is said: the talker knows the first books best
+CONTEXT, DECODED, WARM_UP = 40, 12, 3  # codec frames: in a clip, decoded, decoded before the compared ones
+ALL_BOOKS = 0.5  # share of steps that keep every codebook
+# The other steps keep at most MAX_FEW, so that these carry the speech: the talker predicts the first books best.
+MAX_FEW = 4
 
 
 def decode(code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, start: int) -> Tensor:
-    """The waveform [B, samples] of `DECODED` frames from `start`, all of `latent` [B, T, hidden] heard before them."""
+    """Decode `DECODED` frames from `start` to [B, samples]; the transformer reads all of `latent` [B, T, hidden]."""
     hidden = code2wav.pre_transformer(inputs_embeds=latent).last_hidden_state
     hidden = hidden[:, start : start + DECODED].transpose(1, 2)
     for blocks in code2wav.upsample:
@@ -34,9 +35,9 @@ def decode(code2wav: Qwen3OmniMoeCode2Wav, latent: Tensor, start: int) -> Tensor
 
 
 def main() -> None:
-    """The program; see the module."""
+    """Run the program that the module describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path, help="folder with clips/, to save to and to go on from")
+    parser.add_argument("work", type=Path, help="folder with clips/, where the state is saved")
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -51,25 +52,25 @@ def main() -> None:
     )  # fmt: skip
     code2wav.train()
     distance = codec.SpectralLoss()
-    sounds = Shards(args.work / "clips", "barista")
+    shards = Shards(args.work / "clips", "barista")
     for _ in run:
-        sounds.refresh()
-        wanted = torch.from_numpy(np.stack([_crop(random.choice(sounds.clips).samples) for _ in range(args.batch)]))
-        latent = encoder(wanted)
+        shards.refresh()
+        original = torch.from_numpy(np.stack([_crop(random.choice(shards.clips).samples) for _ in range(args.batch)]))
+        latent = encoder(original)
         start = random.randrange(CONTEXT - DECODED + 1) if random.random() < 0.8 else 0
-        keep = CODEBOOKS if random.random() < ALL_BOOKS else random.randint(1, FEW)
+        keep = CODEBOOKS if random.random() < ALL_BOOKS else random.randint(1, MAX_FEW)
         quantized = quantizer(latent, keep)
-        heard = decode(code2wav, quantized.latent, start)
-        first = WARM * codec.FRAME if start else 0
-        target = wanted[:, start * codec.FRAME :][:, : heard.shape[1]]
-        loss = distance(heard[:, first:], target[:, first:])
+        decoded = decode(code2wav, quantized.latent, start)
+        first = WARM_UP * codec.FRAME if start else 0
+        target = original[:, start * codec.FRAME :][:, : decoded.shape[1]]
+        loss = distance(decoded[:, first:], target[:, first:])
         run.learn(
-            loss + 0.25 * quantized.commitment, loss=loss, commitment=quantized.commitment, clips=len(sounds.clips)
+            loss + 0.25 * quantized.commitment, loss=loss, commitment=quantized.commitment, clips=len(shards.clips)
         )
 
 
 def _crop(samples: np.ndarray) -> np.ndarray:
-    """A random stretch of `CONTEXT` whole frames, float32, silence around it where the sound is shorter."""
+    """Return a random stretch of `CONTEXT` whole frames, float32, padded with silence."""
     length = CONTEXT * codec.FRAME
     sound = np.zeros(length + len(samples), np.float32)
     sound[length // 2 : length // 2 + len(samples)] = samples / 32768

@@ -1,4 +1,4 @@
-"""Trains the thinker's text half on written dialogues, with a stand-in for what the encoder will give for speech."""
+"""Trains the thinker's text decoder on written dialogues, with simulated encoder output for spoken turns."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from training.dialogues import Writer
 from training.model import load_tokenizer
 from training.run import Run
-from training.thinker import answer_loss, make_thinker, stand_ins
+from training.thinker import answer_loss, make_thinker, simulate_audio
 
 
 def main() -> None:
-    """The program; see the module."""
+    """Run the program that the module describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path, help="folder to save to and to go on from")
+    parser.add_argument("work", type=Path, help="folder where the state is saved")
     parser.add_argument("--steps", type=int, default=1150)
-    parser.add_argument("--batch", type=int, default=12, help="dialogues")
+    parser.add_argument("--batch", type=int, default=12, help="dialogues in a batch")
     parser.add_argument("--rate", type=float, default=2e-3)
     args = parser.parse_args()
     torch.manual_seed(1)
@@ -30,9 +30,10 @@ def main() -> None:
     run = Run(args.work / "text.pt", learned, args.steps, args.rate, weight_decay=0.01, thinker=thinker)
     for step in run:
         draw = random.Random(f"text {step}")
-        dialogues = [writer.write(draw, None, draw.randint(1, 6), audio=0.6) for _ in range(args.batch)]
-        loss, right = answer_loss(thinker, writer, dialogues, stand_ins(writer, embeddings, dialogues, draw))
-        run.learn(loss, loss=loss, right=right)
+        dialogues = [writer.write(draw, None, draw.randint(1, 6), spoken=0.6) for _ in range(args.batch)]
+        audio = simulate_audio(writer, embeddings, dialogues, draw)
+        loss, accuracy = answer_loss(thinker, writer, dialogues, audio)
+        run.learn(loss, loss=loss, accuracy=accuracy)
 
 
 if __name__ == "__main__":

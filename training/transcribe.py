@@ -1,8 +1,8 @@
-"""The words of the real orders: labels name the slots only, pocketsphinx finds the words between them.
+"""Transcribes the recorded orders: their labels contain slots only, pocketsphinx finds the words between them.
 
-Each recording is decoded with a grammar that its own label narrows: the opening, the order of size, roast and
-shots, and the order of milk and sugar are free, the slots' words are given. Writes one line of JSON a recording, and
-goes on where it stopped.
+Each recording is decoded with a grammar made from its label: the opening, the order of size, roast and shots, and the
+order of milk and sugar are free, the slots' words are fixed. Writes one line of JSON a recording, and continues an
+incomplete run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPENINGS = (
 
 
 def grammar_of(label: dict[str, str]) -> str:
-    """A JSGF grammar of every sentence that names exactly the slots of `label`."""
+    """Return a JSGF grammar of every sentence that names exactly the slots of `label`."""
 
     before = [label[slot] for slot in ("size", "roast", "numberOfShots") if slot in label]
     heads = [" ".join([*order, label["coffeeDrink"]]) for order in itertools.permutations(before)]
@@ -39,7 +39,7 @@ def grammar_of(label: dict[str, str]) -> str:
 
 
 def transcribe(samples: bytes, label: dict[str, str], beam: float) -> list[tuple[str, float, float]]:
-    """Words of a recording (PCM16, 16 kHz) with their start and end in seconds; empty if no sentence fits."""
+    """Return words of a recording (PCM16, 16 kHz) with begin and end in seconds; empty if no sentence matches."""
     decoder = pocketsphinx.Decoder(
         lm=None, beam=beam, wbeam=beam * 1e6, pbeam=beam, loglevel="FATAL", bestpath=False, fsgusefiller=True
     )
@@ -54,12 +54,12 @@ def transcribe(samples: bytes, label: dict[str, str], beam: float) -> list[tuple
 
 
 def main() -> None:
-    """The program; see the module."""
+    """Run the program that the module describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="recordings with their labels.json")
+    parser.add_argument("folder", type=Path, help="folder of recordings with labels.json")
     parser.add_argument("out", type=Path, help="file of JSON lines to write")
     parser.add_argument("--beam", type=float, default=1e-48)
-    parser.add_argument("--part", default="0/1", help="every nth recording: index/count")
+    parser.add_argument("--part", default="0/1", help="subset of the recordings: INDEX/COUNT")
     args = parser.parse_args()
     labels = json.loads((args.folder / "labels.json").read_text())
     index, count = map(int, args.part.split("/"))

@@ -1,6 +1,6 @@
 """Synthetic voices: Kokoro (54 voices and blends of them), Piper's Joe, espeak-ng, flite.
 
-Held back for tests, and never to be used here: flite's slt and rms.
+flite's slt and rms are held out for tests and must not be used here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from config.settings import INPUT_HZ, OUTPUT_HZ
 
 ENGLISH = ("af_", "am_", "bf_", "bm_")  # Kokoro's voices of English speakers
 
-# espeak-ng's IPA in the alphabet that Kokoro was trained on (misaki's): diphthongs and affricates are one letter.
+# espeak-ng's IPA -> Kokoro's phonemes (misaki's alphabet): diphthongs and affricates are one letter.
 MISAKI = (("oʊ", "O"), ("əʊ", "O"), ("aɪ", "I"), ("aʊ", "W"), ("eɪ", "A"), ("ɔɪ", "Y"), ("dʒ", "ʤ"), ("tʃ", "ʧ"),
           ("ɚ", "əɹ"), ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("r", "ɹ"), ("x", "k"), ("ɐ", "ə"), ("ː", ""))  # fmt: skip
 
 
-Way = Callable[[str, float], tuple[np.ndarray, int, str]]  # a text and a throat to sound, its rate, and who spoke
+# Arguments: text, speed factor; results: samples, rate, speaker's name.
+Synthesizer = Callable[[str, float], tuple[np.ndarray, int, str]]
 
 
 class Kokoro:
@@ -46,25 +47,25 @@ class Kokoro:
         }
 
     def speak(self, text: str, blend: dict[str, float], speed: float = 1.0, language: str = "en-us") -> np.ndarray:
-        """`text` in a blend of voices (weights by name), float32 at 24 kHz."""
+        """Synthesize `text` in a blend of voices (weights by name), float32 at 24 kHz."""
         phonemes = self.phonemes(text, language)
         length = len(self.tokens(phonemes)) - 2
         style = sum(weight * self.styles[name][length] for name, weight in blend.items())
         return self._session.run(None, self.inputs(phonemes, style, speed))[0].ravel()
 
     def phonemes(self, text: str, language: str = "en-us") -> str:
-        """A text in Kokoro's alphabet."""
+        """Return a text in Kokoro's alphabet."""
         phonemes = " ".join("".join(sentence) for sentence in self._phonemizer.phonemize(language, text))
         for ipa, letter in MISAKI:
             phonemes = phonemes.replace(ipa, letter)
         return phonemes
 
     def tokens(self, phonemes: str) -> list[int]:
-        """Ids of phonemes, between a token that begins and one that ends."""
+        """Return ids of phonemes, between a begin token and an end token."""
         return [0, *(self._vocabulary[c] for c in phonemes if c in self._vocabulary), 0]
 
     def inputs(self, phonemes: str, style: np.ndarray, speed: float = 1.0) -> dict[str, np.ndarray]:
-        """The graph's inputs."""
+        """Return the graph's inputs."""
         return {
             "tokens": np.array([self.tokens(phonemes)], np.int64),
             "style": np.asarray(style, np.float32)[None],
@@ -73,7 +74,7 @@ class Kokoro:
 
 
 def kokoro_graph(cuts: Mapping[str, str] | None = None) -> onnx.ModelProto:
-    """Kokoro's graph; tensors of `cuts` are inputs, by their new names, so that a caller may decide what they are."""
+    """Return Kokoro's graph, with the tensors of `cuts` as inputs under their new names."""
     graph, cuts = onnx.load(str(kokoro.model_path())), cuts or {}
     for node in graph.graph.node:
         node.input[:] = [cuts.get(name, name) for name in node.input]
@@ -84,14 +85,14 @@ def kokoro_graph(cuts: Mapping[str, str] | None = None) -> onnx.ModelProto:
 
 
 def make_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Runs a graph on one core."""
+    """Create a session that runs a graph on one core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
-class Crowd:
-    """Many people: each call speaks with another voice."""
+class SpeakerPool:
+    """Random speakers: each call synthesizes with another voice."""
 
     def __init__(self, styles: Path, draw: random.Random):
         self._draw = draw
@@ -102,15 +103,15 @@ class Crowd:
         self._variants = [line.split("!v/")[1].split()[0] for line in listed.splitlines() if "!v/" in line]
 
     def speak(self, text: str) -> tuple[np.ndarray, str]:
-        """`text` by a random speaker: float32 at 16 kHz, and what spoke."""
-        ways: list[Way] = [self._by_kokoro, self._by_joe, self._by_espeak, self._by_flite]
-        way = self._draw.choices(ways, weights=(70, 14, 10, 6))[0]
-        throat = self._draw.uniform(0.88, 1.16)  # pitch and formants together, by resampling; the rate is given back
-        samples, rate, name = way(text, throat)
-        samples = soxr.resample(samples, rate * throat, INPUT_HZ)
+        """Synthesize `text` by a random speaker; return float32 at 16 kHz and the speaker's name."""
+        synthesizers: list[Synthesizer] = [self._by_kokoro, self._by_joe, self._by_espeak, self._by_flite]
+        synthesizer = self._draw.choices(synthesizers, weights=(70, 14, 10, 6))[0]
+        factor = self._draw.uniform(0.88, 1.16)  # multiplies pitch and formants by resampling; the pace is compensated
+        samples, rate, name = synthesizer(text, factor)
+        samples = soxr.resample(samples, rate * factor, INPUT_HZ)
         return np.asarray(samples / max(1e-4, np.abs(samples).max()) * 0.7, np.float32), name
 
-    def _by_kokoro(self, text: str, throat: float) -> tuple[np.ndarray, int, str]:
+    def _by_kokoro(self, text: str, factor: float) -> tuple[np.ndarray, int, str]:
         draw = self._draw
         english = [name for name in self._kokoro.styles if name.startswith(ENGLISH)]
         others = [name for name in self._kokoro.styles if not name.startswith(ENGLISH)]
@@ -120,30 +121,30 @@ class Crowd:
             second, share = draw.choice([name for name in english if name != first]), draw.uniform(0.2, 0.7)
             blend = {first: 1 - share, second: share}
         language = "en-gb-x-rp" if first.startswith("b") and draw.random() < 0.7 else "en-us"
-        samples = self._kokoro.speak(text, blend, draw.uniform(0.8, 1.25) / throat, language)
+        samples = self._kokoro.speak(text, blend, draw.uniform(0.8, 1.25) / factor, language)
         return samples, OUTPUT_HZ, "+".join(blend)
 
-    def _by_joe(self, text: str, throat: float) -> tuple[np.ndarray, int, str]:
+    def _by_joe(self, text: str, factor: float) -> tuple[np.ndarray, int, str]:
         draw = self._draw
-        how = piper.SynthesisConfig(
-            length_scale=throat * draw.uniform(0.8, 1.25),
+        config = piper.SynthesisConfig(
+            length_scale=factor * draw.uniform(0.8, 1.25),
             noise_scale=draw.uniform(0.4, 1.0),
             noise_w_scale=draw.uniform(0.5, 1.1),
         )
-        chunks = [chunk.audio_float_array for chunk in self._joe.synthesize(text, how)]
+        chunks = [chunk.audio_float_array for chunk in self._joe.synthesize(text, config)]
         return np.concatenate(chunks), 22050, "joe"
 
-    def _by_espeak(self, text: str, throat: float) -> tuple[np.ndarray, int, str]:
+    def _by_espeak(self, text: str, factor: float) -> tuple[np.ndarray, int, str]:
         draw = self._draw
         language = draw.choice(("en-us", "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029"))
         voice = f"{language}+{draw.choice(self._variants)}"
-        speed, pitch = round(draw.uniform(120, 190) / throat), draw.randint(25, 75)
+        speed, pitch = round(draw.uniform(120, 190) / factor), draw.randint(25, 75)
         wav = _run(["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", text])
         return *_read(wav), voice
 
-    def _by_flite(self, text: str, throat: float) -> tuple[np.ndarray, int, str]:
+    def _by_flite(self, text: str, factor: float) -> tuple[np.ndarray, int, str]:
         voice = self._draw.choice(("awb", "awb", "kal16"))
-        stretch = throat * self._draw.uniform(0.85, 1.15)
+        stretch = factor * self._draw.uniform(0.85, 1.15)
         wav = _run(
             ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch:.2f}", "-t", text, "-o", "/dev/stdout"]
         )
@@ -155,7 +156,7 @@ def _run(command: list[str]) -> bytes:
 
 
 def _read(wav: bytes) -> tuple[np.ndarray, int]:
-    """Samples and rate of a WAV whose header may not know its length, as of one written to a pipe."""
+    """Return samples and rate of a WAV whose header may have no length, as if written to a pipe."""
     start = wav.index(b"data") + 8
     rate = int.from_bytes(wav[24:28], "little")
     samples = np.frombuffer(wav[start : start + (len(wav) - start) // 2 * 2], "<i2")

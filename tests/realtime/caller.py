@@ -15,10 +15,10 @@ import soxr
 from aiortc import MediaStreamTrack
 from av import AudioFrame
 
-import benchmarks.caller
-from benchmarks.caller import FRAME, opus_frame
-from benchmarks.manners import said_by_flite
+import benchmarks.webrtc_client
+from benchmarks.webrtc_client import FRAME, opus_frame
 from frontend.webrtc.tracks import OPUS_HZ
+from training.judges.flite import synthesize
 
 HOST_CANDIDATE = re.compile(r"^(a=candidate:\S+ 1 udp \d+) (\d+\.\d+\.\d+\.\d+) (\d+) (typ host)(?=\r?$)", re.M)
 
@@ -35,7 +35,7 @@ class Microphone(MediaStreamTrack):
 
     def say(self, words: str) -> None:
         """A sentence by a voice that the training never heard."""
-        self.to_say = np.append(self.to_say, soxr.resample(said_by_flite(words, "rms"), 16_000, OPUS_HZ))
+        self.to_say = np.append(self.to_say, soxr.resample(synthesize(words, "rms"), 16_000, OPUS_HZ))
 
     async def recv(self) -> AudioFrame:
         now = asyncio.get_running_loop().time()
@@ -109,7 +109,7 @@ def _moved(sdp: str, port: int) -> tuple[tuple[str, int], str]:
     return (found[2], int(found[3])), "\r\n".join(kept) + "\r\n"
 
 
-class Caller(benchmarks.caller.Caller):
+class Caller(benchmarks.webrtc_client.Caller):
     """A caller who speaks sentences."""
 
     def __init__(self) -> None:

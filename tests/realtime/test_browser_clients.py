@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soxr
 
-from benchmarks.manners import said_by_flite
 from tests.browser import start_browser
 from tests.conftest import BUILD, Served
+from training.judges.flite import synthesize
 
 ORDER = "Can I get a medium dark roast latte with soy milk?"
 CHANGE = "Make it large."
@@ -41,7 +41,7 @@ def bundle() -> str:
 @pytest.mark.long
 @pytest.mark.parametrize("transport", ["websocket", "webrtc"])
 def test_it_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp_path: Path, transport: str):
-    order, change = said_by_flite(ORDER, "rms"), said_by_flite(CHANGE, "rms")
+    order, change = synthesize(ORDER, "rms"), synthesize(CHANGE, "rms")
     microphone = [order, np.zeros(int(ANSWER_S * 16_000), np.int16), change, np.zeros(20 * 16_000, np.int16)]
     browser = start_browser(tmp_path, np.concatenate(microphone))
     try:

@@ -12,7 +12,7 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.rtp import RtpPacket
 from av import AudioFrame
 
-from benchmarks.caller import FRAME
+from benchmarks.webrtc_client import FRAME
 from frontend.audio.resampler import Resampler
 from frontend.session.player import Cut
 from frontend.webrtc.aiortc_private import order_packets

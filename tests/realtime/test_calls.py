@@ -47,7 +47,7 @@ def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: floa
             assert (first["status"], first["status_details"]["reason"]) == ("cancelled", "turn_detected")
             truncated = await caller.wait_for("conversation.item.truncated", before)
             assert truncated["item_id"] == first["output"][0]["id"]
-            sent_s = caller.told_s(cleared) - caller.told_s(started)
+            sent_s = caller.received_s(cleared) - caller.received_s(started)
             assert truncated["audio_end_ms"] / 1000 == pytest.approx(sent_s, abs=0.1 + jitter_s)
 
             second = await caller.wait_for("output_audio_buffer.started", before)

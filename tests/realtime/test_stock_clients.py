@@ -14,12 +14,12 @@ import pytest
 import soxr
 from openai import AsyncOpenAI
 
-from benchmarks.manners import said_by_flite
 from config.settings import CODE2WAV_DELAY
 from tests.conftest import Served
 from tests.guest import guest
 from tests.sound import is_same_sound
 from tests.turns import TICK
+from training.judges.flite import synthesize
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 CHUNK = 960  # bytes of 20 ms at 24 kHz
@@ -41,7 +41,7 @@ LADDER = [
 
 def pcm24(words: str, silence_s: float = 1.0) -> bytes:
     """A sentence by a voice that the training never heard, and silence: PCM16 at 24 kHz."""
-    spoken = soxr.resample(said_by_flite(words, "rms"), 16_000, 24_000).astype(np.int16)
+    spoken = soxr.resample(synthesize(words, "rms"), 16_000, 24_000).astype(np.int16)
     return bytes(spoken.tobytes() + bytes(int(silence_s * 24_000) * 2))
 
 

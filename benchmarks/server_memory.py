@@ -1,4 +1,4 @@
-"""The memory of a server's processes on this machine, found by the ports that they listen on."""
+"""Memory of a server's processes on this machine, which are found by their listening ports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from config import Settings
 
 
 def server_memory(settings: Settings) -> dict[str, int]:
-    """Bytes of the bridge, of Triton and of its Python stages; empty where they run on another machine."""
+    """Return the resident bytes of the bridge, Triton and its Python stages; empty if they run on another machine."""
     roles = {settings.bridge.port: "bridge", settings.triton.grpc_port: "Triton"}
     memory: dict[str, int] = {}
     for connection in psutil.net_connections("tcp"):
@@ -25,9 +25,9 @@ def server_memory(settings: Settings) -> dict[str, int]:
 
 
 def stage_name(command: list[str]) -> str:
-    """The model of a Python backend's process, which its command names."""
+    """Return the model that a Python backend's command line names."""
     for word in command:
         for model in ("thinker_talker", "mel_frontend", "code2wav"):
             if model in word:
                 return model
-    return command[0].rsplit("/", 1)[-1] if command else "a process that ends"
+    return command[0].rsplit("/", 1)[-1] if command else "exited process"

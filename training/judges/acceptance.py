@@ -1,7 +1,8 @@
-"""Command acceptance of spoken orders, as Picovoice's speech-to-intent benchmark counts it: all slots right, or not.
+"""Acceptance of spoken orders, counted as in Picovoice's speech-to-intent benchmark: all slots right, or rejected.
 
-An answer is read for what it states, its sentences that do not end in a question mark: they have to name exactly the
-label's slots with the label's values. "lots of" is "a lot of", "a little bit of" is "a bit of", "some milk" is "milk".
+Only the statements of an answer count, which are the sentences that do not end in a question mark: they have to name
+exactly the label's slots with the label's values. "lots of" equals "a lot of", "a little bit of" equals "a bit of", and
+"some milk" equals "milk".
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ AMOUNT = r"(?:(a lot of|a bit of) )?"
 VALUE = re.compile(rf"\b{AMOUNT}({'|'.join(sorted(SLOT_OF, key=len, reverse=True))})\b")
 
 
-def named_slots(answer: str) -> set[tuple[str, str]]:
-    """The slots and values that an answer states."""
+def stated_slots(answer: str) -> set[tuple[str, str]]:
+    """Return the (slot, value) pairs that an answer states."""
     statements = [s for s in re.findall(r"[^.!?]+[.!?]?", answer) if not s.endswith("?")]
-    found = set()
+    slots = set()
     for statement in statements:
-        for amount, value in VALUE.findall(plain(statement)):
+        for amount, value in VALUE.findall(normalize(statement)):
             slot = SLOT_OF[value]
-            found.add((slot, f"{amount} {value}" if amount and slot in ("milkAmount", "sugarAmount") else value))
-    return found
+            slots.add((slot, f"{amount} {value}" if amount and slot in ("milkAmount", "sugarAmount") else value))
+    return slots
 
 
 def is_accepted(answer: str, label: Mapping[str, str]) -> bool:
-    """Whether an answer states exactly the slots of `label`, in Picovoice's words."""
-    return named_slots(answer) == label_slots(label)
+    """Return whether an answer states exactly the slots of `label`, in Picovoice's words."""
+    return stated_slots(answer) == label_slots(label)
 
 
 def label_slots(label: Mapping[str, str]) -> set[tuple[str, str]]:
-    """The slots and values of a label, in the words that answers are compared by."""
-    return {(slot, plain(value)) for slot, value in label.items()}
+    """Return a label's (slot, value) pairs with normalized values."""
+    return {(slot, normalize(value)) for slot, value in label.items()}
 
 
-def plain(text: str) -> str:
-    """Words as they are compared: "lots of" is "a lot of", "a little bit of" is "a bit of", "some X" is "X"."""
+def normalize(text: str) -> str:
+    """Return lower-case words with one form for each amount: "a lot of", "a bit of", and no "some"."""
     text = " ".join(text.lower().replace(",", " ").split())
     return text.replace("lots of", "a lot of").replace("a little bit of", "a bit of").replace("some ", "")
