@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from functools import cache
+from http import HTTPStatus
 
 from contract.errors import ErrorCode
 from tests.conftest import ROOT
@@ -107,3 +108,15 @@ def _number(value: ast.expr) -> float | None:
         return None
     number = eval(compile(ast.Expression(value), "", "eval"))
     return float(number) if isinstance(number, (int, float)) and not isinstance(number, bool) else None
+
+
+def statuses() -> set[tuple[str, int]]:
+    """Return the code and the HTTP status of each refusal whose code and status are literals."""
+    found = set()
+    for tree in trees("frontend"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RefusedError":
+                names = [getattr(each, "attr", "") for each in node.args[:2]]
+                if len(names) == 2 and names[0] in HTTPStatus.__members__ and names[1] in ErrorCode.__members__:
+                    found.add((ErrorCode[names[1]].value, HTTPStatus[names[0]].value))
+    return found

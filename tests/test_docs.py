@@ -14,9 +14,11 @@ import pytest
 from config.loader import read_toml
 from config.settings import DEFAULTS
 from contract.controls import CONTROLS
+from contract.errors import ErrorCode
 from contract.events import EVENT_TYPES
+from frontend.session.ended import CLOSE_CODES
 from tests.conftest import ROOT
-from tests.documented import FIXED, INTERNAL, constants, error_codes
+from tests.documented import FIXED, INTERNAL, constants, error_codes, statuses
 
 DOCS = ROOT / "docs"
 PAGES = [
@@ -192,6 +194,15 @@ def test_table_of_errors_has_each_code_of_the_code_and_no_other():
     assert documented == sorted(documented)
     assert len(documented) == len(set(documented))
     assert set(documented) == error_codes()
+
+
+def test_table_of_errors_has_the_status_and_the_close_code_of_each():
+    rows = {row[0].strip("`"): row for row in rows_of(page("errors.md"), "code")}
+    assert len(statuses()) > 5
+    for code, status in statuses():
+        assert rows[code][1] == str(status), code
+    for error, close_code in CLOSE_CODES.items():
+        assert str(close_code.value) in rows[error.value][2] or error is ErrorCode.PROMPT_TOO_LONG, error
 
 
 def test_error_codes_that_pages_name_are_in_the_table_of_errors():
