@@ -37,7 +37,7 @@ FIXED = {
     "texts of a response's metadata": "MAX_METADATA",
     "characters of a name of metadata": "MAX_METADATA_NAME",
     "characters of a text of metadata": "MAX_METADATA_VALUE",
-    "out-of-band responses that wait": "MAX_QUEUED_OUT_OF_BAND",
+    "out-of-band responses that wait": "MAX_OUT_OF_BAND",
     "gaps in one `playback`": "MAX_GAPS",
     "events that wait for a client": "MAX_MESSAGES",
     "bytes of events that wait for a client": "MAX_BYTES",
@@ -59,7 +59,7 @@ FIXED = {
 """The constant of each limit that is not a setting."""
 INTERNAL = {
     *("MAX_BUFFERED", "MAX_DIGITS", "MAX_FAILURES", "MAX_HELD_BYTES", "MAX_INTEGER", "MAX_LOST_S", "MAX_MODEL"),
-    *("MAX_NATURAL", "MAX_SEED", "MAX_SEQUENCE_ID", "MAX_SPOKEN", "MAX_STRETCHES"),
+    *("MAX_NATURAL", "MAX_OF_CONVERSATION", "MAX_SEED", "MAX_SEQUENCE_ID", "MAX_SPOKEN", "MAX_STRETCHES"),
 }
 """Bounds of the code that a client cannot reach, or that follow from a limit of the table."""
 
