@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import cache
+from http import HTTPStatus
 
 from contract.errors import ErrorCode
 from tests.conftest import ROOT
 
-CODE_OF = {  # position of the code among the arguments of each callable that creates an error
-    "ProtocolError": 0,
-    "RealtimeError": 1,
-    "RefusedError": 1,
-    "Ended": 0,
-    "error_event": 0,
-    "end": 0,
-    "_fail": 0,
-    "give_up": 0,
-    "parse_object": 2,
+FIXED = {
+    "bytes of a path with its query": "MAX_TARGET",
+    "bytes of a header": "MAX_HEADER",
+    "seconds until the first whole request": "REQUEST_TIMEOUT_S",
+    "bytes of an HTTP body": "MAX_BODY",
+    "seconds until an HTTP body has arrived": "BODY_S",
+    "bytes that the kernel buffers for a client": "SEND_BUFFER",
+    "short-lived keys that are valid": "MAX_KEYS",
+    "short-lived keys of one client": "MAX_OWN_KEYS",
+    "seconds that a short-lived key is valid, at least": "MIN_S",
+    "seconds that a short-lived key is valid, at most": "MAX_S",
+    "characters of an API key, at least": "MIN_KEY",
+    "characters of a text frame of `/ws/pcm16`": "MAX_TEXT",
+    "characters of an event of `/v1/realtime`, as a multiple of `bridge.max_frame_bytes`": "FRAME_CHARACTERS",
+    "depth of an event's JSON": "MAX_DEPTH",
+    "bytes of unread input": "MAX_BYTES",
+    "seconds of text in one burst": "BURST_S",
+    "characters that the model does not read and that count as one": "UNREAD_CHARACTERS",
+    "seconds of audio that wait in `/v1/realtime`": "MAX_HELD_S",
+    "milliseconds of audio of a commit, at least": "MIN_COMMIT_MS",
+    "characters of a message or of a user's item": "MAX_TYPED",
+    "characters of a system prompt or of instructions": "MAX_PROMPT_CHARACTERS",
+    "items in one tick": "MAX_ITEMS",
+    "items of a session's list": "MAX_ITEMS",
+    "texts of a response's metadata": "MAX_METADATA",
+    "characters of a name of metadata": "MAX_METADATA_NAME",
+    "characters of a text of metadata": "MAX_METADATA_VALUE",
+    "out-of-band responses that wait": "MAX_OUT_OF_BAND",
+    "gaps in one `playback`": "MAX_GAPS",
+    "events that wait for a client": "MAX_MESSAGES",
+    "bytes of events that wait for a client": "MAX_BYTES",
+    "characters of an item's id": "MAX_ITEM_ID",
+    "characters of an event's id": "MAX_EVENT_ID",
+    "parts of an item": "MAX_PARTS",
+    "`max_output_tokens` of a session or response": "MAX_OUTPUT_TOKENS",
+    "bytes of messages that are kept for a reconnect": "MAX_KEPT_BYTES",
+    "ticks that follow `end`": "MAX_TICKS_AFTER_END",
+    "candidates in an offer": "MAX_CANDIDATES",
+    "media sections in an offer": "MAX_SECTIONS",
+    "seconds to connect": "CONNECTS_S",
+    "seconds of audio ahead of time": "MAX_AHEAD_S",
+    "unread events of a client": "MAX_WAITING",
+    "bytes of unread events of a client": "MAX_WAITING_BYTES",
+    "SCTP streams of a client": "MAX_STREAMS",
+    "fragments of an unfinished message": "MAX_FRAGMENTS",
 }
-CODE = re.compile(r"[a-z]+(_[a-z]+)*")
+"""The constant of each limit that is not a setting."""
+INTERNAL = {
+    *("MAX_BUFFERED", "MAX_DIGITS", "MAX_FAILURES", "MAX_HELD_BYTES", "MAX_INTEGER", "MAX_LOST_S", "MAX_MODEL"),
+    *("MAX_NATURAL", "MAX_OF_CONVERSATION", "MAX_SEED", "MAX_SEQUENCE_ID", "MAX_SPOKEN", "MAX_STRETCHES"),
+}
+"""Bounds of the code that a client cannot reach, or that follow from a limit of the table."""
 
 
 @cache
@@ -33,36 +72,13 @@ def trees(*folders: str) -> tuple[ast.Module, ...]:
 
 
 def error_codes() -> set[str]:
-    """Return the error codes that the contract lists, and those that the bridge creates itself."""
+    """Return the codes of the contract, and the reasons of ends that reach no client as an error."""
     found = {code.value for code in ErrorCode}
     for tree in trees("frontend"):
         for node in ast.walk(tree):
-            found |= set(_codes_of(node))
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Ended":
+                found |= {str(each.value) for each in node.args[:1] if isinstance(each, ast.Constant)}
     return found - {"gone", "end"}  # a conversation that the client has ended is not an error
-
-
-def _codes_of(node: ast.AST) -> Iterator[str]:
-    """Yield the codes of a call that creates an error, of a default, or of an enum of codes."""
-    if isinstance(node, ast.Call):
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        place = CODE_OF.get(name)
-        given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-        if place is not None and len(node.args) > place:
-            given.append(node.args[place])
-        yield from (text for value in given for text in _texts(value))
-    elif isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "code" and node.value:
-        yield from _texts(node.value)
-    elif isinstance(node, ast.ClassDef) and node.name.endswith("Code"):
-        for each in node.body:
-            if isinstance(each, ast.Assign):
-                yield from _texts(each.value)
-
-
-def _texts(value: ast.expr) -> Iterator[str]:
-    """Yield the codes among a constant, or the branches of a condition."""
-    for each in [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]:
-        if isinstance(each, ast.Constant) and isinstance(each.value, str) and CODE.fullmatch(each.value):
-            yield each.value
 
 
 @cache
@@ -92,3 +108,15 @@ def _number(value: ast.expr) -> float | None:
         return None
     number = eval(compile(ast.Expression(value), "", "eval"))
     return float(number) if isinstance(number, (int, float)) and not isinstance(number, bool) else None
+
+
+def statuses() -> set[tuple[str, int]]:
+    """Return the code and the HTTP status of each refusal whose code and status are literals."""
+    found = set()
+    for tree in trees("frontend"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RefusedError":
+                names = [getattr(each, "attr", "") for each in node.args[:2]]
+                if len(names) == 2 and names[0] in HTTPStatus.__members__ and names[1] in ErrorCode.__members__:
+                    found.add((ErrorCode[names[1]].value, HTTPStatus[names[0]].value))
+    return found
