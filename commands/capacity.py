@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.bench import parse_conversations
+from commands.benches import numbers
 from commands.console import ROOT, UserError, console
 
 H200 = ROOT / "benchmarks" / "h200.json"
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     if min(arguments.slots, arguments.p99_ms, arguments.minutes) <= 0:
         raise UserError("--slots, --p99-ms and --minutes must be numbers above 0")
-    counts = parse_conversations(arguments.replicas, "--replicas")
+    counts = numbers(arguments.replicas, "--replicas")
     from benchmarks.capacity import CapacityError, TickTimes, max_conversations, read_measured
     from benchmarks.capacity_report import show_replicas, show_targets, show_validation
 

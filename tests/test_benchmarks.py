@@ -199,11 +199,13 @@ def test_perf_analyzers_input_is_the_sound(tmp_path):
 def test_what_cannot_be_measured_is_said(served: Served, tmp_path):
     run = sca("bench", "triton", "--conversations", "9", "--build", tmp_path, **ports_of(served))
     assert run.returncode == 1
-    assert "--conversations asks for 9, there are 4 slots: serve with SCA_ENGINE_SLOTS=9" in run.stderr
+    assert (
+        "--conversations: expected at most 4, the number of slots, got 9: serve with SCA_ENGINE_SLOTS=9" in run.stderr
+    )
     run = sca("bench", "bridge", "--build", tmp_path, SCA_TRITON_METRICS_PORT="1")
     assert "no Triton answers at 127.0.0.1:1" in run.stderr
     run = sca("bench", "perf-analyzer", "--conversations", "1", "--build", tmp_path, **ports_of(served))
-    assert "perf-analyzer needs --wav FILE" in run.stderr
+    assert "the following arguments are required: --wav" in run.stderr
 
 
 def test_a_row_counts_deadlines_and_factors():
