@@ -1,5 +1,6 @@
-"""The controls, which a client may send in the middle of a conversation. The engine applies the controls of one tick in
-the order of the fields of `Controls`.
+"""Controls: requests of a client in mid-conversation.
+
+The engine applies the controls of one tick in the order of the fields of `Controls`.
 """
 
 from __future__ import annotations

@@ -54,7 +54,6 @@ def make_random_checkpoint(folder: Path) -> Path:
 
 def random_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
     """Return a config with every module of the real architecture, each of the smallest useful size."""
-
     modalities = modality_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     mrope = {**rope, "mrope_section": [4, 2, 2], "interleaved": True, "mrope_interleaved": True}
