@@ -8,7 +8,6 @@ from tests.prose import ROOT, check, check_python, check_text
 
 # Top-level folders that may still break the rules.
 PENDING = (
-    "benchmarks",
     "commands",
     "contract",
     "deploy",
@@ -16,7 +15,6 @@ PENDING = (
     "export",
     "frontend",
     "tests",
-    "training",
 )
 
 

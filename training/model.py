@@ -55,7 +55,6 @@ def make_tokenizer(seed: int = 1) -> PreTrainedTokenizerFast:
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3OmniMoeConfig:
     """Return the configuration: every module of the real architecture, sized for two CPU cores and 12 MB in 16 bits."""
-
     modalities = modality_ids(tokenizer)
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     mrope = {**rope, "mrope_section": [8, 4, 4], "interleaved": True, "mrope_interleaved": True}

@@ -26,7 +26,6 @@ OPENINGS = (
 
 def grammar_of(label: dict[str, str]) -> str:
     """Return a JSGF grammar of every sentence that names exactly the slots of `label`."""
-
     before = [label[slot] for slot in ("size", "roast", "numberOfShots") if slot in label]
     heads = [" ".join([*order, label["coffeeDrink"]]) for order in itertools.permutations(before)]
     additions = [label[slot] for slot in ("milkAmount", "sugarAmount") if slot in label]
