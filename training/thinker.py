@@ -46,7 +46,7 @@ def averaged(thinker: nn.Module) -> AveragedModel:
 
 
 def simulate_encoder(tokens: list[int], embeddings: Tensor, blank: int, draw: random.Random) -> Tensor:
-    """Simulate an encoder's output for spoken tokens: [T, hidden], embeddings between blanks with noise."""
+    """Simulate an encoder's output [T, hidden] for spoken tokens: their embeddings between blanks, with noise."""
     ids = [blank] * draw.randint(2, 8)
     for token in tokens:
         ids += [token] * draw.choice((1, 1, 1, 2)) + [blank] * draw.randint(0, 5)
