@@ -44,8 +44,8 @@ class Admission:
             return RefusedError(unavailable, ErrorCode.FULL, message, RETRY_AFTER_S)
         if caller and 0 < max_own <= self._conversations[caller.name]:
             message = f"{max_own} conversations of yours are open (bridge.conversations_per_client), end one first"
-            code = ErrorCode.TOO_MANY_CONVERSATIONS
-            return RefusedError(HTTPStatus.TOO_MANY_REQUESTS, code, message, RETRY_AFTER_S)
+            status = HTTPStatus.TOO_MANY_REQUESTS
+            return RefusedError(status, ErrorCode.TOO_MANY_CONVERSATIONS, message, RETRY_AFTER_S)
         return None
 
     @contextmanager

@@ -1,15 +1,13 @@
-"""The bridge's application: FastAPI on one port, with a WebSocket for each conversation, the page, and two probes."""
+"""The bridge's application: FastAPI on one port, with a WebSocket for each conversation, probes and metrics."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
@@ -21,9 +19,6 @@ from frontend.headers import SecurityHeaders
 from frontend.log import log_to_stderr
 from frontend.pcm16.routes import add_routes
 from frontend.plugins import load_plugins
-from frontend.suggestions import suggestions
-
-PAGE = Path(__file__).parent / "static"
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -56,10 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
         return refusal_response(refusal)
 
     _add_probes(app, bridge)
-    _add_page(app, bridge)
     for add in (add_routes, *plugins.routes):
         add(app, bridge)
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
     return app
 
 
@@ -89,25 +82,3 @@ def _add_probes(app: FastAPI, bridge: Bridge) -> None:
         """Return the metrics for Prometheus; requires a key if clients need one."""
         bridge.access.check(request)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_page(app: FastAPI, bridge: Bridge) -> None:
-    @app.post("/access")  # a browser sends the page's origin only with a POST
-    async def access(request: Request) -> JSONResponse:
-        """Report whether this client can begin a conversation now, and the dialect.
-
-        Browsers hide the reason why a WebSocket was refused.
-        """
-        if refusal := bridge.admission.refusal(bridge.access.check(request)):
-            raise refusal
-        return JSONResponse({"status": "ok", "dialect": bridge.settings.engine.dialect})
-
-    @app.get("/suggestions")
-    def suggested() -> JSONResponse:  # reads a file: runs in a thread
-        """Return sentences that a user may try, from the checkpoint's folder."""
-        return JSONResponse(suggestions(bridge.settings))
-
-    @app.get("/voices")
-    async def voices() -> JSONResponse:
-        """Return the names of the checkpoint's voices; none until the engine has been ready."""
-        return JSONResponse(list(bridge.engine.voices))

@@ -20,7 +20,10 @@ WATCH_S = 0.1
 
 
 class OpenConversation(Protocol):
-    """A conversation of any protocol, as the bridge's end uses it."""
+    """A conversation of any protocol."""
+
+    async def run(self) -> None:
+        """Serve the client until the conversation is over and its channel is closed."""
 
     async def notify(self, event: Mapping[str, Any]) -> None:
         """Send an event of the bridge."""
@@ -54,10 +57,8 @@ class Bridge:
 
     async def not_ready(self) -> str | None:
         """Return the reason if no conversation can begin now."""
-        if reason := await self.engine.not_ready():
-            return reason
         refusal = self.admission.refusal()
-        return refusal.message if refusal else None
+        return await self.engine.not_ready() or (refusal.message if refusal else None)
 
     @contextmanager
     def opened(self, conversation: OpenConversation) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from fastapi import WebSocket
 from fastapi.responses import JSONResponse
@@ -15,13 +14,6 @@ from frontend.bridge import Bridge, OpenConversation
 from frontend.log import logger
 
 
-class Conversation(OpenConversation, Protocol):
-    """A conversation over a WebSocket."""
-
-    async def run(self) -> None:
-        """Serve the client until the conversation is over and the WebSocket is closed."""
-
-
 def refusal_response(refusal: RefusedError) -> JSONResponse:
     """Return a refusal as an HTTP response; a WebSocket receives it instead of the upgrade."""
     metrics.REFUSED.labels(refusal.code.value).inc()
@@ -30,7 +22,7 @@ def refusal_response(refusal: RefusedError) -> JSONResponse:
 
 
 async def serve(
-    socket: WebSocket, bridge: Bridge, subprotocol: str, begin: Callable[[Reservation], Conversation]
+    socket: WebSocket, bridge: Bridge, subprotocol: str, begin: Callable[[Reservation], OpenConversation]
 ) -> None:
     """Serve a conversation over a WebSocket; a refused client receives an HTTP response."""
     try:

@@ -78,6 +78,7 @@ PARTS = (
     Part("recording.py", "frontend.recording", "bridge.record_folder"),
     Part("realtime", "frontend.realtime.routes"),
     Part("webrtc", "frontend.webrtc.routes"),
+    Part("page.py", "frontend.page"),  # last: it serves every other path
 )
 """All parts, in the order in which they are added."""
 

@@ -33,7 +33,7 @@ from frontend.pcm16.frames import (
     parse_control,
 )
 from frontend.pcm16.playout import Playout
-from frontend.pcm16.resumable_socket import ResumableSocket, ResumableSockets, SocketState, resume_fields
+from frontend.pcm16.resumable_socket import ResumableSocket, ResumableSockets, SocketState
 from frontend.session.client_clock import ClientClock
 from frontend.session.ended import CLIENT_ENDED, READS_NOTHING, Ended
 from frontend.tick import TickIn, TickOut
@@ -67,7 +67,9 @@ class Pcm16Conversation:
         opened = opened_event(session.sequence_id, self._settings)
         try:
             with self._sockets.registered(socket):
-                await self._send({**opened, **resume_fields(socket, self._settings.bridge)})
+                if socket.token:
+                    opened |= {"resume_token": socket.token, "resume_s": self._settings.bridge.resume_s}
+                await self.notify(opened)
                 await session.run(self)
         finally:
             socket.cut()
@@ -82,12 +84,12 @@ class Pcm16Conversation:
         if not self._inbox.is_over and self._session.end(ended):
             if ended.code:
                 code = ErrorCode.BAD_OPTION if ended.code is ErrorCode.PROMPT_TOO_LONG else ended.code
-                await self._send(error_event(code, ended.message))
+                await self.notify(error_event(code, ended.message))
             self._inbox.close()
 
     async def notify(self, event: Mapping[str, Any]) -> None:
-        """Send an event of the bridge."""
-        await self._send(event)
+        """Send an event."""
+        await self._socket.send(event_text(event))
 
     async def deliver(self, tick: TickOut, asked: TickIn) -> None:
         """Send a tick's events, then its audio."""
@@ -95,13 +97,13 @@ class Pcm16Conversation:
             return
         for event in tick.events:
             self._floor.note(event)
-            await self._send(event.to_json())
+            await self.notify(event.to_json())
         pcm, lag = self._playout.put(tick.pcm)
         if lag:
             self._session.journal.note("lag", **asdict(lag))
             if lag.is_catching_up:
                 LAG.observe(lag.lag_ms / 1000)
-            await self._send({"type": "lag", **asdict(lag)})
+            await self.notify({"type": "lag", **asdict(lag)})
         await self._socket.send(pcm)
 
     async def ticks(self) -> AsyncIterator[TickIn]:
@@ -124,7 +126,7 @@ class Pcm16Conversation:
                 if control in (Control.COMMIT, Control.MESSAGE) and not self._inbox.is_over:
                     yield await self._tick(self._close_tick())
             except ProtocolError as error:
-                await self._send(error_event(error.code, error.message))
+                await self.notify(error_event(error.code, error.message))
             except RefusedError as refusal:
                 await self.end(Ended.of_refusal(refusal))
         if self._session.ticks:
@@ -138,9 +140,9 @@ class Pcm16Conversation:
             GAPS.inc(number_of(control, details, "gaps", MAX_GAPS))
         elif control is Control.PING:
             sent, tick_s = number_of(control, details, "sent", MAX_INTEGER), self._session.tick_s
-            await self._send({"type": "pong", "sent": sent, "tick_ms": tick_s and tick_s * 1000})
+            await self.notify({"type": "pong", "sent": sent, "tick_ms": tick_s and tick_s * 1000})
         elif control is Control.RESET and not self._session.ticks:  # the engine has no conversation yet
-            await self._send({"type": "reset", "at_ms": 0})
+            await self.notify({"type": "reset", "at_ms": 0})
         else:
             self._controls = add_control(self._controls, control, details, self._settings.engine.dialect)
 
@@ -194,12 +196,9 @@ class Pcm16Conversation:
                 message = f"the conversation has lasted {lasted_s:g} s (bridge.conversation_s)"
                 await self.end(Ended.of_error(ErrorCode.EXPIRED, message))
             else:
-                idle_s = self._settings.engine.idle_timeout_s
-                message = f"no whole tick came for {idle_s:g} s (engine.idle_timeout_s), the conversation is closed"
+                timeout_s = self._settings.engine.idle_timeout_s
+                message = f"no whole tick came for {timeout_s:g} s (engine.idle_timeout_s), the conversation is closed"
                 await self.end(Ended.of_error(ErrorCode.IDLE, message))
             return None
         finally:
             self._waited_s += time.monotonic() - begun_s
-
-    async def _send(self, event: Mapping[str, Any]) -> None:
-        await self._socket.send(event_text(event))

@@ -1,12 +1,8 @@
 """The frames of `/ws/pcm16`: binary frames of PCM16 and text frames of JSON, in both directions.
 
-In:  binary, any even number of bytes: PCM16 mono 16 kHz;
-     text: {"type": "options", ...} before any audio, {"type": "commit"}, {"type": "cancel"}, {"type": "listen"},
-     {"type": "message", "text": ...}, {"type": "transcript"}, {"type": "reset"}, {"type": "ping", "sent": ...},
-     {"type": "playback", "gaps": ...}, {"type": "end"}.
+In:  binary, any even number of bytes: PCM16 mono 16 kHz; text, an object whose "type" is a `Control`.
 Out: binary, one for each tick: PCM16 mono 24 kHz; later ticks of silence are shorter by the samples that a commit has
-     padded;
-     text: events, each with a "type".
+     padded; text: events, each with a "type".
 """
 
 from __future__ import annotations

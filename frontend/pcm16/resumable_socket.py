@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
-from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from config.bridge import BridgeSettings
 from contract.errors import ErrorCode
 from frontend.pcm16.frames import ProtocolError, event_text
+from frontend.session.channel import close
 from frontend.session.ended import CloseCode
 from frontend.session.inbox import Inbox
-from frontend.session.outbox import close
 
 GOODBYE = (1000, 1001)  # close codes of a client that ends the conversation, or whose page is left
 MAX_KEPT_BYTES = 2**21  # latest messages, kept for a client that resumes: 40 s of audio
@@ -179,8 +178,3 @@ class ResumableSockets:
             message = "no conversation waits for this token: it has ended, or was not resumed within bridge.resume_s"
             raise ProtocolError(ErrorCode.CANNOT_RESUME, f"{message}; begin a new conversation")
         return self._sockets[token]
-
-
-def resume_fields(socket: ResumableSocket, settings: BridgeSettings) -> Mapping[str, Any]:
-    """Return the fields of the first event by which a client can resume."""
-    return {"resume_token": socket.token, "resume_s": settings.resume_s} if socket.token else {}

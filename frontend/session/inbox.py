@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
-from frontend.session.channel import Source
+from frontend.session.channel import Channel
 
 MAX_BYTES = 2**21  # stop reading the channel above this number of queued bytes: a minute of audio
 MESSAGE_BYTES = 64  # overhead of a queued message
@@ -35,11 +35,11 @@ class Inbox:
         """True once the client has left or its messages are ignored."""
         return self._over.is_set()
 
-    async def read(self, source: Source) -> int:
+    async def read(self, channel: Channel) -> int:
         """Read until this client leaves; returns its close code, or `CUT_OFF`."""
         while not self.is_over:
             await self._may_read.wait()
-            message = await source.receive()
+            message = await channel.receive()
             if message["type"] == "websocket.disconnect":
                 return int(message.get("code") or CUT_OFF)
             audio = message.get("bytes")

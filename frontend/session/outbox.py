@@ -7,7 +7,7 @@ from collections import deque
 
 from fastapi import WebSocketDisconnect
 
-from frontend.session.channel import Channel
+from frontend.session.channel import Channel, close
 from frontend.session.ended import EVENT_TOO_LONG, READS_NOTHING, CloseCode, Ended
 
 MAX_MESSAGES = 2000
@@ -67,11 +67,3 @@ class Outbox:
     async def close(self, code: CloseCode) -> None:
         """Close the channel."""
         await close(self._channel, code, self._read_timeout_s)
-
-
-async def close(channel: Channel, code: CloseCode, within_s: float) -> None:
-    """Close a channel that may be closed or stalled, in at most `within_s`."""
-    try:
-        await asyncio.wait_for(channel.close(code), within_s)
-    except (WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
-        return

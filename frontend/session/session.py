@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from config.bridge import BridgeSettings
-from contract.events import AnswerStarted, Committed, Event, Reset
+from contract.events import AnswerStarted, Committed, Event
 from frontend.admission import Reservation
 from frontend.log import Journal
 from frontend.metrics import RESPONSE
@@ -133,16 +133,11 @@ class EngineSession:
     def _measure(self, events: Sequence[Event]) -> None:
         """Measure the time from a commit to the beginning of its answer."""
         for event in events:
-            match event:
-                case Committed():
-                    self._committed = time.monotonic(), self._tracer.begin("response")
-                case AnswerStarted(out_of_band=False):
-                    self.answers += 1
-                    if self._committed:
-                        RESPONSE.observe(time.monotonic() - self._committed[0])
-                        self._committed[1].end()
-                    self._committed = None
-                case Reset():
-                    if self._committed:
-                        self._committed[1].end()
-                    self._committed = None
+            if isinstance(event, Committed):
+                self._committed = time.monotonic(), self._tracer.begin("response")
+            elif isinstance(event, AnswerStarted) and not event.out_of_band:
+                self.answers += 1
+                if self._committed:
+                    RESPONSE.observe(time.monotonic() - self._committed[0])
+                    self._committed[1].end()
+                self._committed = None

@@ -37,9 +37,6 @@ class Connection(OpenConversation, Protocol):
 
     tick_s: float | None
 
-    async def run(self) -> None:
-        """Serve the client until the conversation is over and the channel is closed."""
-
     async def append_audio(self, pcm: bytes) -> None:
         """Append audio of the client, PCM16 at 16 kHz."""
 
