@@ -165,10 +165,10 @@ def turns_equal(checkpoint: Checkpoint, settings: Settings, pcm: np.ndarray, gra
             output = tick_all(engine, inputs)[0]
             emitted += output.tokens
             codes.append(output.codes[:, output.codes[0] >= 0])
-        oracle.hear(np.concatenate([ticks[number % len(ticks)].pcm for number in range(length)]))
+        oracle.add_user_turn(np.concatenate([ticks[number % len(ticks)].pcm for number in range(length)]))
         expected = oracle.answer(tokens, frames, settings.sampling.repetition_penalty)
         equal &= emitted == expected.tokens and torch.equal(torch.cat(codes, dim=1), expected.codes)
-        oracle.say([token for token in emitted if token != checkpoint.tokenizer.eos_token_id])
+        oracle.add_answer([token for token in emitted if token != checkpoint.tokenizer.eos_token_id])
     return equal
 
 

@@ -68,11 +68,11 @@ def generate_answers(checkpoint: Checkpoint, settings: Settings, script: Script)
     oracle = TurnOracle(checkpoint, options.voice, options.system_prompt)
     answers = []
     for speech, message in ((np.pad(script.speech, (0, PADDING)), ""), (None, script.message)):
-        oracle.hear(speech, message)
+        oracle.add_user_turn(speech, message)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns that the repetition penalty excludes the prompt
             answer = oracle.answer(MAX_TOKENS, MAX_FRAMES, options.sampling.repetition_penalty)
-        oracle.say([token for token in answer.tokens if token != checkpoint.tokenizer.eos_token_id])
+        oracle.add_answer([token for token in answer.tokens if token != checkpoint.tokenizer.eos_token_id])
         text = checkpoint.tokenizer.decode(answer.tokens, skip_special_tokens=True)
         waveform = (answer.waveform * 32767).round().numpy()
         spoken_s = answer.codes.shape[1] * CODEC_FRAME_MS / 1000

@@ -25,7 +25,7 @@ from engine.engine import Engine
 from engine.tick import TickInput
 from export.code_predictor import export_code_predictor
 from export.repository import find_checkpoint
-from tests.sound import SENTENCE, said_by_espeak, speech, stream_inputs, with_knock
+from tests.sound import SENTENCE, speech, stream_inputs, synthesize, with_knock
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "test"
@@ -48,15 +48,15 @@ torch.set_num_threads(1)  # as the engine; two are no faster, and torch's idle o
 def questions() -> list[np.ndarray]:
     """Two spoken questions, in English and in Korean."""
     return [
-        said_by_espeak(SENTENCE, "en"),
-        said_by_espeak("내일 서울 날씨가 어떤지 알려 주시겠어요? 비가 올까요?", "ko"),
+        synthesize(SENTENCE, "en"),
+        synthesize("내일 서울 날씨가 어떤지 알려 주시겠어요? 비가 올까요?", "ko"),
     ]
 
 
 @pytest.fixture(scope="session")
 def interruption() -> np.ndarray:
     """A spoken interruption."""
-    return said_by_espeak("Wait, stop. Make it two people instead.", "en")
+    return synthesize("Wait, stop. Make it two people instead.", "en")
 
 
 @pytest.fixture(scope="session")

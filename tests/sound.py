@@ -29,10 +29,10 @@ def is_same_sound(found: np.ndarray, expected: np.ndarray) -> bool:
 
 def speech() -> np.ndarray:
     """Return some seconds of speech, synthesised by espeak-ng."""
-    return said_by_espeak(SENTENCE, "en")
+    return synthesize(SENTENCE, "en")
 
 
-def said_by_espeak(words: str, voice: str) -> np.ndarray:
+def synthesize(words: str, voice: str) -> np.ndarray:
     """Synthesise a sentence at 16 kHz, without dither: the same samples on every machine."""
     import soundfile
 

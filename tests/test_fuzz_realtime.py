@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from websockets.sync.client import connect
 
 from tests.conftest import Served
-from tests.sound import SENTENCE, said_by_espeak
+from tests.sound import SENTENCE, synthesize
 from tests.test_bridge import wait_until_empty
 from tests.test_fuzz import expect_error, go_on
 
@@ -531,7 +531,7 @@ def taken_slots(served: Served) -> float:
 @pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.long)])
 def test_every_order_of_events_is_answered(served_turns: Served, count: int):
     RealtimeMachine.served = served_turns
-    spoken = soxr.resample(said_by_espeak(SENTENCE, "en")[:16_000], 16_000, 24_000)
+    spoken = soxr.resample(synthesize(SENTENCE, "en")[:16_000], 16_000, 24_000)
     RealtimeMachine.speech = spoken.astype(np.int16).tobytes()
     wait_until_free(served_turns)
     run_state_machine_as_test(

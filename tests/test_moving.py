@@ -101,12 +101,12 @@ def test_a_conversation_goes_on_with_another_server(pair: Pair, checkpoint: Chec
         if "audio_start_ms" in started:
             everything = np.concatenate(heard)
             clip = lengthened(everything[16 * started["audio_start_ms"] : 16 * started["audio_end_ms"]])
-        oracle.hear(clip, typed)
+        oracle.add_user_turn(clip, typed)
         expected = oracle.answer(24, 60)
         text = checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
         assert of(events, "answer_done")["text"] == text
         expect_sound(sound, expected.waveform.numpy())
-        oracle.say([token for token in expected.tokens if token != checkpoint.tokenizer.eos_token_id])
+        oracle.add_answer([token for token in expected.tokens if token != checkpoint.tokenizer.eos_token_id])
 
     def is_read_again() -> None:
         """A server that reads the history has the answers' text, not the tokens that they were emitted in."""
@@ -202,7 +202,7 @@ def test_an_answer_that_is_cut_off_is_given_anew(pair: Pair, checkpoint: Checkpo
     oracle = TurnOracle(checkpoint, "ethan")
     assert started["audio_start_ms"] == 0
     spoken = np.pad(said, (0, TICK))[: 16 * started["audio_end_ms"]]  # a commit closes its tick with silence
-    oracle.hear(lengthened(spoken))
+    oracle.add_user_turn(lengthened(spoken))
     expected = oracle.answer(24, 60)
     assert of(events, "answer_done")["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
     expect_sound(np.concatenate(client.sounds[heard:]), expected.waveform.numpy())
@@ -232,8 +232,8 @@ def test_a_turn_that_is_being_spoken_goes_on(pair: Pair, checkpoint: Checkpoint,
     started = of(events, "answer_started")
     assert (started["audio_start_ms"], started["audio_end_ms"]) == (ended * 320, (ended + 10) * 320)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, "Hello.")
-    oracle.say(checkpoint.tokenizer(greeting).input_ids)
-    oracle.hear(np.concatenate([said[:-1000], np.zeros(1000, np.int16)]))
+    oracle.add_user_turn(None, "Hello.")
+    oracle.add_answer(checkpoint.tokenizer(greeting).input_ids)
+    oracle.add_user_turn(np.concatenate([said[:-1000], np.zeros(1000, np.int16)]))
     expected = oracle.answer(24, 60)
     assert of(events, "answer_done")["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)

@@ -79,10 +79,10 @@ def oracle_answers(
     oracle = TurnOracle(checkpoint, options["voice"], options["system_prompt"])
     pairs = []
     for received in call.answers:
-        oracle.hear(call.sound(received), received.typed)
+        oracle.add_user_turn(call.sound(received), received.typed)
         if received.tokens != [checkpoint.tokenizer.eos_token_id]:  # transformers fails on an empty answer
             pairs.append((received, oracle.answer(limits.answer_tokens, limits.answer_frames)))
-        oracle.say(received.kept)
+        oracle.add_answer(received.kept)
     return pairs
 
 

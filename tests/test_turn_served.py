@@ -40,7 +40,7 @@ def test_a_served_answer_is_what_generate_gives(served_turns: Served, checkpoint
     assert not any(sound.any() for sound in client.sounds[:8]), "silence while it listens"
 
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(
+    oracle.add_user_turn(
         np.concatenate([said[:-1000], np.zeros(1000, np.int16)])
     )  # the bridge closes the open tick with silence
     expected = oracle.answer(40, 80)
@@ -96,7 +96,7 @@ def test_a_served_turn_is_generates_on_its_raw_samples(served_turns: Served, che
     started = next(event for event in events if event["type"] == "answer_started")
     assert (started["audio_start_ms"], started["audio_end_ms"]) == (first * 320, (last + 1) * 320)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(lengthened(said))
+    oracle.add_user_turn(lengthened(said))
     expected = oracle.answer(40, 80)
     waveform = (expected.waveform * 32767).round().numpy()
     found = np.concatenate(sound)[DELAY_SAMPLES : DELAY_SAMPLES + len(waveform)]

@@ -43,7 +43,7 @@ class TurnOracle:
             self.messages.append({"role": "system", "content": system_prompt})
         self.clips: list[Tensor] = []  # log-mel [128, T] each
 
-    def hear(self, sound: np.ndarray | None, typed: str = "") -> None:
+    def add_user_turn(self, sound: np.ndarray | None, typed: str = "") -> None:
         """Append a user's turn to the history: PCM16 samples, text or both."""
         content: list[dict[str, str]] = []
         if sound is not None:
@@ -53,7 +53,7 @@ class TurnOracle:
             content.append({"type": "text", "text": typed})
         self.messages.append({"role": "user", "content": content})
 
-    def say(self, tokens: list[int]) -> None:
+    def add_answer(self, tokens: list[int]) -> None:
         """Append an answer to the history: the tokens that the user heard, without the end token."""
         self.messages.append({"role": "assistant", "content": tokens})
 

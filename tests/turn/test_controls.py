@@ -86,10 +86,10 @@ def test_typed_message_is_answered_at_once_and_joins_speech(engine: Engine, fron
     assert (typed.text, spoken.typed) == ("Hello.", "And this.")
     assert [event.type for event in call.events[:2]] == ["committed", "answer_started"]
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, "Hello.")
+    oracle.add_user_turn(None, "Hello.")
     assert call.answers[0].tokens == oracle.answer(40, 80).tokens
-    oracle.say(call.answers[0].kept)
-    oracle.hear(call.sound(call.answers[1]), "And this.")
+    oracle.add_answer(call.answers[0].kept)
+    oracle.add_user_turn(call.sound(call.answers[1]), "And this.")
     assert call.answers[1].tokens == oracle.answer(40, 80).tokens
 
 
@@ -103,7 +103,7 @@ def test_long_message_is_prefilled_in_pieces(engine: Engine, frontend, checkpoin
 
     call = converse(engine, frontend, script())
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, words)
+    oracle.add_user_turn(None, words)
     assert call.answers[0].tokens == oracle.answer(40, 80).tokens
 
 

@@ -23,7 +23,7 @@ def answered(call: Call) -> list[int]:
 def alone(checkpoint: Checkpoint, text: str) -> list[int]:
     """Return the oracle's answer to a message that is the whole history."""
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, text)
+    oracle.add_user_turn(None, text)
     return oracle.answer(40, 80).tokens
 
 
@@ -48,9 +48,9 @@ def test_items_are_history_for_the_requested_answer(engine, frontend, checkpoint
     oracle = TurnOracle(checkpoint, "ethan", "Be kind.")
     for item in items:
         if item.role == "user":
-            oracle.hear(None, item.text)
+            oracle.add_user_turn(None, item.text)
         elif item.role == "assistant":
-            oracle.say(checkpoint.tokenizer.encode(item.text, add_special_tokens=False))
+            oracle.add_answer(checkpoint.tokenizer.encode(item.text, add_special_tokens=False))
         else:
             oracle.messages.append({"role": "system", "content": item.text})
     expected = oracle.answer(40, 80)
@@ -83,8 +83,8 @@ def test_turn_without_automatic_answer_is_answered_by_respond(engine, frontend, 
     spoken = next(event for event in call.events if event.type == "committed")
     call.answers[0].audio_ms = (spoken.audio_start_ms, spoken.audio_end_ms)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(call.sound(call.answers[0]))
-    oracle.hear(None, "In one word.")
+    oracle.add_user_turn(call.sound(call.answers[0]))
+    oracle.add_user_turn(None, "In one word.")
     assert answered(call) == oracle.answer(40, 80).tokens
 
 
@@ -105,9 +105,9 @@ def test_truncated_answer_is_history_up_to_what_was_heard(engine, frontend, chec
     assert 0 < len(kept) < len(whole)
     assert kept == whole[: len(kept)]
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, "Hello.")
-    oracle.say(kept)
-    oracle.hear(None, NEXT)
+    oracle.add_user_turn(None, "Hello.")
+    oracle.add_answer(kept)
+    oracle.add_user_turn(None, NEXT)
     assert answered(call) == oracle.answer(40, 80).tokens
 
 
@@ -204,7 +204,7 @@ def test_detection_changes_in_mid_conversation(engine, frontend, checkpoint, que
     engine.close(1)
     assert event_of(call, "speech_started").at_ms >= 320 * (manual_ticks + 1)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(call.sound(call.answers[0]))
+    oracle.add_user_turn(call.sound(call.answers[0]))
     assert answered(call) == oracle.answer(40, 80).tokens
 
 
@@ -247,10 +247,10 @@ def test_item_during_an_answer_follows_the_answer_in_the_history(engine, fronten
     kept = list(answer_of(engine.conversation(1).history, 1).tokens)
     engine.close(1)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, "Hello.")
-    oracle.say(kept)
+    oracle.add_user_turn(None, "Hello.")
+    oracle.add_answer(kept)
     oracle.messages.append({"role": "system", "content": "Be brief."})
-    oracle.hear(None, NEXT)
+    oracle.add_user_turn(None, NEXT)
     assert answered(call) == oracle.answer(40, 80).tokens
 
 
@@ -265,7 +265,7 @@ def test_answer_done_reports_the_input_tokens(engine, frontend, checkpoint, ques
     play(call)
     engine.close(1)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(call.sound(call.answers[0]))
+    oracle.add_user_turn(call.sound(call.answers[0]))
     prompt = oracle.prompt()
     done = event_of(call, "answer_done")
     assert done.input_tokens == len(prompt)

@@ -47,14 +47,14 @@ def test_out_of_band_answer_equals_transformers_and_leaves_the_history_unchanged
     history = engine.conversation(1).history
     engine.close(1)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, "Hello.")
+    oracle.add_user_turn(None, "Hello.")
     first = oracle.answer(40, 80)
-    oracle.say([token for token in first.tokens if token != checkpoint.tokenizer.eos_token_id])
+    oracle.add_answer([token for token in first.tokens if token != checkpoint.tokenizer.eos_token_id])
     messages = list(oracle.messages)
     oracle.messages.append({"role": "system", "content": INSTRUCTIONS})
     aside = oracle.answer(40, 80)
     oracle.messages = messages
-    oracle.hear(None, NEXT)
+    oracle.add_user_turn(None, NEXT)
     then = oracle.answer(40, 80)
     for received, expected in zip(call.answers, (first, aside, then), strict=True):
         assert received.tokens == expected.tokens
@@ -96,7 +96,7 @@ def test_out_of_band_answer_before_any_turn_leaves_nothing(engine: Engine, front
 
     call = converse(engine, frontend, script())
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, NEXT)
+    oracle.add_user_turn(None, NEXT)
     assert call.answers[-1].tokens == oracle.answer(40, 80).tokens
     assert event_of(call, "transcript").turns == []
 
@@ -148,7 +148,7 @@ def test_items_wait_for_the_end_of_an_out_of_band_answer_which_cancel_does_not_e
     call = converse(engine, frontend, script())
     assert event_of(call, "error").code == "nothing_to_cancel"
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, NEXT)
+    oracle.add_user_turn(None, NEXT)
     assert call.answers[-1].tokens == oracle.answer(40, 80).tokens
     assert kinds(call).count("answer_done") == 2
 

@@ -41,7 +41,7 @@ def test_long_turn_is_prefilled_while_the_user_speaks(engine: Engine, frontend, 
     engine.close("long")
     assert prefilled == [25, 50, 75, 83], "one tick after 800, 1600 and 2400 frames, and the last tick"
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(call.sound(call.answers[0]))
+    oracle.add_user_turn(call.sound(call.answers[0]))
     expected = oracle.answer(turn_settings.turn.answer_tokens, turn_settings.turn.answer_frames)
     assert call.answers[0].tokens == expected.tokens
     assert torch.equal(torch.cat(call.answers[0].codes, dim=1), expected.codes[:, : 4 * 31])
@@ -66,7 +66,7 @@ def test_hidden_state_of_a_turn_of_any_length_equals_transformers(engine: Engine
         del engine.dialect.decode
     engine.close(1)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(lengthened(sound))
+    oracle.add_user_turn(lengthened(sound))
     ids = torch.tensor([oracle.prompt()])
     with torch.no_grad():
         expected = checkpoint.model.thinker(
@@ -111,7 +111,7 @@ def test_long_system_prompt_takes_a_part_of_the_context(small: Engine, frontend,
 
     call = converse(small, frontend, script(), system_prompt=prompt)
     oracle = TurnOracle(checkpoint, "ethan", prompt)
-    oracle.hear(None, questions[0])
+    oracle.add_user_turn(None, questions[0])
     assert call.answers[0].tokens == oracle.answer(40, 80).tokens
     assert kinds(call).count("answer_done") == len(questions)
     assert "turns_dropped" in kinds(call)

@@ -89,8 +89,8 @@ def label_probabilities(checkpoint: Checkpoint, call: Call, name: str, labels: t
     from engine.turn.speaker_classifier import QUESTIONS
 
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(call.sound(call.answers[0]))
-    oracle.hear(None, QUESTIONS[name].format(labels=", ".join(labels)))
+    oracle.add_user_turn(call.sound(call.answers[0]))
+    oracle.add_user_turn(None, QUESTIONS[name].format(labels=", ".join(labels)))
     prompt, end = oracle.prompt(), checkpoint.tokenizer.eos_token_id
     spellings = {label: [*checkpoint.tokenizer.encode(label), end] for label in labels}
     found = {}

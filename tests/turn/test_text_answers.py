@@ -27,15 +27,15 @@ def test_text_answer_ends_with_its_text_and_the_next_spoken_answer_is_exact(
     call = converse(engine, frontend, script(), voice="ethan", speech="false")
     written, spoken = call.answers
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.hear(None, "Hello.")
+    oracle.add_user_turn(None, "Hello.")
     expected = oracle.answer(40, 80)
     assert written.tokens == expected.tokens
     assert not any(codes.numel() for codes in written.codes)
     done = event_of(call, "answer_done")
     assert (done.spoken_ms, done.output_audio_tokens) == (0, 0)
     assert done.output_text_tokens > 0
-    oracle.say([token for token in expected.tokens if token != checkpoint.tokenizer.eos_token_id])
-    oracle.hear(None, "What is the weather like?")
+    oracle.add_answer([token for token in expected.tokens if token != checkpoint.tokenizer.eos_token_id])
+    oracle.add_user_turn(None, "What is the weather like?")
     expected = oracle.answer(40, 80)
     assert spoken.tokens == expected.tokens
     assert torch.equal(torch.cat(spoken.codes, 1)[:, : expected.codes.shape[1]], expected.codes)
