@@ -43,7 +43,6 @@ PENDING = {  # files that are still longer
     "tests/test_fuzz_realtime.py",
     "tests/test_outage.py",
     "tests/test_page.py",
-    "tests/test_turn_conversation.py",
 }
 
 
@@ -99,6 +98,17 @@ def test_settings_that_a_page_names_exist(name):
     sections = "|".join(read_toml(DEFAULTS))
     named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)(?: = [^`]+)?`", (ROOT / name).read_text(encoding="utf-8")))
     assert {name for name in named if not name.endswith(".py")} <= known
+
+
+def test_page_of_settings_repeats_the_comments_of_the_default_file():
+    section, comments = "", {}
+    for line in DEFAULTS.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"\[(\w+)\]", line):
+            section = match[1]
+        elif match := re.match(r"(\w+) = .+? +# (.+)$", line):
+            comments[f"`{section}.{match[1]}`"] = match[2]
+    rows = [row for table in tables(page("settings.md")) for row in table[1:]]
+    assert {row[0]: re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", row[2]) for row in rows} == comments
 
 
 def test_every_page_is_linked_from_another():
