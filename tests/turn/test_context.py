@@ -114,12 +114,12 @@ def test_turn_that_an_answer_evicts_before_it_fills_the_context_leaves_the_cache
         user.note((yield silence(), Controls(items=(ItemControl(Role.SYSTEM, "Be brief."),))))
         user.note((yield silence(), Controls(message="What is the weather like?")))
         history = engine.conversation("test").history
-        item, user, _ = history.entries
+        item, typed, _ = history.entries
         begin = item.thinker
-        before = cache.buffer[:, 0, values:, begin : begin + user.thinker].clone()
+        before = cache.buffer[:, 0, values:, begin : begin + typed.thinker].clone()
         yield from user.until_quiet()
-        assert history.turns == [user.turn]
-        assert torch.equal(cache.buffer[:, 0, values:, : user.thinker], before)
+        assert history.turns == [typed.turn]
+        assert torch.equal(cache.buffer[:, 0, values:, : typed.thinker], before)
 
     call = converse(engine, frontend, script(), **MANUAL)
     assert event_of(call, "answer_done").reason == "context"

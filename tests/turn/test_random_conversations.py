@@ -29,10 +29,10 @@ from contract.events import (
     event_of,
 )
 from contract.state import InputState
-from engine.turn.history import OUT_OF_BAND, UserAudio
-from tests.turn_machine import CONFIG, END, TICK, conversation, expect_lengths
+from engine.turn.history import OUT_OF_BAND, Answer, Entry, Message, UserAudio, UserText
+from tests.turn_machine import CONFIG, END, OPENING, TICK, conversation, expect_lengths
 
-CONVERSATIONS = 300
+CONVERSATIONS = 200
 CONTEXTS = [(2000, 1900), (400, 200), (330, 320), (220, 210), (140, 130)]  # positions of thinker and talker
 TURN_CHANGES = [
     {"detection": "manual"},
@@ -72,6 +72,19 @@ def random_controls(chance: random.Random, turns: int) -> Controls:
     return Controls(**{name: draw() for name, draw in draws.items() if chance.random() < 0.05})
 
 
+def positions(entry: Entry) -> int:
+    """Return the positions of an entry that is prefilled completely, in the toy chat template."""
+    end = len(CONFIG.chat.close)
+    match entry:
+        case UserAudio():
+            return 2 + 1 + entry.audio_tokens + 1 + len(entry.typed) + end
+        case UserText() | Message():
+            return 1 + len(entry.text) + end
+        case Answer():
+            return len(OPENING) + len(entry.tokens) + end - len(entry.closing)
+    raise TypeError(entry)
+
+
 class RandomConversation:
     """A conversation, and what its client has seen."""
 
@@ -107,6 +120,7 @@ class RandomConversation:
             self.is_speaking ^= chance.random() < 0.04
             self.probabilities.append(0.9 if self.is_speaking else 0.0)
         windows = self.probabilities if one.detects_turns else []
+        opened = one.input.open.number if one.input.open and one.input.is_used else None
         one.advance(TICK, self.draw_controls(), windows)
         one.take_evictions()
         self.prefill()
@@ -117,6 +131,9 @@ class RandomConversation:
             one.decoded(tokens if decode.emits_text else [], codes if decode.emits_frames else [])
         one.finish_tick()
         self.expect_invariants()
+        if opened and not (one.input.open and one.input.open.number == opened):
+            ends = [e.turn for e in one.events if isinstance(e, (Committed, InputDropped))]
+            assert opened in ends, "a turn of the user ends with an event"
         for event in one.events:
             self.note(event)
 
@@ -150,6 +167,10 @@ class RandomConversation:
         opened = [e for e in history.entries if isinstance(e, UserAudio) and e.span_ms is None]
         assert opened in ([], [one.input.open.entry] if one.input.open else [])
         assert one.oldest_frame <= one.clock
+        for entry in history.entries:
+            is_current = one.answers.current is not None and one.answers.current.answer is entry
+            is_complete = not one.queue.holds(entry.turn) and entry not in opened and not is_current
+            assert not is_complete or entry.thinker == positions(entry)
         assert history.spoken == 0 or one.answers.in_progress
 
     def note(self, event) -> None:

@@ -10,7 +10,7 @@ from contract.state import Entry, InputState, State
 from tests.turn.test_random_conversations import RandomConversation
 from tests.turn_machine import SILENCE, TICK, TICK_MS, conversation
 
-CONVERSATIONS = 200
+CONVERSATIONS = 100
 QUIET = {"detection": "manual", "create_response": False}
 LARGE = 100_000  # positions of a context that evicts nothing
 
