@@ -32,6 +32,7 @@ BUILD = ROOT / "build" / "test"
 TURNS_BUILD = ROOT / "build" / "turns_test"
 BARISTA_BUILD = ROOT / "build" / "barista_test"
 ANOTHER_BUILD = ROOT / "build" / "another_test"
+GRAPHS = ROOT / "build" / "test_graphs"  # exported graphs and the random checkpoint, shared by all builds of tests
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
 RESUME_S = 3
@@ -72,6 +73,7 @@ def settings() -> Settings:
         triton={"instance": "cpu"},
         engine={"dialect": "sca"},
         sampling=GREEDY,
+        build={"graphs": str(GRAPHS)},
     )
 
 
@@ -176,6 +178,7 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         **{f"SCA_{name}": str(free_port()) for name in ports},
         "SCA_QWEN_MODEL_ID": "random",
         "SCA_QWEN_DEVICE_MAP": "cpu",
+        "SCA_BUILD_GRAPHS": str(GRAPHS),
         "SCA_TRITON_INSTANCE": "cpu",
         "SCA_ENGINE_SLOTS": "4",
         "SCA_ENGINE_DIALECT": dialect,

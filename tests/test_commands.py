@@ -16,7 +16,16 @@ import soundfile
 import torch
 
 from engine.checkpoint import Checkpoint
-from tests.conftest import ANOTHER_BUILD, BUILD, ROOT, Served, serve_environment, start_serving, wait_until_answered
+from tests.conftest import (
+    ANOTHER_BUILD,
+    BUILD,
+    GRAPHS,
+    ROOT,
+    Served,
+    serve_environment,
+    start_serving,
+    wait_until_answered,
+)
 from tests.oracle import ScaOracle, one_shot_waveform
 from tests.sound import official_stream
 from tests.test_bridge import send_unless_closed
@@ -26,7 +35,7 @@ def sca(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SCA_") or k in ("SCA_VENV", "SCA_PYTHON")}
     return subprocess.run(
         [ROOT / "sca", *map(str, arguments)],
-        env={**clean, **environment},
+        env={**clean, "SCA_BUILD_GRAPHS": str(GRAPHS), **environment},
         capture_output=True,
         text=True,
         timeout=120,
