@@ -151,7 +151,7 @@ def test_each_gpu_has_its_own_server(monkeypatch):
 def test_missing_gpus_are_named():
     run = sca("serve", "--gpus", "all")
     assert run.returncode == 1
-    assert "torch sees no GPU here" in run.stderr
+    assert "torch finds no GPU here" in run.stderr
     assert "Traceback" not in run.stderr
     assert "--servers: expected a number from 1, got 0" in sca("serve", "--servers", "0").stderr
 
