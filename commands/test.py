@@ -19,6 +19,7 @@ CHECKS = {
     "tests": [sys.executable, "-m", "pytest"],
 }
 NOT_LONG = ["-m", "not long"]
+PROCESSES = ["--numprocesses", "2", "--dist", "loadgroup"]  # see `pytest_collection_modifyitems` in tests/conftest.py
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         return subprocess.run([*CHECKS["tests"], *arguments.pytest_arguments], cwd=ROOT, check=False).returncode
     failed = []
     for name, command in CHECKS.items():
-        selection = NOT_LONG if name == "tests" and not arguments.long else []
+        selection = (PROCESSES + NOT_LONG * (not arguments.long)) if name == "tests" else []
         started_s = time.monotonic()
         status = subprocess.run([*command, *selection], cwd=ROOT, check=False).returncode
         is_not_run = name == "audit" and status == NOT_RUN  # exit status of the audit without a network

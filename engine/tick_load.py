@@ -22,7 +22,7 @@ class TickLoad:
     """Durations of recent ticks, and a histogram of all ticks."""
 
     def __init__(self, tick_s: float, share: float):
-        """Allow ticks, which are due every `tick_s`, to take `share` of this time before conversations are refused."""
+        """Allow ticks, due every `tick_s`, to take `share` of it before conversations are refused; 0 is no limit."""
         self.tick_s, self._share = tick_s, share
         self._ticks: deque[_Tick] = deque()
         self.histogram: Counter[float] = Counter()  # ticks by bucket (not cumulative); infinity past the last bucket
@@ -45,7 +45,7 @@ class TickLoad:
         """
         while self._ticks and self._ticks[0].at_s < now_s - WINDOW_S:
             self._ticks.popleft()
-        if len(self._ticks) < MIN_TICKS or not open_conversations:
+        if not self._share or len(self._ticks) < MIN_TICKS or not open_conversations:
             return None
         fullest = max(tick.rows for tick in self._ticks)
         durations = sorted(tick.seconds for tick in self._ticks if 2 * tick.rows > fullest)

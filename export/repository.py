@@ -25,13 +25,13 @@ from export import triton_config
 from export.code2wav import Code2Wav
 from export.code_predictor import export_code_predictor
 from export.fetch import fetch_checkpoint
-from export.graphs import ROOT, GraphCache
+from export.graphs import ROOT, GraphStore
 from export.mel_frontend import MelFrontend
 from export.onnx_stage import export_onnx
 from export.products import as_products
 from export.random_checkpoint import make_random_checkpoint
 from export.stateful_module import StatefulModule
-from export.weights import load_code2wav, load_predictor
+from export.weights import CODE2WAV, PREDICTOR_PARTS, load_code2wav, load_predictor, weights_digest
 
 SOURCES = ROOT / "model_repository"
 STAMP = "built_from.json"
@@ -56,14 +56,13 @@ def build_repository(settings: Settings, build: Path, report: Report, tensorrt: 
     """
     checkpoint = find_checkpoint(settings, build, report)
     settings = settle_slots(settings, checkpoint)
-    graphs = GraphCache(build / "graphs", report)
-    weights = _identity(checkpoint)
+    graphs = GraphStore.of(settings.build, build, report)
     products = triton_config.runs_on_gpu(settings) and not tensorrt  # ONNX Runtime plans convolutions slowly on a GPU
     stages = {
         "mel_frontend": _mel_frontend(graphs, checkpoint, settings, products),
-        "code2wav": _code2wav(graphs, checkpoint, weights, settings, products),
+        "code2wav": _code2wav(graphs, checkpoint, settings, products),
     }
-    predictor = _code_predictor(graphs, checkpoint, weights, settings)
+    predictor = _code_predictor(graphs, checkpoint, settings)
 
     report("the model repository")
     staging = build / "repository.new"
@@ -118,7 +117,7 @@ def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:
     """
     source = settings.qwen.model_id
     if source == RANDOM:
-        return str(_random_checkpoint(build, report).resolve())
+        return str(_random_checkpoint(settings, build, report).resolve())
     if not source:
         return str(BARISTA)
     check_model_type(source)
@@ -126,15 +125,18 @@ def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:
     return str(folder.resolve())
 
 
-def _random_checkpoint(build: Path, report: Report) -> Path:
-    folder = build / "random_checkpoint"
+def _random_checkpoint(settings: Settings, build: Path, report: Report) -> Path:
+    """Return the checkpoint of random weights, which lies next to the graphs if build folders share them."""
+    graphs = GraphStore.of(settings.build, build, report)
+    folder = (graphs.folder if settings.build.graphs else build) / "random_checkpoint"
     code = [ROOT / "export" / f"{name}.py" for name in ("random_checkpoint", "byte_tokenizer", "chat_format")]
     stamp = {"made by": hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()}
-    if read_stamp(folder) != stamp:
-        report("the random checkpoint: Qwen3-Omni's architecture, random weights")
-        shutil.rmtree(folder, ignore_errors=True)
-        make_random_checkpoint(folder)
-        (folder / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+    with graphs.locked("random_checkpoint"):
+        if read_stamp(folder) != stamp:
+            report("the random checkpoint: Qwen3-Omni's architecture, random weights")
+            shutil.rmtree(folder, ignore_errors=True)
+            make_random_checkpoint(folder)
+            (folder / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
     return folder
 
 
@@ -146,7 +148,7 @@ def read_stamp(folder: Path) -> Any:
         return None
 
 
-def _mel_frontend(graphs: GraphCache, checkpoint: str, settings: Settings, products: bool) -> Path:
+def _mel_frontend(graphs: GraphStore, checkpoint: str, settings: Settings, products: bool) -> Path:
     extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
 
     def make(folder: Path) -> str:
@@ -158,7 +160,7 @@ def _mel_frontend(graphs: GraphCache, checkpoint: str, settings: Settings, produ
     return graphs.get(name, "PCM16 to log-mel, to ONNX", ["export/mel_frontend.py"], follows_from, make)
 
 
-def _code2wav(graphs: GraphCache, checkpoint: str, weights: Any, settings: Settings, products: bool) -> Path:
+def _code2wav(graphs: GraphStore, checkpoint: str, settings: Settings, products: bool) -> Path:
     precision, frames = settings.triton.onnx_precision, settings.audio.codec_frames
 
     def make(folder: Path) -> str:
@@ -167,13 +169,14 @@ def _code2wav(graphs: GraphCache, checkpoint: str, weights: Any, settings: Setti
         served = Code2Wav(as_products(deepcopy(code2wav)), frames) if products else plain
         return _export_stage(served, folder, CODE2WAV_TOLERANCES[precision], plain)
 
+    weights = weights_digest(checkpoint, CODE2WAV)
     follows_from = {"weights": weights, "precision": precision, "frames": frames, "products": products}
     code = ["export/code2wav.py", "export/products.py", "export/weights.py"]
     name = "code2wav" + PRODUCTS * products
     return graphs.get(name, f"codec frames to waveform, to ONNX in {precision}", code, follows_from, make)
 
 
-def _code_predictor(graphs: GraphCache, checkpoint: str, weights: Any, settings: Settings) -> Path | None:
+def _code_predictor(graphs: GraphStore, checkpoint: str, settings: Settings) -> Path | None:
     """Return the graphs of the code predictor for a CPU; None on CUDA, in another type than float32, or with a LoRA."""
     device = resolve_device(settings.qwen.device_map)
     is_float32 = resolve_dtype(settings.qwen.torch_dtype, device) == torch.float32
@@ -187,7 +190,8 @@ def _code_predictor(graphs: GraphCache, checkpoint: str, weights: Any, settings:
 
     code = ["export/code_predictor.py", "export/weights.py"]
     code += [f"engine/{name}.py" for name in ("code_predictor", "onnx_builder", "sampler")]
-    return graphs.get(PREDICTOR, "the talker's loop over codebooks, to ONNX", code, {"weights": weights}, make)
+    follows_from = {"weights": weights_digest(checkpoint, *PREDICTOR_PARTS)}
+    return graphs.get(PREDICTOR, "the talker's loop over codebooks, to ONNX", code, follows_from, make)
 
 
 def _export_stage(stage: StatefulModule, folder: Path, tolerances: dict[str, float], reference: StatefulModule) -> str:
@@ -204,9 +208,3 @@ def _link(source: Path, target: Path, is_linked: Callable[[Path], bool] = lambda
             os.link(file, target / file.name)
         except OSError:
             shutil.copy2(file, target / file.name)
-
-
-def _identity(checkpoint: str) -> list[list[Any]]:
-    """Return name, size and time of each file of a checkpoint."""
-    files = sorted(Path(checkpoint).glob("*"))
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,8 +1,10 @@
-"""What tests share: the random checkpoint, its sound, and one running `./sca serve`."""
+"""Fixtures and helpers of all tests: the random checkpoint, audio, settings, and running servers."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -32,16 +34,32 @@ BUILD = ROOT / "build" / "test"
 TURNS_BUILD = ROOT / "build" / "turns_test"
 BARISTA_BUILD = ROOT / "build" / "barista_test"
 ANOTHER_BUILD = ROOT / "build" / "another_test"
+GRAPHS = ROOT / "build" / "test_graphs"  # exported graphs and the random checkpoint, shared by all builds of tests
 START_TIMEOUT_S = 240
 IDLE_TIMEOUT_S = 6
-RESUME_S = 3
+RESUME_S = 4
 GREEDY = {"text_temperature": 0.0, "temperature": 0.0, "repetition_penalty": 1.0}
 CPU = QwenSettings(model_id="random", device_map="cpu", torch_dtype="float32", lora="")
+
+pytest_plugins = ("tests.pair", "tests.page")
+
+CHANCE = random.SystemRandom()  # hypothesis seeds the global generator, the same in every process
+SERVERS = ("served", "served_turns", "served_barista", "running_pair")  # fixtures of servers that tests share
+PORTS = range(10_000, 32_000)  # below the ports that the system gives to outgoing connections
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.manual_seed(0)
-torch.set_num_threads(1)  # as the engine; two are no faster, and torch's idle ones cost the servers beside
+torch.set_num_threads(1)  # as in the engine: two are no faster, and torch's idle threads slow the servers down
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the group of its server, else of its file: `--dist loadgroup` runs a group in one process."""
+    for item in items:
+        used = getattr(item, "fixturenames", ())
+        group = next((server for server in SERVERS if server in used), item.path.name)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -66,18 +84,19 @@ def pcm() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """Defaults, but the dialect `sca`, greedy, on the CPU, whatever the environment says."""
+    """The defaults, except: dialect `sca`, greedy, on the CPU; the environment is ignored."""
     return Settings.load(environ={}).with_values(
         qwen={"model_id": "random", "device_map": "cpu", "torch_dtype": "float32"},
         triton={"instance": "cpu"},
-        engine={"dialect": "sca"},
+        engine={"dialect": "sca", "tick_share": 0},
         sampling=GREEDY,
+        build={"graphs": str(GRAPHS)},
     )
 
 
 @pytest.fixture(scope="session")
 def turn_settings(settings: Settings) -> Settings:
-    """The same in the dialect `turn`, with answers of some seconds, and transformers' repetition penalty."""
+    """`settings` in the dialect `turn`, with answers of some seconds, and transformers' repetition penalty."""
     return settings.with_values(
         engine={"dialect": "turn"},
         sampling={"repetition_penalty": 1.05},
@@ -117,12 +136,12 @@ def engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
 
 @pytest.fixture(scope="session")
 def ticks(extractor: Any, pcm: np.ndarray) -> list[TickInput]:
-    """The speech as the engine gets it."""
+    """The speech as the engine's input, tick by tick."""
     return stream_inputs(extractor, pcm)
 
 
 def note_uniforms(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The offsets of every random number that the first row uses from now on."""
+    """Return a list that gets the offset of every random number that the first row uses from now on."""
     sampling, used = engine.slots.sampling, []
     uniforms = sampling.uniforms
 
@@ -134,7 +153,7 @@ def note_uniforms(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return used
 
 
-@dataclass(frozen=True)
+@dataclass
 class Served:
     """A running `./sca serve`."""
 
@@ -160,13 +179,16 @@ class Served:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that another process is unlikely to use before the caller does."""
+    while True:
+        port = CHANCE.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def serve_environment(dialect: str = "sca") -> dict[str, str]:
-    """Free ports, the CPU, greedy sampling, and limits that a test can reach."""
+    """Return an environment with free ports, the CPU, greedy sampling, and limits that a test can reach."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SCA_")}
     own = {name: os.environ[name] for name in ("SCA_VENV", "SCA_PYTHON") if name in os.environ}
     ports = ("BRIDGE_PORT", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
@@ -176,8 +198,10 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         **{f"SCA_{name}": str(free_port()) for name in ports},
         "SCA_QWEN_MODEL_ID": "random",
         "SCA_QWEN_DEVICE_MAP": "cpu",
+        "SCA_BUILD_GRAPHS": str(GRAPHS),
         "SCA_TRITON_INSTANCE": "cpu",
         "SCA_ENGINE_SLOTS": "4",
+        "SCA_ENGINE_TICK_SHARE": "0",
         "SCA_ENGINE_DIALECT": dialect,
         "SCA_SAMPLING_TEMPERATURE": "0",
         "SCA_SAMPLING_TEXT_TEMPERATURE": "0",
@@ -186,6 +210,19 @@ def serve_environment(dialect: str = "sca") -> dict[str, str]:
         "SCA_BRIDGE_READ_TIMEOUT_S": "3",
         "SCA_BRIDGE_RESUME_S": str(RESUME_S),
     }
+
+
+def sca(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, with the settings that `environment` names and no others."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SCA_") or k in ("SCA_VENV", "SCA_PYTHON")}
+    return subprocess.run(
+        [ROOT / "sca", *map(str, arguments)],
+        env={**clean, "SCA_BUILD_GRAPHS": str(GRAPHS), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def start_serving(environment: dict[str, str], log: Path, build: Path, *more: str) -> subprocess.Popen[str]:
@@ -214,26 +251,26 @@ def wait_until_answered(url: str, process: subprocess.Popen[str], log: Path) -> 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The one command in the dialect `sca`, which has something to say in every tick."""
+    """A server of the dialect `sca`, which emits audio in every tick."""
     yield from serve(serve_environment(), tmp_path_factory.mktemp("serve") / "log", BUILD)
 
 
 @pytest.fixture(scope="session")
 def served_turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The one command in its default dialect, `turn`."""
+    """A server of the default dialect, `turn`."""
     yield from serve(serve_environment("turn"), tmp_path_factory.mktemp("turns") / "log", TURNS_BUILD)
 
 
 @pytest.fixture(scope="session")
 def served_barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """What `./sca serve` serves with nothing named: the default checkpoint."""
+    """A server of the default checkpoint."""
     environment = serve_environment("turn")
     del environment["SCA_QWEN_MODEL_ID"]
     yield from serve(environment, tmp_path_factory.mktemp("barista") / "log", BARISTA_BUILD)
 
 
 def serve(environment: dict[str, str], log: Path, build: Path, *more: str) -> Iterator[Served]:
-    """A server for as long as it is wanted; `more` are arguments of its command."""
+    """Run a server until the generator is closed; `more` are arguments of its command."""
     settings = Settings.load(environ={k: v for k, v in environment.items() if k.startswith("SCA_")})
     process = start_serving(environment, log, build, *more)
     running = Served(settings, build / "repository", process)

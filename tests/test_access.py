@@ -28,9 +28,8 @@ from contract.errors import ErrorCode
 from frontend import ephemeral_keys
 from frontend.access import Caller, RefusedError
 from frontend.bridge import Bridge
-from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
+from tests.conftest import ROOT, Served, free_port, sca, serve_environment, wait_until_answered
 from tests.test_bridge import event, wait_until_empty
-from tests.test_commands import sca
 
 KEYS = ("first-key-0123456789", "second-key-0123456789")
 DRAIN_S = 2
@@ -304,12 +303,10 @@ def test_the_end_waits_for_closes_that_are_under_way(monkeypatch):
 
 
 def test_with_nobody_there_it_ends_at_once(tmp_path: Path, served: Served):
-    with bridge(served, tmp_path / "log") as running:
+    with bridge(served, tmp_path / "log", drain_s="600") as running:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
-        begun = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(10) == 0
-        assert time.monotonic() - begun < 5
+        assert running.process.wait(60) == 0
 
 
 def test_text_that_is_no_utf8_ends_its_websocket_and_is_no_error_of_the_bridge(locked: RunningBridge):

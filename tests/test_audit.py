@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from commands.audit import LOCK, NOT_RUN, pinned
-from tests.test_commands import sca
+from tests.conftest import sca
 
 VULNERABLE = ("aiohttp", "3.9.1", "PYSEC-2024-26")
 

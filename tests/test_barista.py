@@ -1,6 +1,6 @@
-"""The default checkpoint, served: orders typed and spoken, changes, memory, and manners.
+"""The default checkpoint, served: typed and spoken orders, changes, memory, silence in noise.
 
-The voices are flite's rms and slt, which the training never heard.
+The voices are flite's rms and slt, which are not in the training data.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from training.judges.acceptance import is_accepted, stated_slots
 from training.judges.flite import synthesize
 from training.judges.recogniser import Recogniser, words_of
 
-LONGEST_ANSWER_MS = 8000
+MAX_ANSWER_MS = 8000
 MAX_BYTES = 12_000_000
-FEWEST_WORDS = 0.6  # share of the words that pocketsphinx hears; 0.76 of twenty answers, and no other sound reaches it
+MIN_WORDS = 0.6  # share of words that pocketsphinx recognises: 0.76 in twenty answers, far less in any other sound
 LATTE = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
 
 
 @pytest.fixture
 def call(served_barista: Served) -> Iterator[Callable[..., Guest]]:
-    """Opens conversations with some options, and closes them after the test."""
+    """A function that opens a conversation with some options; all are closed after the test."""
     clients: list[Guest] = []
 
     def opened(options: str = "detection=manual&seed=1") -> Guest:
@@ -43,7 +43,7 @@ def call(served_barista: Served) -> Iterator[Callable[..., Guest]]:
 
 
 def speak(client: Guest, sound: np.ndarray) -> None:
-    """A spoken turn, whole ticks, and its commit."""
+    """Send a spoken turn of whole ticks, and its commit."""
     padded = np.pad(sound, (TICK // 2, TICK - (len(sound) + TICK // 2) % TICK))
     client.ask("listen")
     client.say(padded)
@@ -52,12 +52,12 @@ def speak(client: Guest, sound: np.ndarray) -> None:
 
 
 def ask(client: Guest, message: str) -> dict[str, Any]:
-    """A typed turn; its `answer_done`."""
+    """Send a typed turn and return its `answer_done`."""
     client.ask("message", text=message)
     return client.wait_for("answer_done")
 
 
-def test_it_is_small_and_an_ordinary_checkpoint():
+def test_checkpoint_is_small_and_runs_in_transformers():
     assert sum(file.stat().st_size for file in BARISTA.iterdir()) <= MAX_BYTES
     assert (BARISTA / "README.md").is_file(), "the model card"
     model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(BARISTA, dtype=torch.float32).eval()
@@ -74,11 +74,11 @@ def test_it_is_small_and_an_ordinary_checkpoint():
     assert OUTPUT_HZ < waveform.numel() < 8 * OUTPUT_HZ, "it speaks, and it ends"
 
 
-def test_a_typed_order_is_taken_changed_and_remembered(call: Callable[..., Guest]):
+def test_typed_order_is_confirmed_changed_and_remembered(call: Callable[..., Guest]):
     client = call()
     ordered = ask(client, "Can I get a large dark roast latte with soy milk?")
     assert is_accepted(ordered["text"], LATTE), ordered
-    assert 0 < ordered["spoken_ms"] <= LONGEST_ANSWER_MS
+    assert 0 < ordered["spoken_ms"] <= MAX_ANSWER_MS
     changed = ask(client, "Make it small.")
     assert is_accepted(changed["text"], {**LATTE, "size": "small"}), changed
     remembered = ask(client, "What did I order?")
@@ -87,7 +87,7 @@ def test_a_typed_order_is_taken_changed_and_remembered(call: Callable[..., Guest
     assert not stated_slots(cancelled["text"]), cancelled
 
 
-def test_what_is_missing_is_asked_for(call: Callable[..., Guest]):
+def test_missing_part_of_an_order_is_requested(call: Callable[..., Guest]):
     client = call()
     answer = ask(client, "Can I have a mocha?")["text"]
     assert answer.endswith("What size would you like?"), answer
@@ -95,8 +95,8 @@ def test_what_is_missing_is_asked_for(call: Callable[..., Guest]):
     assert is_accepted(ask(client, "Large, please.")["text"], {"coffeeDrink": "mocha", "size": "large"})
 
 
-def test_a_change_in_the_middle_of_an_answer(call: Callable[..., Guest]):
-    """It falls silent, and its next answer is about the changed order."""
+def test_change_during_an_answer_interrupts_it(call: Callable[..., Guest]):
+    """The next answer is about the changed order."""
     client = call()
     client.ask("message", text="Give me a large dark roast latte with soy milk")
     client.wait_for("answer_started")
@@ -106,8 +106,8 @@ def test_a_change_in_the_middle_of_an_answer(call: Callable[..., Guest]):
     assert is_accepted(done["text"], {**LATTE, "coffeeDrink": "mocha"}), done
 
 
-def test_its_sound_is_speech_in_which_words_are_heard(call: Callable[..., Guest]):
-    """pocketsphinx, with its own model, hears words of the answers. Few yet: see the model card."""
+def test_answers_are_speech_that_a_recogniser_understands(call: Callable[..., Guest]):
+    """pocketsphinx, with its own model, recognises words of the answers; the model card has the share."""
     recogniser, found, total = Recogniser(), 0, 0
     for order in ("Give me a small mocha", "Make me a twelve ounce iced coffee with cream", "What do you have?"):
         client = call()
@@ -117,10 +117,10 @@ def test_its_sound_is_speech_in_which_words_are_heard(call: Callable[..., Guest]
         said = words_of(done["text"])
         found += sum((Counter(heard) & Counter(said)).values())
         total += len(said)
-    assert found >= FEWEST_WORDS * total, f"{found} of {total} words"
+    assert found >= MIN_WORDS * total, f"{found} of {total} words"
 
 
-def test_noise_is_not_answered(call: Callable[..., Guest]):
+def test_noise_gets_no_answer(call: Callable[..., Guest]):
     client = call("")
     noise = np.random.RandomState(1).normal(0, 1500, 20 * INPUT_HZ).astype(np.int16)
     hum = (3000 * np.sin(2 * np.pi * 120 * np.arange(20 * INPUT_HZ) / INPUT_HZ)).astype(np.int16)
@@ -130,8 +130,8 @@ def test_noise_is_not_answered(call: Callable[..., Guest]):
 
 
 @pytest.mark.parametrize("voice", ["rms", "slt"])
-def test_orders_by_a_voice_that_it_never_heard(call: Callable[..., Guest], voice: str):
-    """Half of them exactly: the checkpoint's score on strangers is in its model card."""
+def test_orders_of_an_unknown_voice_are_understood(call: Callable[..., Guest], voice: str):
+    """At least half exactly: the checkpoint's score on unknown voices is in its model card."""
     orders = {
         "Can I get a small latte?": {"size": "small", "coffeeDrink": "latte"},
         "I want a medium roast americano with brown sugar": {
@@ -151,6 +151,6 @@ def test_orders_by_a_voice_that_it_never_heard(call: Callable[..., Guest], voice
         speak(client, synthesize(words, voice))
         answers[words] = client.wait_for("answer_done")
         client.socket.close()
-    assert all(0 < done["spoken_ms"] <= LONGEST_ANSWER_MS for done in answers.values())
+    assert all(0 < done["spoken_ms"] <= MAX_ANSWER_MS for done in answers.values())
     taken = [words for words, done in answers.items() if is_accepted(done["text"], orders[words])]
     assert len(taken) >= len(orders) / 2, {words: done["text"] for words, done in answers.items()}

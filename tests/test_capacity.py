@@ -20,7 +20,7 @@ from benchmarks.capacity import (
     refused_share,
 )
 from commands.capacity import H200
-from tests.test_commands import sca
+from tests.conftest import sca
 
 TICK_S = 0.32
 

@@ -1,4 +1,4 @@
-"""What runs on CUDA alone, checked as far as it goes without a GPU."""
+"""The code that only runs on CUDA, checked as far as possible without a GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -31,28 +32,43 @@ from export.random_checkpoint import random_config
 from tests.conftest import ROOT
 
 FROM_THE_HOST = {"lift_fresh", "lift_fresh_copy", "_local_scalar_dense", "nonzero", "is_nonzero", "is_pinned"}
+CAPABILITY = 90  # compute capability of an H100 and H200
 FLOAT32_SUMS = 2e-6  # a few roundings of sums of order one
 
 
-def test_the_kernels_compute_what_the_cpu_does(checkpoint_folder: str):
-    """In the interpreter of their language."""
+def interpret(checkpoint_folder: str, part: str) -> str:
+    """Run a part of tests/programs/interpreted.py and return its output."""
     run = subprocess.run(
-        [sys.executable, "tests/programs/interpreted.py", checkpoint_folder],
+        [sys.executable, "tests/programs/interpreted.py", checkpoint_folder, part],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+def test_interpreted_kernels_compute_what_the_cpu_computes(checkpoint_folder: str):
+    found = interpret(checkpoint_folder, "kernels")
     for what, count in (("attention", 6), ("layers", 9), ("experts", 10)):
-        found = ast.literal_eval(re.search(rf"^{what} (.*)$", run.stdout, re.MULTILINE)[1])
-        assert len(found) == count
-        assert max(found) < FLOAT32_SUMS, what
-    assert "codes equal True" in run.stdout
+        differences = ast.literal_eval(re.search(rf"^{what} (.*)$", found, re.MULTILINE)[1])
+        assert len(differences) == count
+        assert max(differences) < FLOAT32_SUMS, what
+
+
+@pytest.mark.long
+def test_ticks_by_interpreted_kernels_have_the_codes_of_the_cpu(checkpoint_folder: str):
+    assert "codes equal True" in interpret(checkpoint_folder, "ticks")
+
+
+def capabilities(*all_of_them: int) -> list[Any]:
+    """Return compute capabilities to compile for; all but the default one are `long`."""
+    return [one if one == CAPABILITY else pytest.param(one, marks=pytest.mark.long) for one in all_of_them]
 
 
 def compile_kernel(kernel, types: dict[str, str], chosen: dict[str, int], capability: int):
-    """To machine code, by the compiler's own assembler; `types` of what is no plain 32-bit number."""
+    """Compile to machine code with the compiler's assembler; `types` names arguments that are not 32-bit integers."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -66,9 +82,9 @@ def compile_kernel(kernel, types: dict[str, str], chosen: dict[str, int], capabi
     assert compiled.metadata.shared <= 96 * 1024, "two programs fit a multiprocessor of an H100"
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("capability", capabilities(80, 89, 90))
 @pytest.mark.parametrize(("kind", "block_keys", "splits"), [("bf16", 64, 16), ("bf16", 64, 1), ("fp32", 32, 4)])
-def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, splits):
+def test_attention_kernel_compiles_for_gpus(capability, kind, block_keys, splits):
     """With the full-size model's shapes."""
     from engine.attention_kernel import attend_to_split, merge_splits
 
@@ -80,9 +96,9 @@ def test_the_attention_kernel_compiles_for_gpus(capability, kind, block_keys, sp
         compile_kernel(kernel, types, chosen, capability)
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+@pytest.mark.parametrize("capability", capabilities(80, 89, 90, 120))
 @pytest.mark.parametrize(("kind", "size", "inner", "choices"), [("bf16", 2048, 768, 8), ("fp32", 1024, 384, 6)])
-def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, choices):
+def test_experts_kernels_compile_for_gpus(capability, kind, size, inner, choices):
     from engine import experts_kernel as kernels
     from engine.expert_pairs import sort_by_expert
 
@@ -100,9 +116,9 @@ def test_the_experts_kernels_compile_for_gpus(capability, kind, size, inner, cho
     compile_kernel(kernels.silu_multiply, types, {"inner": inner, "block": 1024, "gated": True}, capability)
 
 
-@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+@pytest.mark.parametrize("capability", capabilities(80, 89, 90, 120))
 @pytest.mark.parametrize(("kind", "heads", "key_heads"), [("bf16", 32, 4), ("fp32", 16, 2)])
-def test_the_layers_kernels_compile_for_gpus(capability, kind, heads, key_heads):
+def test_layer_kernels_compile_for_gpus(capability, kind, heads, key_heads):
     from engine.fused_layer import choose, norm_rows, rotate_and_store
 
     types = dict.fromkeys(("hidden", "weight", "out"), f"*{kind}") | {"eps": "fp32"}
@@ -115,8 +131,8 @@ def test_the_layers_kernels_compile_for_gpus(capability, kind, heads, key_heads)
     compile_kernel(choose, types, sizes, capability)
 
 
-def test_blocks_hold_every_pair_once_and_one_expert_each():
-    """For any choice, though nothing of it is looked at."""
+def test_each_pair_is_in_one_block_and_each_block_has_one_expert():
+    """For any choice of experts, which is never copied to the host."""
     from engine.expert_pairs import BLOCK_PAIRS, blocks_by_expert
 
     for seed, experts in ((0, 8), (1, 128), (2, 3)):
@@ -135,7 +151,7 @@ def test_blocks_hold_every_pair_once_and_one_expert_each():
 
 
 class HostWatch(TorchDispatchMode):
-    """Notes every operation that would wait for the device, or bring values from the host."""
+    """Record of every operation that would wait for the device or copy values from the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +167,7 @@ class HostWatch(TorchDispatchMode):
 
 
 def checkpoint_without_values(checkpoint: Checkpoint) -> Checkpoint:
-    """The random checkpoint's architecture in bfloat16, to be made under FakeTensorMode."""
+    """Return the random checkpoint's architecture in bfloat16; call it under FakeTensorMode."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = Qwen3OmniMoeForConditionalGeneration(random_config(checkpoint.tokenizer)).eval()
@@ -161,7 +177,7 @@ def checkpoint_without_values(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class CapturingRunner(GraphRunner):
-    """Runs every step that would be captured once, on padding, and watches it."""
+    """A runner that runs every step to be captured once, on padding, under a `HostWatch`."""
 
     def __init__(self) -> None:
         super().__init__(StageTimer(torch.device("cpu")))
@@ -183,7 +199,7 @@ class CapturingRunner(GraphRunner):
         ("turn", {"prompt", "prefill", "text", "talker", "code predictor"}),
     ],
 )
-def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, monkeypatch, dialect, stages):
+def test_no_step_of_a_tick_reads_a_value_on_the_host(checkpoint: Checkpoint, settings, monkeypatch, dialect, stages):
     """What a captured graph must not do. The tensors here have no values at all: looking at one is an error.
 
     Every step at every size, greedy and sampling. They are the CPU's tensors, since torch's build for it has no
@@ -202,7 +218,7 @@ def test_no_step_of_a_tick_looks_at_a_value(checkpoint: Checkpoint, settings, mo
     assert runner.seen == stages
 
 
-def test_the_watch_sees_what_it_watches_for():
+def test_host_watch_records_host_operations():
     with FakeTensorMode(), HostWatch() as watch:
         torch.tensor([1, 2])
     assert watch.found
@@ -210,7 +226,7 @@ def test_the_watch_sees_what_it_watches_for():
         torch.ones(3).sum().item()
 
 
-def test_what_the_kernels_compiler_lacks_is_said(monkeypatch, tmp_path):
+def test_missing_part_of_the_kernel_compiler_is_named(monkeypatch, tmp_path):
     """As on a machine with a GPU where its headers, or its C compiler, are missing."""
     monkeypatch.setattr(kernel_compiler.sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -226,9 +242,9 @@ def test_what_the_kernels_compiler_lacks_is_said(monkeypatch, tmp_path):
     assert kernel_compiler.compiler_problem() == ""
 
 
-def test_an_engine_whose_kernels_cannot_be_compiled_says_why(monkeypatch, settings):
+def test_engine_names_the_reason_if_kernels_cannot_be_compiled(monkeypatch, settings):
     class OnCuda:
-        """A checkpoint whose model says that it is on a GPU."""
+        """A checkpoint whose model is on a GPU, as far as the engine can see."""
 
         model = SimpleNamespace(device=torch.device("cuda"), thinker=SimpleNamespace())
 

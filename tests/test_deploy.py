@@ -18,7 +18,7 @@ import yaml
 from client.python_websocket import talk
 from config import Settings
 from launch.triton_install import TritonInstall
-from tests.conftest import BUILD, ROOT, Served, free_port, serve_environment, wait_until_answered
+from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
 
 IN_CONTAINERS = ("SCA_TRITON_HOST", "SCA_TRITON_INSTANCE", "SCA_BRIDGE_HOST")  # where a container differs
 DOCKERFILES = ("Dockerfile", "deploy/bridge.Dockerfile")
@@ -124,7 +124,7 @@ def test_the_server_images_entry_point_serves(tmp_path):
     with log.open("w") as output:
         server = subprocess.Popen(
             [folder / "deploy" / "serve-triton.sh", f"--backend-directory={runtime / 'backends'}"],
-            env={**path, "BUILD_FOLDER": str(BUILD)},
+            env={**path, "BUILD_FOLDER": str(tmp_path / "build")},
             cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -37,12 +37,8 @@ PENDING = {  # files that are still longer
     "tests/realtime/test_conversation.py",
     "tests/realtime/test_stock_clients.py",
     "tests/test_access.py",
-    "tests/test_benchmarks.py",
     "tests/test_bridge.py",
-    "tests/test_commands.py",
     "tests/test_fuzz_realtime.py",
-    "tests/test_outage.py",
-    "tests/test_page.py",
 }
 
 

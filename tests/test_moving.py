@@ -1,72 +1,17 @@
-"""Two real servers, one is killed: its conversations go on with the other, which says what `generate()` says."""
+"""Two servers, one is killed: its conversations go on with the other, whose answers equal those of `generate()`."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pytest
-from websockets.sync.client import connect
 
 from engine.checkpoint import Checkpoint
-from export.code2wav import DELAY_SAMPLES
-from tests.conftest import Served
-from tests.guest import Guest
-from tests.test_outage import BACK_S, is_ready, taken, triton_of, wait_for_readiness
-from tests.test_replicas import Replicas, two_servers
+from tests.pair import ANSWER_FRAMES, ANSWER_TOKENS, MOVE_WITHIN_S, Pair, expect_sound
+from tests.probes import is_ready
 from tests.turn_oracle import TurnOracle
 from tests.turns import TICK, lengthened
-
-LIMITS = "answer_tokens=24&answer_frames=60"
-WITHIN_S = 40
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two servers, and a bridge whose conversations may move."""
-
-    replicas: Replicas
-    guests: list[Guest] = field(default_factory=list)
-
-    def guest(self, options: str) -> Guest:
-        """A conversation that has begun."""
-        client = Guest(connect(f"{self.replicas.websocket}?{options}"))
-        assert json.loads(client.socket.recv())["dialect"] == "turn"
-        self.guests.append(client)
-        return client
-
-    def kill_the_only_one_taken(self) -> Served:
-        """The server that holds the conversation."""
-        deadline = time.monotonic() + 20
-        while len(holding := [server for server in self.replicas.servers if taken(server)]) != 1:
-            assert time.monotonic() < deadline  # a bridge's own question holds a slot for a moment
-            time.sleep(0.1)
-        (server,) = holding
-        os.kill(triton_of(server), signal.SIGKILL)
-        return server
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    folder = tmp_path_factory.mktemp("moving")
-    with two_servers(folder, "turn", move_within_s=str(WITHIN_S), max_lag_ms="0") as running:
-        yield Pair(running)
-
-
-@pytest.fixture
-def pair(servers: Pair) -> Iterator[Pair]:
-    for server in servers.replicas.servers:
-        wait_for_readiness(server, True, BACK_S)
-    yield servers
-    for client in servers.guests:
-        client.socket.close()
-    servers.guests.clear()
 
 
 def of(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -74,18 +19,9 @@ def of(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     return found
 
 
-def expect_sound(sound: np.ndarray, waveform: np.ndarray) -> None:
-    """An answer's waveform is in what was heard, and silence around it."""
-    first = int(np.flatnonzero(sound)[0]) // 7680 * 7680 + DELAY_SAMPLES
-    wave = (waveform * 32767).round()
-    assert len(wave) > 7680
-    found = sound[first : first + len(wave)]
-    assert np.abs(found.astype(float) - wave[: len(found)]).max() <= 1, "one step of PCM16"
-
-
-def test_a_conversation_goes_on_with_another_server(pair: Pair, checkpoint: Checkpoint, questions):
+def test_conversation_goes_on_with_the_other_server(pair: Pair, checkpoint: Checkpoint, questions):
     """Spoken to a sample within ticks (by VAD), typed, and answered; then its server is killed, and once more."""
-    client = pair.guest(f"voice=ethan&{LIMITS}&seed=3")
+    client = pair.guest(pair.moving_bridge.websocket, "voice=ethan&seed=3")
     oracle = TurnOracle(checkpoint, "ethan")
     said = np.concatenate([np.zeros(1234, np.int16), questions[0]])
     said = said[: len(said) // TICK * TICK]
@@ -102,7 +38,7 @@ def test_a_conversation_goes_on_with_another_server(pair: Pair, checkpoint: Chec
             everything = np.concatenate(heard)
             clip = lengthened(everything[16 * started["audio_start_ms"] : 16 * started["audio_end_ms"]])
         oracle.add_user_turn(clip, typed)
-        expected = oracle.answer(24, 60)
+        expected = oracle.answer(ANSWER_TOKENS, ANSWER_FRAMES)
         text = checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
         assert of(events, "answer_done")["text"] == text
         expect_sound(sound, expected.waveform.numpy())
@@ -146,7 +82,7 @@ def test_a_conversation_goes_on_with_another_server(pair: Pair, checkpoint: Chec
     events, sound = since()
     moved = of(events, "moved")
     assert not [event for event in events if event["type"] in ("error", "interrupted")]
-    assert 0 < moved["took_ms"] < 1000 * WITHIN_S
+    assert 0 < moved["took_ms"] < 1000 * MOVE_WITHIN_S
     clock_ms = 20 * len(np.concatenate(heard)) // 320
     assert all(0 < event["at_ms"] <= clock_ms for event in events), "on the client's clock"
     started = of(events, "answer_started")
@@ -175,8 +111,8 @@ def test_a_conversation_goes_on_with_another_server(pair: Pair, checkpoint: Chec
     assert turns[0]["audio_end_ms"] == first["audio_end_ms"], "as it was told"
 
 
-def test_an_answer_that_is_cut_off_is_given_anew(pair: Pair, checkpoint: Checkpoint, questions):
-    client = pair.guest(f"voice=ethan&detection=manual&{LIMITS}")
+def test_interrupted_answer_is_repeated_by_the_other_server(pair: Pair, checkpoint: Checkpoint, questions):
+    client = pair.guest(pair.moving_bridge.websocket, "voice=ethan&detection=manual")
     said = questions[0][: 6 * TICK]
     client.say(said[: 5 * TICK])
     client.socket.send(said[5 * TICK :].tobytes())
@@ -203,14 +139,14 @@ def test_an_answer_that_is_cut_off_is_given_anew(pair: Pair, checkpoint: Checkpo
     assert started["audio_start_ms"] == 0
     spoken = np.pad(said, (0, TICK))[: 16 * started["audio_end_ms"]]  # a commit closes its tick with silence
     oracle.add_user_turn(lengthened(spoken))
-    expected = oracle.answer(24, 60)
+    expected = oracle.answer(ANSWER_TOKENS, ANSWER_FRAMES)
     assert of(events, "answer_done")["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
     expect_sound(np.concatenate(client.sounds[heard:]), expected.waveform.numpy())
 
 
-def test_a_turn_that_is_being_spoken_goes_on(pair: Pair, checkpoint: Checkpoint, questions):
-    """By hand, without `listen`, behind an answer: it begins where the answer has ended, on both servers."""
-    client = pair.guest(f"voice=ethan&detection=manual&{LIMITS}")
+def test_open_turn_goes_on_with_the_other_server(pair: Pair, checkpoint: Checkpoint, questions):
+    """Manual detection, without `listen`, after an answer: on both servers the turn begins at the end of the answer."""
+    client = pair.guest(pair.moving_bridge.websocket, "voice=ethan&detection=manual")
     client.ask("message", text="Hello.")
     client.hear()
     if not any(event["type"] == "answer_done" for event in client.events):
@@ -235,5 +171,5 @@ def test_a_turn_that_is_being_spoken_goes_on(pair: Pair, checkpoint: Checkpoint,
     oracle.add_user_turn(None, "Hello.")
     oracle.add_answer(checkpoint.tokenizer(greeting).input_ids)
     oracle.add_user_turn(np.concatenate([said[:-1000], np.zeros(1000, np.int16)]))
-    expected = oracle.answer(24, 60)
+    expected = oracle.answer(ANSWER_TOKENS, ANSWER_FRAMES)
     assert of(events, "answer_done")["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)

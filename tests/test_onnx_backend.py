@@ -14,7 +14,7 @@ from google.protobuf import json_format
 
 from export.repository import build_repository
 from export.triton_config import read_config
-from tests.conftest import BUILD, ROOT
+from tests.conftest import ROOT
 
 START, END = 1, 2
 TYPES = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_INT16": np.int16, "TYPE_FP16": np.float16}
@@ -40,7 +40,7 @@ def stand_in() -> ModuleType:
 
 
 @pytest.fixture(params=["HostStates", "DeviceStates"])
-def code2wav(request, monkeypatch, settings) -> Any:
+def code2wav(request, monkeypatch, settings, tmp_path) -> Any:
     """Return the stage code2wav with states in numpy arrays or in torch tensors, bound as on a GPU."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stand_in())
     spec = importlib.util.spec_from_file_location("onnx_backend", ROOT / "backends" / "onnxruntime" / "model.py")
@@ -48,7 +48,7 @@ def code2wav(request, monkeypatch, settings) -> Any:
     spec.loader.exec_module(module)
     if request.param == "DeviceStates":
         module.HostStates = lambda specs, outputs, rows: module.DeviceStates(specs, outputs, rows, "cpu")
-    repository = build_repository(settings, BUILD / "in_process", print)
+    repository = build_repository(settings, tmp_path, print)
     config = json_format.MessageToDict(read_config(repository / "code2wav"), preserving_proto_field_name=True)
     config |= {"max_batch_size": 4}
     model = module.TritonPythonModel()

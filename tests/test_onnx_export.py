@@ -19,7 +19,6 @@ from export.products import as_products
 from export.repository import build_repository
 from export.triton_config import complete_stage, read_config, tensors_of
 from export.weights import load_code2wav
-from tests.conftest import BUILD
 from tests.oracle import one_shot_waveform, signal_to_noise_db
 from tests.sound import stream_inputs
 
@@ -27,15 +26,20 @@ PEAK = 2.6  # energy of the loudest cell in the speech, log10
 
 
 @pytest.fixture(scope="module")
-def repository(settings):
-    return build_repository(settings, BUILD / "in_process", print)
+def build(tmp_path_factory):
+    return tmp_path_factory.mktemp("build")
 
 
 @pytest.fixture(scope="module")
-def products(settings):
+def repository(settings, build):
+    return build_repository(settings, build, print)
+
+
+@pytest.fixture(scope="module")
+def products(settings, tmp_path_factory):
     """Build the repository for ONNX Runtime on a GPU, whose convolutions are matrix products."""
     changed = settings.with_values(triton={"instance": "gpu"})
-    return build_repository(changed, BUILD / "in_process_products", print)
+    return build_repository(changed, tmp_path_factory.mktemp("products"), print)
 
 
 @pytest.fixture(params=["repository", "products"])
@@ -170,15 +174,15 @@ def test_stages_run_only_on_the_gpu_of_the_engine(settings, extractor, device_ma
     assert (group.kind, list(group.gpus)) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, [gpu])
 
 
-def test_graphs_are_reused_after_a_change_of_unrelated_settings(settings, repository):
+def test_graphs_are_reused_after_a_change_of_unrelated_settings(settings, build, repository):
     """A port, a timeout and a VAD threshold change only the configs of the repository."""
     graph = repository / "code2wav" / "1" / "model.onnx"
     before, reports = graph.stat().st_mtime_ns, []
     changed = settings.with_values(bridge={"port": 9999}, turn={"threshold": 0.7}, engine={"idle_timeout_s": 7.0})
-    build_repository(changed, BUILD / "in_process", reports.append)
+    build_repository(changed, build, reports.append)
     assert graph.stat().st_mtime_ns == before
     assert sum("as exported before" in report for report in reports) == 3
     text = (repository / "thinker_talker" / "config.pbtxt").read_text()
     assert '\\"threshold\\": 0.7' in text
     assert "max_sequence_idle_microseconds: 7000000" in (repository / "mel_frontend" / "config.pbtxt").read_text()
-    build_repository(settings, BUILD / "in_process", print)
+    build_repository(settings, build, print)

@@ -1,4 +1,4 @@
-"""Several Tritons behind one bridge: which one a conversation goes to, and `./sca serve --servers`."""
+"""Several Tritons behind one bridge: the choice of a server for a conversation, and `./sca serve --servers`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import argparse
 import asyncio
 import os
 import signal
-import subprocess
-import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,17 +22,16 @@ from frontend.failover.servers import Servers
 from frontend.tick import TickError, TickIn, TickOut
 from frontend.tracer import Tracer
 from frontend.triton import EngineFacts
-from tests.conftest import Served, serve, serve_environment
+from tests.conftest import Served, sca, serve, serve_environment
+from tests.probes import BACK_S, answer_kind, descendants, expect_nothing_left, speak, tritons_of, wait_until
 from tests.test_bridge import send_unless_closed
-from tests.test_commands import sca
-from tests.test_outage import BACK_S
-from tests.test_replicas import speak, told
 
+END_S = 60  # timeout of the command's end
 FULL = "all 2 slots hold a conversation (engine.slots), try again later"
 
 
 class FakeLink:
-    """Answers ticks, refuses as full, or is not there; as full until a conversation has ended, where one is ending."""
+    """A link that answers ticks, refuses as full, or raises; `ending`: full until a conversation has ended."""
 
     def __init__(self, trouble: str = "", ending: bool = False):
         self.trouble, self.ending, self.ids = trouble, ending, []
@@ -46,7 +43,7 @@ class FakeLink:
     async def converse(self, sequence_id: int, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickOut | TickError]:
         self.ids.append(sequence_id)
         async for _ in ticks:
-            if self.trouble == "gone":
+            if self.trouble == "missing":
                 raise TickError("Triton does not answer")
             code = ErrorCode.FULL if self.trouble == FULL else ErrorCode.BAD_OPTION
             yield TickError(self.trouble, code) if self.trouble else TickOut(b"sound", "", [])
@@ -78,7 +75,7 @@ def converse(servers: Servers, ticks: int = 2) -> list[TickOut | TickError]:
     return asyncio.run(run())
 
 
-def test_the_emptiest_server_is_chosen_and_a_dead_one_last():
+def test_server_with_fewest_conversations_is_chosen_and_a_dead_one_last():
     first, second, third = FakeLink(), FakeLink(), FakeLink()
     several = servers(first, second, third)
     assert several.slots == 6
@@ -92,8 +89,8 @@ def test_the_emptiest_server_is_chosen_and_a_dead_one_last():
     assert several.slots == 0, "not known"
 
 
-@pytest.mark.parametrize("trouble", [FULL, "gone"])
-def test_one_without_room_is_not_the_last_word(trouble):
+@pytest.mark.parametrize("trouble", [FULL, "missing"])
+def test_refusal_of_one_server_is_followed_by_another(trouble):
     refusing, well = FakeLink(trouble), FakeLink()
     answers = converse(servers(refusing, well))
     assert [answer.pcm for answer in answers] == [b"sound"] * 2
@@ -101,33 +98,33 @@ def test_one_without_room_is_not_the_last_word(trouble):
     assert well.ids != [7], "by another id"
 
 
-def test_where_all_refuse_the_client_hears_it():
+def test_refusal_of_all_servers_is_returned():
     (refusal, *_) = converse(servers(FakeLink(FULL), FakeLink(FULL)))
     assert isinstance(refusal, TickError)
     assert refusal.code is ErrorCode.FULL
     behind_a_balancer = FakeLink(FULL)
     converse(servers(behind_a_balancer, replicas=2))
-    assert len(behind_a_balancer.ids) == 2 * 4, "and once more, a moment later"
+    assert len(behind_a_balancer.ids) == 2 * 4, "a second round after a pause"
     alone = FakeLink(FULL)
     converse(servers(alone))
     assert len(alone.ids) == 2
     with pytest.raises(TickError, match="does not answer"):
-        converse(servers(FakeLink("gone"), FakeLink("gone")))
-    for links in ((FakeLink("gone"), FakeLink(FULL)), (FakeLink(FULL), FakeLink("gone"))):
+        converse(servers(FakeLink("missing"), FakeLink("missing")))
+    for links in ((FakeLink("missing"), FakeLink(FULL)), (FakeLink(FULL), FakeLink("missing"))):
         (refusal, *_) = converse(servers(*links))
         assert isinstance(refusal, TickError)
-        assert refusal.code is ErrorCode.FULL, "one that is not there is no other reason"
+        assert refusal.code is ErrorCode.FULL, "a missing server does not hide the reason"
     (bad, *_) = converse(servers(FakeLink("voice is 'nobody'"), FakeLink()))
-    assert str(bad) == "voice is 'nobody'", "a client's own mistake is not tried elsewhere"
+    assert str(bad) == "voice is 'nobody'", "a bad option is not sent to another server"
 
 
-def test_who_comes_while_another_is_ending_waits_for_the_slot():
+def test_conversation_waits_for_the_slot_of_one_that_is_ending():
     link = FakeLink(FULL, ending=True)
     assert [answer.pcm for answer in converse(servers(link))] == [b"sound"] * 2
     assert len(set(link.ids)) == 2
 
 
-def test_a_list_of_servers_is_checked():
+def test_list_of_servers_is_validated():
     with pytest.raises(SettingsError, match=r"triton\.others: expected servers such as .*, got '10\.0\.0\.7'"):
         Settings.load(environ={"SCA_TRITON_OTHERS": "10.0.0.7"})
 
@@ -136,7 +133,7 @@ def arguments(gpus: str | None = None, servers: int = 1) -> argparse.Namespace:
     return argparse.Namespace(gpus=gpus, servers=servers)
 
 
-def test_each_gpu_has_a_server_of_its_own(monkeypatch):
+def test_each_gpu_has_its_own_server(monkeypatch):
     settings = Settings.load(environ={"SCA_TRITON_HTTP_PORT": "8010"})
     monkeypatch.setattr(serve_command, "gpu_count", lambda: 3)
     assert serve_command.devices_of(arguments(), settings) == ["auto"]
@@ -151,43 +148,50 @@ def test_each_gpu_has_a_server_of_its_own(monkeypatch):
     assert [one.triton.http_port for one in each] == [8010, 8020]
 
 
-def test_gpus_that_are_not_there_are_told():
+def test_missing_gpus_are_named():
     run = sca("serve", "--gpus", "all")
     assert run.returncode == 1
-    assert "torch sees no GPU here" in run.stderr
+    assert "torch finds no GPU here" in run.stderr
     assert "Traceback" not in run.stderr
     assert "--servers: expected a number from 1, got 0" in sca("serve", "--servers", "0").stderr
 
 
-def test_one_command_brings_up_two_servers_and_keeps_both_up(tmp_path: Path, pcm):
+def test_one_command_keeps_two_servers_up_and_leaves_nothing_behind(tmp_path: Path, pcm):
+    """One of its Tritons is killed; then Ctrl-C ends the command while a conversation is open."""
     log = tmp_path / "log"
     environment = serve_environment() | {"SCA_ENGINE_SLOTS": "2", "SCA_TRITON_HTTP_PORT": "0"}
     with contextmanager(serve)(environment, log, tmp_path / "build", "--servers", "2") as served:
         expect_both(served, log, pcm)
+        processes = descendants(served.process.pid)
+        with connect(served.websocket) as client:
+            speak(client, pcm)
+            served.process.send_signal(signal.SIGINT)
+            assert served.process.wait(END_S) == 0
+        assert "Traceback" not in log.read_text()
+        expect_nothing_left(processes, served.process.pid)
 
 
 def expect_both(served: Served, log: Path, pcm: np.ndarray) -> None:
-    process = served.process
-    children = subprocess.run(["pgrep", "--parent", str(process.pid), "tritonserver"], capture_output=True, text=True)
-    tritons = [int(pid) for pid in children.stdout.split()]
+    tritons = tritons_of(served)
     assert len(tritons) == 2
     with ExitStack() as stack:
-        clients = guests(stack, served, pcm)
+        clients = conversations(stack, served, pcm)
         os.kill(tritons[0], signal.SIGKILL)
         for client in clients:
             send_unless_closed(client, pcm[:5120].tobytes())
-        assert sorted(told(client) for client in clients) == ["error", "error", "text", "text"], "two on each"
-    deadline = time.monotonic() + BACK_S
-    while "Triton is back after" not in log.read_text():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        assert sorted(answer_kind(client) for client in clients) == ["error", "error", "sound", "sound"], "two on each"
+
+    def is_back() -> bool:
+        assert served.process.poll() is None
+        return "Triton is back after" in log.read_text()
+
+    wait_until(is_back, BACK_S)
     with ExitStack() as stack:
-        guests(stack, served, pcm)
+        conversations(stack, served, pcm)
 
 
-def guests(stack: ExitStack, served: Served, pcm: np.ndarray) -> list[ClientConnection]:
-    """As many as both servers hold, each of which has had a tick answered."""
+def conversations(stack: ExitStack, served: Served, pcm: np.ndarray) -> list[ClientConnection]:
+    """Open four conversations, as many as both servers hold, each with its first tick answered."""
     clients = [stack.enter_context(connect(served.websocket)) for _ in range(4)]
     for client in clients:
         speak(client, pcm)

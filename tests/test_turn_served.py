@@ -1,10 +1,9 @@
-"""The dialect `turn` through the real server: what a client at the bridge, or at Triton, sends and hears."""
+"""The dialect `turn` through the real server, for clients of the bridge and of Triton."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ MANUAL = f"detection=manual&{SHORT}"
 OUTPUT_TICK = 7680
 
 
-def test_a_served_answer_is_what_generate_gives(served_turns: Served, checkpoint: Checkpoint, questions):
+def test_served_answer_equals_generate(served_turns: Served, checkpoint: Checkpoint, questions):
     said = questions[1][: 9 * TICK]
     client = guest(served_turns, f"voice=ethan&{MANUAL}")
     client.say(said[: 8 * TICK])
@@ -73,7 +72,7 @@ def late_and_loud(pcm: np.ndarray) -> np.ndarray:
         pytest.param(lambda pcm: pcm[: 1 * TICK], late_and_loud, id="20 s, the loudest moment late"),
     ],
 )
-def test_a_served_turn_is_generates_on_its_raw_samples(served_turns: Served, checkpoint, pcm, before, turn):
+def test_served_turn_equals_generate_on_its_raw_samples(served_turns: Served, checkpoint, pcm, before, turn):
     """Straight to Triton: the turn's span is told by events, and its samples go through the official extractor."""
     lead, said = before(pcm), turn(pcm)
     said = said[: len(said) // TICK * TICK]
@@ -105,8 +104,8 @@ def test_a_served_turn_is_generates_on_its_raw_samples(served_turns: Served, che
     assert done["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
 
 
-def test_a_commit_does_not_wait_for_the_clock(served_turns: Served, questions):
-    """Its tick is closed with silence and answered at once; the silence is left out again later."""
+def test_commit_is_answered_at_once(served_turns: Served, questions):
+    """The open tick is padded with silence and answered; later ticks are shorter by the padding."""
     client = guest(served_turns, MANUAL)
     sent = questions[0][: 8 * TICK + 1001]  # an odd number: half a sample of the loudspeaker's is nobody's
     client.say(sent[: 8 * TICK])
@@ -124,7 +123,7 @@ def test_a_commit_does_not_wait_for_the_clock(served_turns: Served, questions):
     client.socket.close()
 
 
-def test_an_interruption_leaves_at_most_a_tick_of_sound(served_turns: Served, questions, interruption):
+def test_interruption_leaves_at_most_a_tick_of_sound(served_turns: Served, questions, interruption):
     for seed in range(12):  # some answers of the random model are over before
         client = guest(served_turns, f"temperature=0.9&seed={seed}")
         client.say(questions[0][: len(questions[0]) // TICK * TICK])
@@ -145,7 +144,7 @@ def test_an_interruption_leaves_at_most_a_tick_of_sound(served_turns: Served, qu
     assert not stale.any(), "0 samples of the old answer after the tick before: less than a tick"
 
 
-def test_messages_transcripts_and_mistakes(served_turns: Served):
+def test_messages_are_answered_and_mistakes_refused(served_turns: Served):
     client = guest(served_turns, SHORT)
     client.ask("message", text="Hello, who are you?")
     client.hear()
@@ -179,7 +178,7 @@ def test_messages_transcripts_and_mistakes(served_turns: Served):
         ("dialect=sca", "dialect: expected 'turn', got 'sca'"),
     ],
 )
-def test_a_bad_option_is_an_error_for_that_conversation(served_turns: Served, options, message):
+def test_bad_option_is_an_error_of_its_conversation(served_turns: Served, options, message):
     client = guest(served_turns, options)
     client.socket.send(bytes(TICK * 2))
     event = json.loads(client.socket.recv(timeout=20))
@@ -187,7 +186,7 @@ def test_a_bad_option_is_an_error_for_that_conversation(served_turns: Served, op
     assert message in event["message"]
 
 
-def test_emotion_and_language_are_told_when_asked_for(served_turns: Served, questions):
+def test_emotion_and_language_are_reported_if_requested(served_turns: Served, questions):
     client = guest(served_turns, f"emotion=happy,sad&language=all&{MANUAL}")
     client.say(questions[1][: 8 * TICK])
     client.ask("commit")
@@ -202,7 +201,7 @@ def test_emotion_and_language_are_told_when_asked_for(served_turns: Served, ques
     client.socket.close()
 
 
-def test_triton_takes_commits_as_request_parameters(served_turns: Served, questions):
+def test_triton_reads_commits_from_request_parameters(served_turns: Served, questions):
     """As any gRPC client sends them."""
     with grpc_client.InferenceServerClient(served_turns.triton_grpc) as client:
         answers = [
@@ -223,15 +222,13 @@ def test_triton_takes_commits_as_request_parameters(served_turns: Served, questi
         assert not answers[7].as_numpy("AUDIO_OUT").any()
 
 
-def test_talk_keeps_the_microphone_open_for_the_answer(served_turns: Served, tmp_path, questions):
+def test_talk_sends_silence_until_the_answer_has_ended(served_turns: Served, tmp_path, questions):
     said, heard = tmp_path / "in.wav", tmp_path / "out.wav"
     soundfile.write(said, questions[0], 16000, subtype="PCM_16")
-    begun = time.monotonic()
     run = subprocess.run(
         [ROOT / "sca", "talk", said, heard, "--url", served_turns.websocket], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert time.monotonic() - begun < 60
     sound, _ = soundfile.read(heard, dtype="int16")
     assert len(sound) / 24000 > len(questions[0]) / 16000 + 1
     spoken = np.flatnonzero(sound)
@@ -239,7 +236,7 @@ def test_talk_keeps_the_microphone_open_for_the_answer(served_turns: Served, tmp
     assert run.stdout.strip(), "the text of the answer"
 
 
-def test_conversations_beside_each_other_are_as_alone(served_turns: Served, questions):
+def test_conversations_at_once_are_as_alone(served_turns: Served, questions):
     """Two at once, one of them interrupted by its own message."""
 
     def ask(client: Guest, question: np.ndarray) -> None:
@@ -265,7 +262,7 @@ def test_conversations_beside_each_other_are_as_alone(served_turns: Served, ques
         client.socket.close()
 
 
-def test_the_end_gives_the_rest_of_the_answer(served_turns: Served, questions):
+def test_end_returns_the_rest_of_the_answer(served_turns: Served, questions):
     """A file with no silence behind its last word: the bridge listens on in silence until nobody speaks."""
     client = guest(served_turns, SHORT)
     client.socket.send(questions[1][: 12 * TICK].tobytes())

@@ -1,6 +1,7 @@
-"""Comparison of the CUDA kernels, in the interpreter of the Triton language, with the CPU implementation.
+"""The CUDA kernels in the interpreter of their language, on the CPU, compared with the CPU's own computation.
 
-A separate program, because TRITON_INTERPRET=1 must be set when the kernels are defined.
+`TRITON_INTERPRET=1 python interpreted.py CHECKPOINT kernels|ticks`: a separate program, because the interpreter is
+chosen when a kernel is defined.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from engine.layer import CacheTargets, Layer, rotations
 from engine.onnx_steps import OnnxSteps
 from engine.tick import TickInput
 
-CAPACITY = 1024
-SHAPES = [  # rows, new positions, query heads, key heads, head size
-    (1, 1, 4, 2, 16),
-    (4, 1, 4, 2, 16),
-    (3, 4, 8, 2, 32),
-    (2, 40, 4, 2, 16),
-    (5, 4, 32, 4, 128),
-    (70, 1, 16, 4, 16),  # more rows than programs: the keys are not split
+CAPACITY = 512
+SHAPES = [  # rows, new positions, query heads, key heads, head size, programs of the device
+    (1, 1, 4, 2, 16, 264),
+    (4, 1, 4, 2, 16, 264),
+    (3, 4, 8, 2, 32, 264),
+    (1, 40, 4, 2, 16, 264),
+    (2, 4, 32, 4, 128, 264),
+    (4, 1, 16, 4, 16, 16),  # as many programs as rows and key heads: the keys are not split
 ]
 
 
@@ -81,7 +82,7 @@ def attention_differences() -> list[float]:
     """Return the maximum difference between the two implementations of attention, for each shape."""
     torch.manual_seed(0)
     found = []
-    for rows, length, heads, key_heads, size in SHAPES:
+    for rows, length, heads, key_heads, size, attention_kernel.PROGRAMS in SHAPES:
         cache = torch.randn(rows + 4, 2 * key_heads, CAPACITY, size)
         starts = torch.randint(0, CAPACITY - length, (rows,))
         starts[0] = 0
@@ -115,10 +116,12 @@ def ticks(checkpoint_folder: str, kernel: bool) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    print("attention", attention_differences())
-    model = load_checkpoint(sys.argv[1], Settings.load(environ={}).qwen).model
-    print("layers", layer_differences(model))
-    print("experts", expert_differences(model))
-    expected = ticks(sys.argv[1], kernel=False)
-    found = ticks(sys.argv[1], kernel=True)
-    print("codes equal", all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)))
+    folder, part = sys.argv[1:]
+    if part == "kernels":
+        print("attention", attention_differences())
+        model = load_checkpoint(folder, Settings.load(environ={}).qwen).model
+        print("layers", layer_differences(model))
+        print("experts", expert_differences(model))
+    else:
+        expected, found = (ticks(folder, kernel) for kernel in (False, True))
+        print("codes equal", all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)))
