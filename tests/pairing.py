@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from frontend.realtime.clock import Planned
+from frontend.realtime.clock import DueTick
 from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import RealtimeError, error_event, parse
 from frontend.session.player import Cut
@@ -80,8 +80,8 @@ class Pair:
         self._options: Event | None = None
         self._has_started = False
         self._due_s = math.inf
-        self._taken: Planned | None = None  # waits for one of the ticks in flight
-        self._in_flight: deque[tuple[float, TickOut, Event]] = deque()  # arrival, response, parameters
+        self._taken: DueTick | None = None  # waits for one of the ticks in flight
+        self._in_flight: deque[tuple[float, TickOut, TickIn]] = deque()  # arrival, response, tick
         self._said = 0
         self.bridge.open()
 
@@ -123,8 +123,8 @@ class Pair:
         until_s = self.now_s + seconds
         while True:
             while self._in_flight and self._in_flight[0][0] <= self.now_s:
-                _, response, parameters = self._in_flight.popleft()
-                self.bridge.deliver(response, parameters)
+                _, response, tick = self._in_flight.popleft()
+                self.bridge.deliver(response, tick)
             self._send_ticks()
             arrival_s = self._in_flight[0][0] if self._in_flight else math.inf
             next_s = min(arrival_s, math.inf if self._taken else self._due_s)
@@ -162,21 +162,21 @@ class Pair:
                 if not clock.changed.is_set() and self.now_s < self._due_s:
                     return
                 found = clock.poll()
-                if not isinstance(found, Planned):
+                if not isinstance(found, DueTick):
                     self._due_s = math.inf if found is None else self.now_s + max(found, 1e-6)
                     continue
                 self._due_s, self._taken = self.now_s, found
             if len(self._in_flight) >= self._max_in_flight:
                 return
             tick, self._taken = self._taken, None
-            parameters = {**(self._options or {}), **tick.asked}
-            sent = TickIn.from_parameters(tick.pcm, parameters, 320, start=self._options is not None)
+            is_first = self._options is not None
+            sent = TickIn(tick.pcm, start=is_first, controls=tick.controls, options=self._options or {})
             response = self.engine.tick(sent)
             self._options = None
             self.ticks += 1
             earliest_s = self._in_flight[-1][0] if self._in_flight else self.now_s
             arrival_s = max(earliest_s, self.now_s + self._chance.uniform(*self._delay_s))
-            self._in_flight.append((arrival_s, response, parameters))
+            self._in_flight.append((arrival_s, response, sent))
 
     def _send(self, *events: Event) -> None:
         for event in events:

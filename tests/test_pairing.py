@@ -128,7 +128,6 @@ def test_random_conversation_keeps_every_promise(first: int):
 
 
 @pytest.mark.long
-@pytest.mark.xfail(reason="clear is imitated by changes of detection", strict=True)
 def test_thousands_of_random_conversations_keep_every_promise():
     for seed in range(300, 3000):
         converse(seed)
@@ -143,7 +142,6 @@ def heard_late() -> Pair:
     return pair
 
 
-@pytest.mark.xfail(reason="the engine keeps the turn that the bridge takes for cleared", strict=True)
 @pytest.mark.parametrize("conversation", ["auto", "none"])
 def test_response_after_clear_ends_if_detection_was_turned_off_during_speech(conversation: str):
     pair = heard_late()
@@ -155,7 +153,6 @@ def test_response_after_clear_ends_if_detection_was_turned_off_during_speech(con
     assert [response.done["status"] for response in pair.ledger.responses.values()] == ["completed"]
 
 
-@pytest.mark.xfail(reason="the bridge clears only speech that it knows of", strict=True)
 def test_clear_before_speech_started_has_arrived_drops_the_speech():
     pair = heard_late()
     pair.say("input_audio_buffer.clear")

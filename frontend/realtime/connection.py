@@ -14,7 +14,16 @@ from frontend.admission import Reservation
 from frontend.bridge import Bridge
 from frontend.metrics import BEHIND
 from frontend.realtime.conversation import RealtimeConversation
-from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse, weight
+from frontend.realtime.events import (
+    ClientEvent,
+    ClientEventType,
+    Event,
+    RealtimeError,
+    error_event,
+    new_id,
+    parse,
+    weight,
+)
 from frontend.session.channel import Channel
 from frontend.session.ended import CLIENT_LEFT, NOT_CONNECTED, READS_NOTHING, Ended
 from frontend.session.inbox import Inbox
@@ -130,19 +139,19 @@ class RealtimeConnection:
 
     async def ticks(self) -> AsyncIterator[TickIn]:
         """Yield a tick when the clock has one."""
-        options, tick_ms = self._conversation.session.options(), self._settings.audio.tick_ms
+        options = self._conversation.session.options()
         while True:
             clock = self._conversation.clock
-            pcm, asked, _ = await clock.next()
+            pcm, controls, _ = await clock.next()
             await self._session.ready()
             if not clock.holds:
                 BEHIND.observe(clock.held_ms / 1000)
-            yield TickIn.from_parameters(pcm, {**options, **asked}, tick_ms, start=not self._session.ticks)
+            yield TickIn(pcm, start=not self._session.ticks, controls=controls, options=options)
             options = {}
 
     async def deliver(self, tick: TickOut, asked: TickIn) -> None:
         """Send a tick's events and audio, as the protocol's events."""
-        self._conversation.deliver(tick, asked.parameters)
+        self._conversation.deliver(tick, asked)
 
     async def _receive(self) -> None:
         await self._inbox.read(self._channel)
@@ -154,7 +163,7 @@ class RealtimeConnection:
             try:
                 event = self._parse(text)
                 event_id = event.event_id
-                if event.kind != "input_audio_buffer.append":
+                if event.kind is not ClientEventType.APPEND_AUDIO:
                     await self._inbox.pace(weight(event, len(text)))
                 await self._conversation.take(event)
             except RealtimeError as error:

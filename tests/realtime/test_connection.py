@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from config import Settings
-from contract.events import UnknownEvent
+from contract.events import AnswerStarted
 from frontend.realtime.connection import RealtimeConnection
 from frontend.session.session import EngineSession
 from frontend.tick import TickOut
@@ -55,7 +55,7 @@ def test_what_nobody_has_foreseen_is_told_and_logged(caplog: pytest.LogCaptureFi
 
     async def converse(_, ticks):
         async for _ in ticks:
-            yield TickOut(b"", "", [UnknownEvent(at_ms=0, found={"type": "answer_started"})])  # of no turn
+            yield TickOut(b"", "", [AnswerStarted(at_ms=0, turn=1)] * 2)  # an answer cannot begin twice
 
     caplog.set_level(logging.INFO, "sca.bridge")
     channel = Channel(APPEND)
@@ -63,7 +63,7 @@ def test_what_nobody_has_foreseen_is_told_and_logged(caplog: pytest.LogCaptureFi
     assert channel.close_code == 1011
     assert channel.told[-1]["error"]["message"] == "the conversation failed"
     (record,) = [record for record in caplog.records if record.getMessage() == "failed"]
-    assert "KeyError: 'turn'" in str(record.exc_text)
+    assert "IllegalTransitionError" in str(record.exc_text)
     assert [record.about["why"] for record in caplog.records if record.getMessage() == "ended"] == ["tick_failed"]
 
 
