@@ -89,14 +89,13 @@ class Pair:
         """Send a client event with an id; return the id."""
         self._said += 1
         event_id = f"event {self._said}"
-        self._expect(kind, event_id, fields)
+        self.ledger.request(event_id, kind, fields)
         before = len(self.told)
         try:
             run(self.bridge.take(parse(json.dumps({"type": kind, "event_id": event_id, **fields}))))
         except RealtimeError as error:
-            self._refuse(kind, event_id, fields)
             self._send(error_event(error, event_id))
-        self._expect_reply(kind, event_id, self.told[before:])
+        self.ledger.expect_reply(event_id, self.told[before:])
         return event_id
 
     def append(self, sound: Callable[[int], str], ms: int) -> None:
@@ -183,40 +182,6 @@ class Pair:
             event = json.loads(json.dumps(event))
             self.told.append(event)
             self.ledger.take(event)
-
-    # What the client may expect
-
-    def _expect(self, kind: str, event_id: str, fields: Event) -> None:
-        ledger = self.ledger
-        if kind == "response.create":
-            ledger.pending_responses[event_id] = fields.get("response", {})
-        elif kind == "input_audio_buffer.commit":
-            ledger.pending_commits.append(event_id)
-        elif kind == "conversation.item.delete":
-            ledger.pending_deletions.add(fields["item_id"])
-        elif kind == "conversation.item.truncate":
-            ledger.pending_truncations.append((fields["item_id"], fields["audio_end_ms"]))
-
-    def _refuse(self, kind: str, event_id: str, fields: Event) -> None:
-        ledger = self.ledger
-        if kind == "conversation.item.delete" and fields["item_id"] not in ledger.items:
-            ledger.pending_deletions.discard(fields["item_id"])
-        elif kind == "conversation.item.truncate":
-            ledger.pending_truncations.remove((fields["item_id"], fields["audio_end_ms"]))
-
-    def _expect_reply(self, kind: str, event_id: str, told: list[Event]) -> None:
-        """Events whose effect is immediate have one reply."""
-        replies = {
-            "session.update": ["session.updated"],
-            "input_audio_buffer.clear": ["input_audio_buffer.cleared"],
-            "conversation.item.create": ["conversation.item.added", "conversation.item.done"],
-            "conversation.item.retrieve": ["conversation.item.retrieved"],
-        }
-        kinds = [event["type"] for event in told]
-        if event_id in self.ledger.refused:
-            assert kinds == ["error"]
-        elif kind in replies:
-            assert [each for each in kinds if each in replies[kind]] == replies[kind]
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

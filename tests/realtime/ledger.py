@@ -24,6 +24,12 @@ STEPS = {  # events of one response as letters, so that a regular expression can
     "conversation.item.done": "O",
     "response.done": "d",
 }
+REPLIES = {  # to events whose effect is immediate
+    "session.update": ["session.updated"],
+    "input_audio_buffer.clear": ["input_audio_buffer.cleared"],
+    "conversation.item.create": ["conversation.item.added", "conversation.item.done"],
+    "conversation.item.retrieve": ["conversation.item.retrieved"],
+}
 LADDERS = {"audio": "c(iIp[ta]*ATPoO)?d", "text": "c(iIpt*TPoO)?d"}
 
 
@@ -86,6 +92,7 @@ class Ledger:
 
     items: dict[str, Event] = field(default_factory=dict)  # by id, in the order of the conversation
     responses: dict[str, ReceivedResponse] = field(default_factory=dict)  # by id, in the order of their creation
+    requests: dict[str, tuple[str, Event]] = field(default_factory=dict)  # type and fields by the id of the event
     pending_responses: dict[str, Event] = field(default_factory=dict)  # requests by the id of their event
     pending_commits: list[str] = field(default_factory=list)  # ids of events
     pending_deletions: set[str] = field(default_factory=set)  # ids of items
@@ -117,6 +124,27 @@ class Ledger:
             or self.pending_deletions
             or self.pending_truncations
         )
+
+    def request(self, event_id: str, kind: str, fields: Event) -> None:
+        """The client's next event."""
+        self.requests[event_id] = kind, fields
+        match kind:
+            case "response.create":
+                self.pending_responses[event_id] = fields.get("response", {})
+            case "input_audio_buffer.commit":
+                self.pending_commits.append(event_id)
+            case "conversation.item.delete":
+                self.pending_deletions.add(fields["item_id"])
+            case "conversation.item.truncate":
+                self.pending_truncations.append((fields["item_id"], fields["audio_end_ms"]))
+
+    def expect_reply(self, event_id: str, events: list[Event]) -> None:
+        """Among the events after a request is its reply, if its effect is immediate."""
+        kinds = [event["type"] for event in events]
+        replies = REPLIES.get(self.requests[event_id][0], [])
+        if event_id in self.refused:
+            replies = ["error"]
+        assert [kind for kind in kinds if kind in replies] == replies
 
     def take(self, event: Event) -> None:
         """The next event of the server; fails if it breaks a promise."""
@@ -158,6 +186,11 @@ class Ledger:
         self.pending_responses.pop(event_id, None)
         if event_id in self.pending_commits:
             self.pending_commits.remove(event_id)
+        kind, fields = self.requests.get(event_id, ("", {}))
+        if kind == "conversation.item.delete" and fields["item_id"] not in self.items:
+            self.pending_deletions.discard(fields["item_id"])
+        elif kind == "conversation.item.truncate":
+            self.pending_truncations.remove((fields["item_id"], fields["audio_end_ms"]))
 
     def _create_response(self, response: Event) -> None:
         assert response["id"] not in self.responses

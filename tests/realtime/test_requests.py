@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from frontend.realtime.events import RealtimeError, parse, weight
 from tests.realtime.talk import Talk
+from tests.test_fuzz import events
 
 
 @pytest.mark.parametrize("frame", ['{"type": "session.update", "event_id": "\\ud800"}', '{"type": "x", "y": NaN}'])
@@ -128,3 +131,15 @@ def test_invalid_item_is_refused(talk: Talk, item: Any, param: str):
 def test_weight_of_an_event_is_the_text_that_the_model_reads(event: dict, characters: int):
     frame = json.dumps(event)
     assert characters <= weight(parse(frame), len(frame)) <= characters + 10
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(frames=st.lists(st.one_of(events), max_size=6))
+def test_any_event_is_carried_out_or_refused(frames: list[str]):
+    talk = Talk()
+    for frame in frames:
+        try:
+            talk.loop.run_until_complete(talk.conversation.take(parse(frame)))
+        except RealtimeError as error:
+            assert len(error.message) < 500, "it quotes at most a line"  # noqa: PT017
+    talk.loop.close()
