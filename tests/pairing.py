@@ -76,6 +76,7 @@ class Pair:
             settings(), VOICES, "", 0, self._send, self._start, self.player, now=lambda: self.now_s
         )
         self.ticks = 0  # that the engine has computed
+        self.clears = 0  # clears of the client that the engine receives
         self._delay_s, self._max_in_flight = delay_s, in_flight
         self._options: Event | None = None
         self._has_started = False
@@ -90,6 +91,7 @@ class Pair:
         self._said += 1
         event_id = f"event {self._said}"
         self.ledger.request(event_id, kind, fields)
+        self.clears += kind == "input_audio_buffer.clear" and self._has_started
         before = len(self.told)
         try:
             run(self.bridge.take(parse(json.dumps({"type": kind, "event_id": event_id, **fields}))))

@@ -14,7 +14,7 @@ import numpy as np
 from config import Settings
 from config.options import options_of
 from config.settings import CODE2WAV_DELAY
-from contract.events import AnswerDone, AnswerStarted, Event, Text, event_of
+from contract.events import AnswerDone, AnswerStarted, Committed, Event, Text, event_of
 from engine.turn.actions import TurnConfig
 from engine.turn.conversation import TurnConversation
 from engine.turn.history import Answer, Message, UserAudio, UserText
@@ -97,6 +97,8 @@ class ScriptedEngine:
         self.conversation: TurnConversation | None = None
         self.answers: list[ScriptedAnswer] = []
         self.events: Counter[str] = Counter()
+        self.clears = 0  # `clear` controls received
+        self._cleared_ms = 0  # audio before this belongs to no turn
         self._answer: ScriptedAnswer | None = None
         self._prefilled_again = 0  # number of the latest turn whose windows were prefilled again
         self._late_sound = np.zeros(CODE2WAV_DELAY, np.int16)
@@ -115,6 +117,9 @@ class ScriptedEngine:
         one.advance(TICK_FRAMES, tick.controls, probabilities)
         one.take_evictions()
         self._prefill(one)
+        if tick.controls.clear:
+            self.clears += 1
+            self._cleared_ms = one.clock_ms - TICK_MS
         before = len(one.events)
         self._note(one.events)
         frames = self._decode(one)
@@ -177,6 +182,8 @@ class ScriptedEngine:
                     assert self._answer
                     assert event.text == self._answer.text
                     assert event.spoken_ms * 48 == len(self._answer.sound)
+                case Committed(audio_start_ms=int()):
+                    assert event.audio_start_ms >= self._cleared_ms
 
     def _sound(self, frames: list[np.ndarray]) -> bytes:
         """A tick of code2wav, which is behind its frames by `CODE2WAV_DELAY`."""

@@ -122,7 +122,7 @@ class Clock:
         added = Controls(**controls)
         if self._committed:
             self._committed.append(DueTick(bytes(self._tick_bytes), added))
-        elif self._controls and max(_places(self._controls[-1])) < min(_places(added)):
+        elif self._controls and max(_positions(self._controls[-1])) < min(_positions(added)):
             self._controls[-1] = replace(self._controls[-1], **controls)
         else:
             self._controls.append(added)
@@ -236,6 +236,6 @@ def _names(controls: Controls) -> list[str]:
     return [name for name in CONTROLS if getattr(controls, name) != getattr(NO_CONTROLS, name)]
 
 
-def _places(controls: Controls) -> list[int]:
-    """Return the places of the requested controls in the order of the engine."""
+def _positions(controls: Controls) -> list[int]:
+    """Return the positions of the requested controls in the order in which the engine applies them."""
     return [ORDER[name] for name in _names(controls)]

@@ -93,7 +93,7 @@ class RealtimeConversation:
     # The client's events
 
     async def take(self, event: ClientEvent) -> None:
-        """Carry out a client's event. Raises `RealtimeError`, and `RefusedError` if the engine has no place."""
+        """Carry out a client's event. Raises `RealtimeError`, and `RefusedError` if the engine is full."""
         if event.kind is ClientEventType.APPEND_AUDIO:
             await self._append_audio(validate(requests.AppendAudio, event.fields))
         else:
@@ -102,7 +102,7 @@ class RealtimeConversation:
         self._follow()
 
     async def hear(self, pcm: bytes) -> None:
-        """Add audio of the client, PCM16 at 16 kHz. Raises `RefusedError` if the engine has no place."""
+        """Add audio of the client, PCM16 at 16 kHz. Raises `RefusedError` if the engine is full."""
         self._start()
         await self.clock.append(pcm)
 
@@ -202,7 +202,7 @@ class RealtimeConversation:
         return cut is not None
 
     def _start(self) -> None:
-        """Start the conversation in the engine, once. Raises `RefusedError` if the engine has no place."""
+        """Start the conversation in the engine, once. Raises `RefusedError` if the engine is full."""
         if not self._has_started:
             self._start_engine()
             self._has_started = True

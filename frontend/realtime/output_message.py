@@ -31,7 +31,7 @@ class OutputMessage:
         self._encoder = AudioEncoder(audio_format)
         self._key = "transcript" if modality == AUDIO else "text"  # of the text in a content part
         self._kind = "response.output_audio_transcript" if modality == AUDIO else "response.output_text"
-        self._place = {
+        self._address = {
             "response_id": response_id,
             "item_id": item.id,
             "output_index": output_index,
@@ -46,29 +46,29 @@ class OutputMessage:
         return [
             self._output_item("response.output_item.added", about),
             *self._conversation_item("conversation.item.added", about),
-            {"type": "response.content_part.added", **self._place, "part": part},
+            {"type": "response.content_part.added", **self._address, "part": part},
         ]
 
     def add_text(self, delta: str) -> list[Event]:
         """Append text."""
         self.item.content[0][self._key] += delta
-        return [{"type": f"{self._kind}.delta", **self._place, "delta": delta}]
+        return [{"type": f"{self._kind}.delta", **self._address, "delta": delta}]
 
     def add_audio(self, pcm: bytes, is_last: bool) -> list[Event]:
         """Append audio, PCM16 at 24 kHz."""
         delta = self._encoder.feed(pcm, last=is_last)
-        return [{"type": "response.output_audio.delta", **self._place, "delta": delta}] if delta else []
+        return [{"type": "response.output_audio.delta", **self._address, "delta": delta}] if delta else []
 
     def done(self, is_completed: bool) -> list[Event]:
         """End the item."""
         self.item.status = "completed" if is_completed else "incomplete"
         text = {self._key: self.item.content[0][self._key]}
         about = self.item.about()
-        audio = [{"type": "response.output_audio.done", **self._place}] if self._modality == AUDIO else []
+        audio = [{"type": "response.output_audio.done", **self._address}] if self._modality == AUDIO else []
         return [
             *audio,
-            {"type": f"{self._kind}.done", **self._place, **text},
-            {"type": "response.content_part.done", **self._place, "part": {"type": self._modality, **text}},
+            {"type": f"{self._kind}.done", **self._address, **text},
+            {"type": "response.content_part.done", **self._address, "part": {"type": self._modality, **text}},
             self._output_item("response.output_item.done", about),
             *self._conversation_item("conversation.item.done", about),
         ]

@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 
 class ResponseState(Enum):
-    """How far a response has come; see `docs/realtime.md` for the events that the client has received."""
+    """The progress of a response, in the order in which it is made."""
 
     QUEUED = auto()  # waits until the engine can answer
     REQUESTED = auto()  # the engine is to answer, and has not begun

@@ -39,6 +39,7 @@ class ReceivedResponse:
 
     created: Event
     is_requested: bool = False  # by a `response.create`
+    precedes_commit: bool = False  # announced before a commit that was requested earlier
     steps: str = ""
     item_id: str | None = None
     text: str = ""
@@ -69,6 +70,7 @@ class ReceivedResponse:
     def _finish(self, done: Event) -> None:
         """The events are complete and in order; `response.done` repeats what was streamed."""
         self.done = done
+        assert not (self.precedes_commit and self.item_id), "the response was announced before its commit"
         ladder = LADDERS[self.modality]
         if self.is_out_of_band:  # its item does not belong to the conversation
             ladder = re.sub("[IO]", "", ladder)
@@ -204,6 +206,8 @@ class Ledger:
             name = next(unnamed, None)
         if name is not None:
             assert name not in self.refused
+            earlier = list(self.requests)[: list(self.requests).index(name)] if not is_out_of_band else []
+            received.precedes_commit = bool(set(earlier) & set(self.pending_commits))
             wanted = self.pending_responses.pop(name)
             received.is_requested = True
             assert response["output_modalities"] == wanted.get("output_modalities", response["output_modalities"])
