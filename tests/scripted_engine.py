@@ -186,14 +186,14 @@ class ScriptedEngine:
                     assert event.audio_start_ms >= self._cleared_ms
 
     def _sound(self, frames: list[np.ndarray]) -> bytes:
-        """A tick of code2wav, which is behind its frames by `CODE2WAV_DELAY`."""
+        """Return a tick of code2wav, which is behind its frames by `CODE2WAV_DELAY`."""
         speech = np.concatenate([*frames, np.zeros(TICK_SAMPLES, np.int16)])[:TICK_SAMPLES]
         sound = np.concatenate([self._late_sound, speech])
         self._late_sound = sound[TICK_SAMPLES:]
         return sound[:TICK_SAMPLES].tobytes()
 
     def _expect_sums(self) -> None:
-        """The length of each cache is the sum of the parts of the history."""
+        """Assert that the length of each cache is the sum of the parts of the history."""
         history = self.conversation.history
         assert history.thinker_length == history.prompt + sum(entry.thinker for entry in history.entries)
         assert history.talker_length == sum(entry.talker for entry in history.entries)

@@ -85,7 +85,7 @@ def expect_answers_as_emitted(pair: Pair) -> None:
 
 
 def expect_same_history(pair: Pair) -> None:
-    """The client's items are what the engine's history holds."""
+    """Assert that the client's items are what the engine's history holds."""
     found: Counter[tuple[str, str]] = Counter()
     for item_id in pair.ledger.items:
         pair.say("conversation.item.retrieve", item_id=item_id)
@@ -135,7 +135,7 @@ def test_thousands_of_random_conversations_keep_every_promise():
 
 
 def heard_late() -> Pair:
-    """A client that has sent speech, of which the bridge has no response yet."""
+    """Return a client that has sent speech, of which the bridge has no response yet."""
     pair = Pair(delay_s=(1.0, 1.0))
     pair.append(speech, 900)
     pair.pass_time(0.0)

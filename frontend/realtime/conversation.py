@@ -1,5 +1,6 @@
-"""One conversation of the protocol, without a socket: the client's events become controls of the engine's ticks, the
-engine's events and audio become events of the protocol.
+"""One conversation of the protocol, without a socket.
+
+The client's events become controls of the engine's ticks; the engine's events and audio become events of the protocol.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from frontend.realtime.engine_options import EngineOptions
 from frontend.realtime.events import ClientEvent, ClientEventType, RealtimeError, error_event, new_id
 from frontend.realtime.input_audio import InputAudio
 from frontend.realtime.items import Commit, Item, Items, Truncation
+from frontend.realtime.output_audio import OutputAudio
 from frontend.realtime.response import Response
 from frontend.realtime.responses import Responses
 from frontend.realtime.session import Session
@@ -71,6 +73,7 @@ class RealtimeConversation:
         self._responses = Responses(
             self.clock, self.session, self._options, self._items, self._audio, send, self._new_response
         )
+        self._output = OutputAudio(player, self._responses, self._items, send)
         self._handlers: dict[ClientEventType, tuple[type[Model], Callable[..., None]]] = {
             ClientEventType.UPDATE_SESSION: (requests.UpdateSession, self._update_session),
             ClientEventType.COMMIT_AUDIO: (requests.NoFields, self._commit_audio),
@@ -181,25 +184,7 @@ class RealtimeConversation:
         self._responses.cancel(wanted.response_id)
 
     def _clear_output(self, *_: object) -> None:
-        if not self._player:
-            raise RealtimeError("expected a call: here the client plays the audio", ErrorCode.INVALID_EVENT)
-        has_other = self._responses.cancel_audible()
-        if self._stop_playback() or has_other:
-            return
-        if self._responses.latest is None:
-            raise RealtimeError("expected a response that has been played, got none", ErrorCode.OUTPUT_BUFFER_EMPTY)
-        self._send({"type": "output_audio_buffer.cleared", "response_id": self._responses.latest.id})
-
-    def _stop_playback(self) -> bool:
-        """Stop the playback of a call; return whether audio was left.
-
-        The player knows what was heard, and the history keeps that much of the answer. Without a player the engine
-        assumes that all emitted audio was heard.
-        """
-        cut, latest = self._player.clear() if self._player else None, self._responses.latest
-        if cut and latest and latest.id == cut.response_id and latest.item:
-            self._items.truncate(Truncation(latest.item, 0, cut.heard_ms))
-        return cut is not None
+        self._output.clear()
 
     def _start(self) -> None:
         """Start the conversation in the engine, once. Raises `RefusedError` if the engine is full."""
@@ -264,12 +249,12 @@ class RealtimeConversation:
         is_audible = self._responses.is_audible(event)
         self._responses.note(event)
         if isinstance(event, Interrupted) and is_audible:
-            self._stop_playback()
+            self._output.stop()
 
     def _speech_started(self, event: SpeechStarted) -> None:
         responses = self._responses
         if self.session.turn_options().get("interrupt") and not responses.is_answering:
-            self._stop_playback()  # the engine has ended the answer, the last of the audio is still played
+            self._output.stop()  # the engine has ended the answer, the last of the audio is still played
         self._send(*self._audio.speech_started(event, is_responding=responses.current is not None))
 
     def _confirm(self, event: Committed) -> None:

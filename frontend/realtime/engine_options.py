@@ -20,7 +20,7 @@ class EngineOptions:
         self._applied: Event = {}
 
     def start(self) -> None:
-        """The conversation starts with the session's options."""
+        """Note that the conversation starts, with the session's options."""
         self._sent = self._session.turn_options()
 
     def follow(self, own: Mapping[str, Any]) -> None:

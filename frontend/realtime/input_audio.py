@@ -140,7 +140,7 @@ class InputAudio:
         return [self._speech_event("input_audio_buffer.speech_stopped", "audio_end_ms", self._stopped_ms)]
 
     def drop_turn(self) -> None:
-        """The engine has ended or dropped the user's open turn: none is kept."""
+        """Note that the engine has ended or dropped the user's open turn: no turn is kept."""
         if self._mode in KEEPS_TURN:
             self._mode = InputMode.MANUAL
 

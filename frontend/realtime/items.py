@@ -187,12 +187,12 @@ class Items:
         item.turn, item.placement = turn, Placement.HELD
 
     def refuse_text(self) -> None:
-        """The engine has refused the oldest unconfirmed text: it is too long."""
+        """Drop the oldest unconfirmed text: the engine has refused it, because it is too long."""
         if self._texts:
             self._texts.popleft().placement = Placement.EVICTED
 
     def refuse_audio(self) -> Commit | None:
-        """The engine has found no audio for the tick's commit; return the client's commit, if the tick carried one."""
+        """Return the client's commit that the engine has found no audio for; None if it was an item's."""
         refused, self._committing = self._committing, None
         if isinstance(refused, Item):
             refused.placement = Placement.EVICTED
@@ -210,7 +210,7 @@ class Items:
         self._clock.request(truncate=TruncateControl(item.turn, truncation.heard_ms))
 
     def truncated(self, event: Truncated | Error) -> None:
-        """The engine has truncated an answer, or found nothing to truncate."""
+        """Report the oldest truncation to the client: the engine has done it, or found nothing to truncate."""
         if not self._truncations:
             return
         truncation = self._truncations.popleft()
@@ -245,7 +245,10 @@ class Items:
                 self._forget(item)
 
     def forgotten(self, event: Forgotten | Error, is_responding: bool) -> None:
-        """The engine has removed an item, or has not found it; if it `is_responding` to it, the deletion waits."""
+        """Finish a deletion that the engine has carried out, or found nothing for.
+
+        If the engine refuses it while it `is_responding`, it is repeated after the response.
+        """
         item = self._forgetting.pop((event.turn or 0, event.part or ""), None)
         if item is None:
             return
@@ -255,7 +258,7 @@ class Items:
             item.placement = Placement.EVICTED
 
     def evict(self, event: TurnsDropped) -> None:
-        """The engine has evicted a turn."""
+        """Note that the engine has evicted a turn."""
         for item in (*self._items.values(), *self._leaving):
             if item.turn == event.turn:
                 item.placement = Placement.EVICTED

@@ -21,11 +21,11 @@ from frontend.realtime.items import Item, Items
 from frontend.realtime.output_message import AUDIO
 from frontend.realtime.requests import ResponseRequest
 from frontend.realtime.response import Response
+from frontend.realtime.response_queue import ResponseQueue
 from frontend.realtime.response_state import ResponseState
 from frontend.realtime.session import Session
 from frontend.tick import TickIn
 
-MAX_QUEUED_OUT_OF_BAND = 8
 CANCELLATION_FAILED = "Cancellation failed: no active response found"  # stock clients ignore errors that begin so
 ENDING = (ResponseState.CANCELLING, ResponseState.DRAINING)
 
@@ -43,56 +43,54 @@ class Responses:
         send: Callable[..., None],
         new: Callable[[ResponseRequest, str | None], Response],
     ):
-        """`new` makes a response of a request and the id of the client's event."""
+        """Take `new`, which returns the response to a request and the id of the client's event."""
         self._clock, self._session, self._options, self._items, self._audio = clock, session, options, items, audio
         self._send, self._new = send, new
         self.current: Response | None = None  # the open response of the conversation
         self.latest: Response | None = None  # the same, also when it is done
         self.out_of_band: Response | None = None  # the out-of-band response that the engine answers
-        self._queue: deque[Response] = deque()  # of the conversation: at most one waits, others were cancelled
-        self._out_of_band_queue: deque[Response] = deque()
+        self._queue = ResponseQueue()
         self._requested: Response | None = None  # the latest that a client has requested of the conversation
         self._cancels: deque[Response] = deque()  # responses whose `cancel` the engine has not applied
         self._cancelling: Response | None = None  # the response that the current tick has cancelled
+        self._draining: list[Response] = []  # responses whose answer had ended before the current tick
         self._is_engine_busy = False  # the engine has refused an out-of-band answer, and nothing has ended since
+
+    @property
+    def _open_responses(self) -> list[Response]:
+        return [response for response in (self.current, self.out_of_band) if response]
 
     @property
     def pace(self) -> Pace:
         """What is in progress."""
-        open_responses = [response for response in (self.current, self.out_of_band) if response]
-        if any(response.options.modality == AUDIO for response in open_responses):
+        if any(response.options.modality == AUDIO for response in self._open_responses):
             return Pace.SPEAKING
         if self._audio.user_speaks:
             return Pace.LISTENING
-        return Pace.WRITING if open_responses else Pace.IDLE
+        return Pace.WRITING if self._open_responses else Pace.IDLE
 
     @property
     def is_answering(self) -> bool:
         """True while the engine is to begin or to end an answer."""
-        return any(response and response.is_in_progress for response in (self.current, self.out_of_band))
+        return any(response.is_in_progress for response in self._open_responses)
 
     @property
     def own_options(self) -> dict[str, object]:
         """Options of a response that the engine has not begun to answer, over the session's."""
         response = self._requested
-        waits = response is not None and response.is_in_progress and not response.has_begun
-        return response.options.engine if response and waits else {}
+        return response.options.engine if response and response.is_in_progress and not response.has_begun else {}
 
     # The client's requests
 
     def create(self, request: ResponseRequest, event_id: str | None) -> None:
         """Create a response, now or when nothing is in its way. Raises `RealtimeError`."""
-        queue = self._out_of_band_queue if request.is_out_of_band else self._queue
-        waiting = [response for response in queue if response.state is ResponseState.QUEUED]
-        if len(waiting) >= (MAX_QUEUED_OUT_OF_BAND if request.is_out_of_band else 1):
-            message = f"expected a request after response.done or response.cancel: {len(waiting)} responses wait"
-            raise RealtimeError(message, ErrorCode.ACTIVE_RESPONSE)
-        if not request.is_out_of_band and not self._must_wait:
-            self._expect_none_open()
+        self._queue.expect_space(request.is_out_of_band)
         response = self._new(request, event_id)
-        queue.append(response)
         if request.is_out_of_band:
             self._send(*response.created())
+        elif not self._must_wait:
+            self._expect_none_open()
+        self._queue.add(response)
         self.start_next()
 
     def cancel(self, response_id: object) -> None:
@@ -104,11 +102,11 @@ class Responses:
 
     def cancel_audible(self) -> bool:
         """Cancel the open responses and the one that waits; return whether it was another than the current one."""
-        others = [each for each in self._queue if each.state is ResponseState.QUEUED]
-        others += [self.out_of_band] if self.out_of_band else []
-        for response in (*others, *([self.current] if self.current else [])):
-            self._cancel(response)
-        return bool(others)
+        has_other = self._queue.first is not None or self.out_of_band is not None
+        for response in (self._queue.first, *self._open_responses):
+            if response:
+                self._cancel(response)
+        return has_other
 
     def cancel_answer_of(self, item: Item) -> bool:
         """Cancel the response that streams to an item; return whether that response is open."""
@@ -122,15 +120,15 @@ class Responses:
     def begin_tick(self, tick: TickIn, pcm: bytes) -> None:
         """Begin with the answer to a tick: it has the last audio of the answers that have ended."""
         self._cancelling = self._cancels.popleft() if tick.controls.cancel and self._cancels else None
-        for response in (self.current, self.out_of_band):
-            if response and response.state is ResponseState.DRAINING:
-                self._send(*response.add_audio(pcm))
+        self._draining = [each for each in self._open_responses if each.state is ResponseState.DRAINING]
+        for response in self._draining:
+            self._send(*response.add_audio(pcm))
         self._close()
 
     def add_audio(self, pcm: bytes) -> None:
-        """Append a tick's audio to the answers that were not `DRAINING` before its events."""
-        for response in (self.current, self.out_of_band):
-            if response:
+        """Append a tick's audio to the answers that had not ended before the tick."""
+        for response in self._open_responses:
+            if response not in self._draining:
                 self._send(*response.add_audio(pcm))
         self._close()
 
@@ -165,28 +163,23 @@ class Responses:
 
     def fail(self, code: str, message: str) -> None:
         """End all responses: the engine has failed."""
-        for response in (self.current, self.out_of_band, *self._out_of_band_queue):
-            if response:
-                self._send(*response.fail(code, message))
-        self._out_of_band_queue.clear()
-        self._queue.clear()
+        for response in (*self._open_responses, *self._queue.clear()):
+            self._send(*response.fail(code, message))
         self._close()
 
     def start_next(self) -> None:
         """Start the waiting responses that may start."""
-        while self._queue and self._queue[0].state is ResponseState.CANCELLING and not self.current:
-            response = self._queue.popleft()
-            self._send(*response.created(), *response.cancelled())
+        while not self.current and (cancelled := self._queue.take_cancelled()):
+            self._send(*cancelled.created(), *cancelled.cancelled())
         while next_response := self._startable():
             self._start(next_response)
 
     def _start(self, response: Response) -> None:
         """Request the answer of the engine; refuse the response if another one is active."""
+        self._queue.remove(response)
         if response.request.is_out_of_band:
-            self._out_of_band_queue.remove(response)
             self._request_out_of_band(response)
             return
-        self._queue.remove(response)
         try:
             self._expect_none_open()
         except RealtimeError as error:
@@ -198,12 +191,11 @@ class Responses:
         """Return the waiting response that may start now: first the conversation's, then those out of band."""
         if self._must_wait:
             return None
-        waiting = (response for response in self._queue if response.state is ResponseState.QUEUED)
-        if response := next(waiting, None):
-            return response
-        if self.current or self._audio.is_open or self._is_engine_busy or not self._out_of_band_queue:
+        if self._queue.first:
+            return self._queue.first
+        if self.current or self._audio.is_open or self._is_engine_busy:
             return None
-        return self._out_of_band_queue[0]
+        return self._queue.first_out_of_band
 
     @property
     def _must_wait(self) -> bool:
@@ -228,8 +220,7 @@ class Responses:
     def _request_out_of_band(self, response: Response) -> None:
         response.move(ResponseState.REQUESTED)
         self.out_of_band = response
-        control = OutOfBandControl(response.request.instructions, response.options.engine)
-        self._clock.request(out_of_band=control)
+        self._clock.request(out_of_band=OutOfBandControl(response.request.instructions, response.options.engine))
 
     def _open(self, response: Response) -> None:
         """Announce a response of the conversation: the engine is to answer."""
@@ -262,7 +253,7 @@ class Responses:
                 return  # the user's turn ended first: its answer is the response that was requested
             case ErrorCode.ANSWER_ACTIVE if response.state is ResponseState.REQUESTED:
                 response.move(ResponseState.QUEUED)
-                self._out_of_band_queue.appendleft(response)
+                self._queue.put_back(response)
                 self.out_of_band, self._is_engine_busy = None, True
             case ErrorCode.ANSWER_ACTIVE:
                 self._send(*response.cancelled())
@@ -279,17 +270,16 @@ class Responses:
     def _find(self, response_id: object) -> Response | None:
         """Return the response that a client can cancel by an id; None: the conversation's."""
         if response_id is None:
-            found = [each for each in self._queue if each.state is ResponseState.QUEUED]
-            found += [self.current] if self.current else []
+            found = self._queue.first or self.current
         else:
-            known = (self.out_of_band, *self._out_of_band_queue, self.current)
-            found = [each for each in known if each and each.id == response_id]
-        return next((each for each in found if each.state is not ResponseState.DRAINING), None)
+            known = (each for each in self._open_responses if each.id == response_id)
+            found = next(known, None) or self._queue.find_out_of_band(response_id)
+        return found if found and found.state is not ResponseState.DRAINING else None
 
     def _cancel(self, response: Response) -> None:
         match response.state:
             case ResponseState.QUEUED if response.request.is_out_of_band:
-                self._out_of_band_queue.remove(response)
+                self._queue.remove(response)
                 self._send(*response.cancelled())
             case ResponseState.QUEUED:
                 response.move(ResponseState.CANCELLING)

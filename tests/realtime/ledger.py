@@ -68,7 +68,7 @@ class ReceivedResponse:
             self._finish(event["response"])
 
     def _finish(self, done: Event) -> None:
-        """The events are complete and in order; `response.done` repeats what was streamed."""
+        """Assert that the events are complete and in order, and that `response.done` repeats what was streamed."""
         self.done = done
         assert not (self.precedes_commit and self.item_id), "the response was announced before its commit"
         ladder = LADDERS[self.modality]
@@ -128,7 +128,7 @@ class Ledger:
         )
 
     def request(self, event_id: str, kind: str, fields: Event) -> None:
-        """The client's next event."""
+        """Note the client's next event."""
         self.requests[event_id] = kind, fields
         match kind:
             case "response.create":
@@ -149,7 +149,7 @@ class Ledger:
         assert [kind for kind in kinds if kind in replies] == replies
 
     def take(self, event: Event) -> None:
-        """The next event of the server; fails if it breaks a promise."""
+        """Note the server's next event. Raises `AssertionError` if it breaks a promise."""
         match event["type"]:
             case "error":
                 self._take_error(event["error"])
@@ -176,7 +176,7 @@ class Ledger:
         self._climb(event)
 
     def _take_error(self, error: Event) -> None:
-        """An error names an event of the client at most once, and none that was carried out."""
+        """Assert that an error names an event of the client at most once, and none that was carried out."""
         self.errors.append(error)
         event_id = error["event_id"]
         if event_id is None:
@@ -227,7 +227,7 @@ class Ledger:
             self.pending_truncations.remove(truncation)
 
     def _climb(self, event: Event) -> None:
-        """Adds an event of a response to that response."""
+        """Add an event of a response to that response."""
         if event["type"] not in STEPS:
             return
         if event["type"].startswith("conversation.item."):

@@ -64,11 +64,11 @@ class Talk:
         return [controls for controls in found if controls != Controls()]
 
     def report(self, kind: str, **event: object) -> None:
-        """One event of the engine."""
+        """Deliver one event of the engine."""
         self.tick([{"type": kind, **event}])
 
     def tick(self, events: list[dict], audio: bytes = b"", **controls: Any) -> None:
-        """The answer to a tick that carried these controls."""
+        """Deliver the answer to a tick that carried these controls."""
         found = [event_of({"at_ms": 0, **event}) for event in events]
         self.conversation.deliver(TickOut(audio, "", found), TickIn(b"", controls=Controls(**controls)))
 
@@ -79,7 +79,7 @@ class Talk:
         return [event for event in self.received if event["type"] == kind]
 
     def ladder(self) -> list[str]:
-        """The beginnings and ends of responses."""
+        """Return the beginnings and ends of responses."""
         return [kind for kind in self.kinds() if kind in ("response.created", "response.done")]
 
 
