@@ -69,11 +69,11 @@ class Pair:
         self._chance = random.Random(seed)
         self.now_s = 1000.0
         self.ledger = Ledger()
-        self.told: list[Event] = []
+        self.received: list[Event] = []
         self.engine = ScriptedEngine(self._chance, replace(CONFIG, **config))
         self.player = ScriptedPlayer(self) if is_call else None
         self.bridge = RealtimeConversation(
-            settings(), VOICES, "", 0, self._send, self._start, self.player, now=lambda: self.now_s
+            settings(), VOICES, "", 0, self._receive, self._start, self.player, now=lambda: self.now_s
         )
         self.ticks = 0  # that the engine has computed
         self.clears = 0  # clears of the client that the engine receives
@@ -83,41 +83,41 @@ class Pair:
         self._due_s = math.inf
         self._taken: DueTick | None = None  # waits for one of the ticks in flight
         self._in_flight: deque[tuple[float, TickOut, TickIn]] = deque()  # arrival, response, tick
-        self._said = 0
+        self._sent = 0
         self.bridge.open()
 
-    def say(self, kind: str, **fields: Any) -> str:
+    def send(self, kind: str, **fields: Any) -> str:
         """Send a client event with an id; return the id."""
-        self._said += 1
-        event_id = f"event {self._said}"
+        self._sent += 1
+        event_id = f"event {self._sent}"
         self.ledger.request(event_id, kind, fields)
         self.clears += kind == "input_audio_buffer.clear" and self._has_started
-        before = len(self.told)
+        before = len(self.received)
         try:
-            run(self.bridge.take(parse(json.dumps({"type": kind, "event_id": event_id, **fields}))))
+            run(self.bridge.receive(parse(json.dumps({"type": kind, "event_id": event_id, **fields}))))
         except RealtimeError as error:
-            self._send(error_event(error, event_id))
-        self.ledger.expect_reply(event_id, self.told[before:])
+            self._receive(error_event(error, event_id))
+        self.ledger.expect_reply(event_id, self.received[before:])
         return event_id
 
     def append(self, sound: Callable[[int], str], ms: int) -> None:
         """Send `speech` or `silence`: as events, in a call as the sound of its track."""
         if self.player:
             pcm = np.full(ms * 16, 1000, np.int16) if sound is speech else np.zeros(ms * 16, np.int16)
-            run(self.bridge.hear(pcm.tobytes()))
+            run(self.bridge.append_audio(pcm.tobytes()))
         else:
-            self.say("input_audio_buffer.append", audio=sound(ms))
+            self.send("input_audio_buffer.append", audio=sound(ms))
 
     def respond(self, **wanted: Any) -> str:
         """Send `response.create` with the event's id as its name; return the id."""
-        return self.say("response.create", response={**wanted, "metadata": {"name": f"event {self._said + 1}"}})
+        return self.send("response.create", response={**wanted, "metadata": {"name": f"event {self._sent + 1}"}})
 
     def update(self, **changes: Any) -> None:
         """Send `session.update`."""
         session: Event = {"type": "realtime", **changes}
         if "turn_detection" in session:
             session["audio"] = {"input": {"turn_detection": session.pop("turn_detection")}}
-        self.say("session.update", session=session)
+        self.send("session.update", session=session)
 
     def pass_time(self, seconds: float) -> None:
         """Let ticks and their responses go until the time has passed."""
@@ -179,10 +179,10 @@ class Pair:
             arrival_s = max(earliest_s, self.now_s + self._chance.uniform(*self._delay_s))
             self._in_flight.append((arrival_s, response, sent))
 
-    def _send(self, *events: Event) -> None:
+    def _receive(self, *events: Event) -> None:
         for event in events:
             event = json.loads(json.dumps(event))
-            self.told.append(event)
+            self.received.append(event)
             self.ledger.take(event)
 
 

@@ -61,7 +61,7 @@ class ServedClient:
         assert self._receive()["type"] == "session.created"
         self.update(max_output_tokens=4)
 
-    def say(self, kind: str, **fields: Any) -> str:
+    def send(self, kind: str, **fields: Any) -> str:
         """Send an event and wait until the server has handled it; return its id."""
         self._sent += 1
         event_id = f"event {self._sent}"
@@ -78,10 +78,10 @@ class ServedClient:
 
     def append(self, sound: Callable[[int], str], ms: int) -> None:
         pcm = self._spoken[: ms * 48] if sound is speech else bytes(ms * 48)
-        self.say("input_audio_buffer.append", audio=base64.b64encode(pcm).decode())
+        self.send("input_audio_buffer.append", audio=base64.b64encode(pcm).decode())
 
     def respond(self, **wanted: Any) -> str:
-        return self.say("response.create", response={**wanted, "metadata": {"name": f"event {self._sent + 1}"}})
+        return self.send("response.create", response={**wanted, "metadata": {"name": f"event {self._sent + 1}"}})
 
     def update(self, **changes: Any) -> None:
         session: Event = {"type": "realtime", **changes}
@@ -89,7 +89,7 @@ class ServedClient:
             session["audio"] = {"input": {"turn_detection": session.pop("turn_detection")}}
         if "max_output_tokens" in session:
             session["max_output_tokens"] = 4  # short answers
-        self.say("session.update", session=session)
+        self.send("session.update", session=session)
 
     def pass_time(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds / SPEED
@@ -107,7 +107,7 @@ class ServedClient:
             if self.ledger.open and time.monotonic() - cancelled_s > CANCEL_AGAIN_S:
                 cancelled_s = time.monotonic()
                 for response in self.ledger.open:
-                    self.say("response.cancel", response_id=response.created["id"])
+                    self.send("response.cancel", response_id=response.created["id"])
             self.pass_time(0.1 * SPEED)
 
     def _probe(self) -> list[Event]:
@@ -151,10 +151,10 @@ def converse(served: Served, spoken: bytes, seed: int) -> None:
             if chance.random() < 0.1:
                 one.send_malformed(chance.choice(MALFORMED_FRAMES))
             if chance.random() < 0.1:
-                one.say("input_audio_buffer.append", audio=ODD_AUDIO)
+                one.send("input_audio_buffer.append", audio=ODD_AUDIO)
         one.settle()
         for item_id in list(one.ledger.items):
-            one.say("conversation.item.retrieve", item_id=item_id)
+            one.send("conversation.item.retrieve", item_id=item_id)
     assert one.socket.close_code == 1000
     wait_until_free(served)
 

@@ -42,7 +42,7 @@ def converse(seed: int) -> None:
     if not (is_small and stops_when_full):
         expect_next_turn_is_answered(pair)
     for item_id in list(pair.ledger.items):
-        pair.say("conversation.item.delete", item_id=item_id)
+        pair.send("conversation.item.delete", item_id=item_id)
     pair.settle()
     assert not pair.ledger.items
     assert set(pair.engine.parts()) <= set(INSTRUCTIONS)
@@ -88,8 +88,8 @@ def expect_same_history(pair: Pair) -> None:
     """Assert that the client's items are what the engine's history holds."""
     found: Counter[tuple[str, str]] = Counter()
     for item_id in pair.ledger.items:
-        pair.say("conversation.item.retrieve", item_id=item_id)
-        item = pair.told[-1]["item"]
+        pair.send("conversation.item.retrieve", item_id=item_id)
+        item = pair.received[-1]["item"]
         parts = [part.get("text") or part.get("transcript") or "" for part in item["content"]]
         found[item["role"], "".join(parts)] += 1
     held = pair.engine.parts()
@@ -99,11 +99,11 @@ def expect_same_history(pair: Pair) -> None:
 
 
 def expect_next_turn_is_answered(pair: Pair) -> None:
-    before = len(pair.told)
+    before = len(pair.received)
     pair.append(speech, 900)
     pair.append(silence, 3000)
     pair.settle()
-    kinds = [event["type"] for event in pair.told[before:] if event["type"].startswith(("input_", "response."))]
+    kinds = [event["type"] for event in pair.received[before:] if event["type"].startswith(("input_", "response."))]
     assert kinds[:4] == [
         "input_audio_buffer.speech_started",
         "input_audio_buffer.speech_stopped",
@@ -119,7 +119,7 @@ def expect_end_by_failure(pair: Pair) -> None:
     pair.bridge.fail(TickError("the engine is gone"))
     assert not pair.ledger.open
     assert all(response.done and response.done["status"] == "failed" for response in responses)
-    assert pair.told[-1]["error"]["message"] == "the engine is gone"
+    assert pair.received[-1]["error"]["message"] == "the engine is gone"
 
 
 @pytest.mark.parametrize("first", range(0, 300, 50))
@@ -134,7 +134,7 @@ def test_thousands_of_random_conversations_keep_every_promise():
         converse(seed)
 
 
-def heard_late() -> Pair:
+def speech_in_flight() -> Pair:
     """Return a client that has sent speech, of which the bridge has no response yet."""
     pair = Pair(delay_s=(1.0, 1.0))
     pair.append(speech, 900)
@@ -145,9 +145,9 @@ def heard_late() -> Pair:
 
 @pytest.mark.parametrize("conversation", ["auto", "none"])
 def test_response_after_clear_ends_if_detection_was_turned_off_during_speech(conversation: str):
-    pair = heard_late()
+    pair = speech_in_flight()
     pair.update(turn_detection=None)
-    pair.say("input_audio_buffer.clear")
+    pair.send("input_audio_buffer.clear")
     pair.pass_time(3.0)
     pair.respond(conversation=conversation)
     pair.settle()
@@ -155,12 +155,12 @@ def test_response_after_clear_ends_if_detection_was_turned_off_during_speech(con
 
 
 def test_clear_before_speech_started_has_arrived_drops_the_speech():
-    pair = heard_late()
-    pair.say("input_audio_buffer.clear")
+    pair = speech_in_flight()
+    pair.send("input_audio_buffer.clear")
     pair.pass_time(3.0)
     pair.append(silence, 3000)
     pair.settle()
-    assert "input_audio_buffer.committed" not in [event["type"] for event in pair.told]
+    assert "input_audio_buffer.committed" not in [event["type"] for event in pair.received]
     expect_next_turn_is_answered(pair)
 
 
@@ -168,8 +168,8 @@ def tick(engine: ScriptedEngine, count: int = 1, pcm: bytes = SILENCE, **paramet
     """Events of ticks, of which the first carries the parameters."""
     events: list[dict] = []
     for number in range(count):
-        asked = parameters if number == 0 else {}
-        events += engine.tick(TickIn.from_parameters(pcm, asked, 320, start=engine.conversation is None)).events
+        requested = parameters if number == 0 else {}
+        events += engine.tick(TickIn.from_parameters(pcm, requested, 320, start=engine.conversation is None)).events
     return events
 
 

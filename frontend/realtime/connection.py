@@ -125,7 +125,7 @@ class RealtimeConnection:
         if self._session.over.is_set():  # do not start a conversation of the engine at the end
             return
         try:
-            await self._conversation.hear(pcm)
+            await self._conversation.append_audio(pcm)
         except RefusedError as refusal:
             await self.end(Ended.of_refusal(refusal))
 
@@ -165,7 +165,7 @@ class RealtimeConnection:
                 event_id = event.event_id
                 if event.kind is not ClientEventType.APPEND_AUDIO:
                     await self._inbox.pace(weight(event, len(text)))
-                await self._conversation.take(event)
+                await self._conversation.receive(event)
             except RealtimeError as error:
                 self.send(error_event(error, event_id))
             except RefusedError as refusal:

@@ -95,16 +95,16 @@ class RealtimeConversation:
 
     # The client's events
 
-    async def take(self, event: ClientEvent) -> None:
+    async def receive(self, event: ClientEvent) -> None:
         """Carry out a client's event. Raises `RealtimeError`, and `RefusedError` if the engine is full."""
         if event.kind is ClientEventType.APPEND_AUDIO:
-            await self._append_audio(validate(requests.AppendAudio, event.fields))
+            await self._append_encoded(validate(requests.AppendAudio, event.fields))
         else:
             model, carry_out = self._handlers[event.kind]
             carry_out(validate(model, event.fields), event.event_id)
         self._follow()
 
-    async def hear(self, pcm: bytes) -> None:
+    async def append_audio(self, pcm: bytes) -> None:
         """Add audio of the client, PCM16 at 16 kHz. Raises `RefusedError` if the engine is full."""
         self._start()
         await self.clock.append(pcm)
@@ -118,10 +118,10 @@ class RealtimeConversation:
             self._items.send_text(Item.of_text(requests.Role.SYSTEM, self.session.instructions))
         self._send({"type": "session.updated", "session": self.session.about})
 
-    async def _append_audio(self, wanted: requests.AppendAudio) -> None:
+    async def _append_encoded(self, wanted: requests.AppendAudio) -> None:
         if self._player:
             raise RealtimeError("expected the audio of a call in its track", ErrorCode.INVALID_EVENT)
-        await self.hear(self._audio.decode(wanted.audio))
+        await self.append_audio(self._audio.decode(wanted.audio))
 
     def _commit_audio(self, _: requests.NoFields, event_id: str | None) -> None:
         self._audio.expect_audio()

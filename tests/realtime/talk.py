@@ -43,7 +43,7 @@ class Talk:
         )
 
     def send(self, kind: str, **fields: object) -> None:
-        self.loop.run_until_complete(self.conversation.take(parse(json.dumps({"type": kind, **fields}))))
+        self.loop.run_until_complete(self.conversation.receive(parse(json.dumps({"type": kind, **fields}))))
 
     def append(self, audio: str = HALF_A_SECOND) -> None:
         self.send("input_audio_buffer.append", audio=audio)

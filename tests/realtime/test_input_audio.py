@@ -34,7 +34,7 @@ def test_audio_without_a_commit_is_bounded(talk: Talk):
     with pytest.raises(RealtimeError) as refused:
         talk.append(A_SECOND)
     assert refused.value.code == "input_audio_buffer_full"
-    talk.loop.run_until_complete(talk.conversation.hear(b"\1" * 32_000))
+    talk.loop.run_until_complete(talk.conversation.append_audio(b"\1" * 32_000))
     assert talk.conversation.clock.held_ms == 60_000
     talk.send("input_audio_buffer.clear")
     talk.append(A_SECOND)

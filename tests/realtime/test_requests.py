@@ -139,7 +139,7 @@ def test_any_event_is_carried_out_or_refused(frames: list[str]):
     talk = Talk()
     for frame in frames:
         try:
-            talk.loop.run_until_complete(talk.conversation.take(parse(frame)))
+            talk.loop.run_until_complete(talk.conversation.receive(parse(frame)))
         except RealtimeError as error:
             assert len(error.message) < 500, "it quotes at most a line"  # noqa: PT017
     talk.loop.close()

@@ -96,7 +96,7 @@ def test_response_ends_before_the_next_begins(talk: Talk):
 def test_response_that_waits_for_its_commit_can_be_cancelled(talk: Talk, call: Talk, event: str):
     one = call if event == "output_audio_buffer.clear" else talk
     one.send("session.update", session=MANUAL)
-    one.loop.run_until_complete(one.conversation.hear(bytes(16_000)))
+    one.loop.run_until_complete(one.conversation.append_audio(bytes(16_000)))
     one.send("input_audio_buffer.commit")
     one.send("response.create", response={"metadata": {"name": "mine"}})
     one.send(event)
