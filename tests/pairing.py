@@ -26,7 +26,7 @@ from tests.realtime.ledger import Event, Ledger
 from tests.scripted_engine import CONFIG, VOICES, ScriptedEngine, settings
 
 IDLE_S = 5.0  # without a tick, if nothing goes on
-MAX_WAIT_S = 0.6  # for the next tick, if something goes on
+MAX_WAIT_S = 0.6  # longest wait for a tick, if something goes on
 
 
 class ScriptedPlayer:
@@ -65,7 +65,7 @@ class Pair:
         in_flight: int = 8,
         **config: Any,
     ):
-        """`delay_s`: range from which the time to a tick's response is drawn; `config`: fields of `TurnConfig`."""
+        """Connect the two; `delay_s`: range of a tick's response time; `config`: fields of `TurnConfig`."""
         self._chance = random.Random(seed)
         self.now_s = 1000.0
         self.ledger = Ledger()
@@ -75,7 +75,7 @@ class Pair:
         self.bridge = RealtimeConversation(
             settings(), VOICES, "", 0, self._receive, self._start, self.player, now=lambda: self.now_s
         )
-        self.ticks = 0  # that the engine has computed
+        self.ticks = 0  # ticks that the engine has computed
         self.clears = 0  # clears of the client that the engine receives
         self._delay_s, self._max_in_flight = delay_s, in_flight
         self._options: Event | None = None
@@ -145,7 +145,7 @@ class Pair:
         raise AssertionError(f"after {max_s:g} s: {self.ledger}")
 
     def _expect_pace(self, next_s: float) -> None:
-        """While a response is open or the user speaks, a tick is sent in time."""
+        """Assert that a tick is sent in time while a response is open or the user speaks."""
         is_active = self.ledger.user_speaks or self.ledger.current or any(each.item_id for each in self.ledger.open)
         if self._taken or not is_active:
             return
@@ -156,7 +156,7 @@ class Pair:
         self._has_started, self._options = True, self.bridge.session.options()
 
     def _send_ticks(self) -> None:
-        """As the connection does: a tick is taken when it is due, and waits for one of the ticks in flight."""
+        """Take ticks when they are due; a tick waits while too many are in flight, as in the connection."""
         clock = self.bridge.clock
         while self._has_started:
             if self._taken is None:
@@ -200,7 +200,7 @@ def base64_of(pcm: bytes) -> str:
 
 
 def speech(ms: int) -> str:
-    """Sound that the scripted VAD takes for speech, PCM16 at 24 kHz in base64."""
+    """Return sound that the scripted VAD takes for speech, PCM16 at 24 kHz in base64."""
     return base64_of(np.full(ms * 24, 1000, np.int16).tobytes())
 
 

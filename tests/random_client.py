@@ -119,7 +119,7 @@ class RandomClient:
         assert len(self._pair.ledger.refused) == refused + 1
 
     def _append(self, sound: Callable[[int], str], ms: int) -> None:
-        """At once or, as a microphone does, in time."""
+        """Append sound at once or, as a microphone does, in time."""
         if self._chance.random() < 0.5:
             self._pair.append(sound, ms)
             return
@@ -134,7 +134,7 @@ class RandomClient:
         self._pair.send("conversation.item.create", item=item)
 
     def _item_id(self) -> str:
-        """Most often one of the latest items."""
+        """Return most often one of the latest items."""
         ids = list(self._pair.ledger.items)
         return self._chance.choice([*ids[-2:], *ids[-2:], *ids[-4:], *ids[:2], UNKNOWN])
 

@@ -22,9 +22,9 @@ from frontend.tick import TickIn, TickOut
 
 TICK_MS = 320
 TICK_FRAMES = 32  # log-mel frames
-TICK_SAMPLES = 7680  # at 24 kHz
-FRAME_SAMPLES = 1920  # of a codec frame
-VAD_SAMPLES = 512  # of a window of the VAD, at 16 kHz
+TICK_SAMPLES = 7680  # samples of a tick at 24 kHz
+FRAME_SAMPLES = 1920  # samples of a codec frame
+VAD_SAMPLES = 512  # samples of a window of the VAD, at 16 kHz
 VOICES = ["ethan"]
 END, STOP = 2, 512  # the text token and the codec code that end an answer
 LARGE_CONTEXT = 100_000
@@ -199,7 +199,7 @@ class ScriptedEngine:
         assert history.talker_length == sum(entry.talker for entry in history.entries)
 
     def parts(self) -> Counter[tuple[str, str]]:
-        """Role and text of each part of the history; the text of sound is empty."""
+        """Return role and text of each part of the history; the text of sound is empty."""
         found: Counter[tuple[str, str]] = Counter()
         for entry in self.conversation.history.entries if self.conversation else ():
             match entry:

@@ -30,7 +30,7 @@ from tests.test_fuzz import expect_error, go_on
 
 WITHIN_S = 60
 CANCEL_AGAIN_S = 1.0
-SPEED = 10  # of the client's pauses
+SPEED = 10  # factor by which the client's pauses are shorter
 PROBE = "after "  # begins the ids of events that are refused by their type, and so show that all before were handled
 MALFORMED = ("invalid_json", "invalid_event", "unknown_event_type")
 MALFORMED_FRAMES: list[str | bytes] = [
@@ -52,7 +52,7 @@ class ServedClient:
     player = None
 
     def __init__(self, served: Served, spoken: bytes):
-        """`spoken`: PCM16 at 24 kHz."""
+        """Connect; `spoken`: PCM16 at 24 kHz."""
         self.ledger = Ledger()
         self._spoken = spoken
         self._sent = 0
@@ -160,7 +160,7 @@ def converse(served: Served, spoken: bytes, seed: int) -> None:
 
 
 def wait_until_free(served: Served) -> None:
-    """Neither the bridge nor the engine has a conversation left."""
+    """Wait until neither the bridge nor the engine has a conversation left."""
     wait_until_empty(served)
     deadline = time.monotonic() + WITHIN_S
     while taken_slots(served):

@@ -13,7 +13,7 @@ from tests.random_client import RandomClient
 from tests.scripted_engine import CONFIG, ScriptedEngine
 
 VAD = {"type": "server_vad", "create_response": True, "interrupt_response": True, "silence_duration_ms": 500}
-INSTRUCTIONS = [("system", "Be brief."), ("system", "Be kind.")]  # that a client's items do not show
+INSTRUCTIONS = [("system", "Be brief."), ("system", "Be kind.")]  # messages that are no items of the client
 SILENCE = bytes(10_240)  # a tick
 SMALL_CONTEXT = {"thinker_positions": 160, "talker_positions": 150}
 
@@ -49,7 +49,7 @@ def converse(seed: int) -> None:
 
 
 def expect_quiet_end(pair: Pair) -> None:
-    """With detection on and three seconds of silence everything ends, and only keep-alive ticks follow."""
+    """Assert that everything ends with detection on and three seconds of silence; only keep-alive ticks follow."""
     pair.update(turn_detection=VAD, output_modalities=["audio"], max_output_tokens="inf")
     pair.append(silence, 3000)
     pair.settle()
@@ -61,7 +61,7 @@ def expect_quiet_end(pair: Pair) -> None:
 
 
 def expect_answers_as_emitted(pair: Pair) -> None:
-    """Text and sound of a response are those of its answer, all of it if the answer ended by itself.
+    """Assert that text and sound of a response are those of its answer, complete unless it was cut off.
 
     If the user speaks when a response is requested, its answer has the modality of the session when the turn ends.
     """
@@ -114,7 +114,7 @@ def expect_next_turn_is_answered(pair: Pair) -> None:
 
 
 def expect_end_by_failure(pair: Pair) -> None:
-    """If the engine fails, open responses fail."""
+    """Assert that open responses fail if the engine fails."""
     responses = pair.ledger.open
     pair.bridge.fail(TickError("the engine is gone"))
     assert not pair.ledger.open
@@ -165,7 +165,7 @@ def test_clear_before_speech_started_has_arrived_drops_the_speech():
 
 
 def tick(engine: ScriptedEngine, count: int = 1, pcm: bytes = SILENCE, **parameters: object) -> list[dict]:
-    """Events of ticks, of which the first carries the parameters."""
+    """Return the events of ticks, of which the first carries the parameters."""
     events: list[dict] = []
     for number in range(count):
         requested = parameters if number == 0 else {}

@@ -33,7 +33,7 @@ NO_CONTROLS = Controls()
 
 
 class Pace(Enum):
-    """What is in progress, which decides when a tick without audio is due."""
+    """The activity in progress, which decides when a tick without audio is due."""
 
     IDLE = auto()
     LISTENING = auto()  # the user speaks: silence follows at the pace of speech
@@ -60,7 +60,7 @@ class Clock:
     """Takes audio and controls as they come, and returns ticks when they are due."""
 
     def __init__(self, tick_ms: int, keep_alive_s: float, now: Callable[[], float] = time.monotonic):
-        """`keep_alive_s`: interval of ticks while nothing is in progress; `now`: current time in seconds."""
+        """Create an idle clock; `keep_alive_s`: interval of ticks while idle; `now`: current time in seconds."""
         self._now = now
         self._tick_s = tick_ms / 1000
         self._tick_bytes = tick_ms * BYTES_A_SECOND // 1000

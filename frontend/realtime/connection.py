@@ -149,9 +149,9 @@ class RealtimeConnection:
             yield TickIn(pcm, start=not self._session.ticks, controls=controls, options=options)
             options = {}
 
-    async def deliver(self, tick: TickOut, asked: TickIn) -> None:
+    async def deliver(self, tick: TickOut, requested: TickIn) -> None:
         """Send a tick's events and audio, as the protocol's events."""
-        self._conversation.deliver(tick, asked)
+        self._conversation.deliver(tick, requested)
 
     async def _receive(self) -> None:
         await self._inbox.read(self._channel)

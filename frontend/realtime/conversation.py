@@ -61,7 +61,7 @@ class RealtimeConversation:
         player: Player | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
-        """`player` plays the audio of a call, whose events carry none; `now`: current time in seconds."""
+        """Create a conversation; `player` plays the audio of a call; `now`: current time in seconds."""
         self.session = Session(new_id("sess"), settings, voices, model, expires_at, is_call=player is not None)
         self.clock = Clock(settings.audio.tick_ms, settings.engine.idle_timeout_s / KEEP_ALIVES, now)
         self._send, self._start_engine, self._player = send, start, player
@@ -96,7 +96,7 @@ class RealtimeConversation:
     # The client's events
 
     async def receive(self, event: ClientEvent) -> None:
-        """Carry out a client's event. Raises `RealtimeError`, and `RefusedError` if the engine is full."""
+        """Handle a client's event. Raises `RealtimeError`, and `RefusedError` if the engine is full."""
         if event.kind is ClientEventType.APPEND_AUDIO:
             await self._append_encoded(validate(requests.AppendAudio, event.fields))
         else:
@@ -258,7 +258,7 @@ class RealtimeConversation:
         self._send(*self._audio.speech_started(event, is_responding=responses.current is not None))
 
     def _confirm(self, event: Committed) -> None:
-        """Announce a turn that the user has spoken; an added item is announced already."""
+        """Report a turn that the user has spoken; an added item is announced already."""
         if self._items.confirm(event):
             return
         self._audio.drop_turn()

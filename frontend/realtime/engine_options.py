@@ -12,7 +12,7 @@ from frontend.tick import TickIn
 
 
 class EngineOptions:
-    """Follows the session, and a response that has options of its own until the engine begins to answer it."""
+    """Follows the session, and a response's own options until the engine begins to answer it."""
 
     def __init__(self, clock: Clock, session: Session):
         self._clock, self._session = clock, session
@@ -34,12 +34,12 @@ class EngineOptions:
             self._clock.request(turn=changes)
 
     def restore(self, *names: str) -> None:
-        """Send options again that a tick with options of its own has changed."""
+        """Send options again that a tick has changed by its own options."""
         assert self._sent is not None
         self._clock.request(turn={name: self._sent[name] for name in names})
 
     def apply(self, tick: TickIn) -> None:
-        """Begin with the answer to a tick: its options hold in the engine."""
+        """Apply the options of a tick whose answer arrives: the engine has applied them."""
         self._applied |= {**tick.options, **(tick.controls.turn or {})}
 
     @property

@@ -21,12 +21,12 @@ MAX_HELD_MS = MAX_HELD_S * 1000
 
 
 class InputMode(Enum):
-    """What happens to appended audio."""
+    """The use of appended audio."""
 
-    DETECTED = auto()  # it is sent; the engine detects turns
-    CONTINUED = auto()  # detection was turned off during speech, which the engine does not know: it is sent
-    KEPT = auto()  # it waits for `commit`, which also ends the turn that the engine has kept since then
-    MANUAL = auto()  # it waits for `commit`
+    DETECTED = auto()  # audio is sent; the engine detects turns
+    CONTINUED = auto()  # audio is sent: detection was turned off during speech, and the engine has not applied that
+    KEPT = auto()  # audio waits for `commit`, which also ends the turn that the engine has kept since then
+    MANUAL = auto()  # audio waits for `commit`
 
 
 HOLDS = {InputMode.KEPT, InputMode.MANUAL}
@@ -40,7 +40,7 @@ class InputAudio:
         self._clock, self._session, self._options = clock, session, options
         self._format = session.format("input")
         self._decoder = AudioDecoder(self._format)
-        self._delay_ms = self._decoder.delay_ms  # of the engine's audio behind the client's
+        self._delay_ms = self._decoder.delay_ms  # delay of the engine's audio behind the client's
         self._mode = InputMode.DETECTED
         self._clears = 0  # `clear` controls that the engine has not applied
         self._speech_item: str | None = None  # id of the item that the user's speech will be
@@ -116,7 +116,7 @@ class InputAudio:
             self._clock.request(clear=True)
 
     def begin_tick(self, tick: TickIn) -> None:
-        """Begin with the answer to a tick: what it has changed holds in the engine."""
+        """Follow the controls of a tick whose answer arrives: the engine has applied them."""
         if tick.controls.clear:
             self._clears -= 1
         if self._mode is InputMode.CONTINUED and not self._options.detects_turns:
@@ -157,7 +157,7 @@ class InputAudio:
         return max(0, round(self._clock.microphone_ms(at_ms) - self._delay_ms))
 
     def _renew(self, is_sent: bool = False) -> None:
-        """Begin another recording; `is_sent`: the rest of the one before was sent, not dropped."""
+        """Start another recording; `is_sent`: the rest of the one before was sent, not dropped."""
         before, self._decoder = self._decoder, AudioDecoder(self._format)
         self._delay_ms += self._decoder.delay_ms - (0 if is_sent else before.delay_ms)
 

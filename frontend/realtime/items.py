@@ -38,7 +38,7 @@ class Item:
     status: str = "completed"
     turn: int | None = None  # number of the engine's turn
     placement: Placement = Placement.SENT
-    is_spoken: bool = False  # by the engine, not written by a client
+    is_spoken: bool = False  # True if the engine has spoken the item
 
     @classmethod
     def of_text(cls, role: Role, text: str) -> Item:
@@ -80,7 +80,7 @@ class Commit:
 
 
 class Truncation(NamedTuple):
-    """What the user has heard of an answer."""
+    """The part of an answer that the user has heard."""
 
     item: Item
     content_index: int
@@ -111,7 +111,7 @@ class Items:
         self._audio: deque[Item | Commit] = deque()  # in the order of the engine's `commit`s
         self._committing: Item | Commit | None = None  # what the `commit` of the current tick ends
         self._truncations: deque[Truncation] = deque()
-        self._leaving: list[Item] = []  # their deletion waits for the end of a response
+        self._leaving: list[Item] = []  # items whose deletion waits for the end of a response
         self._forgetting: dict[tuple[int, str], Item] = {}  # deletions that the engine has not confirmed
 
     @property
@@ -164,7 +164,7 @@ class Items:
         self._audio.append(added)
 
     def begin_tick(self, controls: Controls) -> None:
-        """Begin with the events of the tick that carried `controls`."""
+        """Prepare for the events of the tick that carried `controls`."""
         self._committing = self._audio.popleft() if controls.commit and self._audio else None
 
     def confirm(self, event: Committed) -> Item | None:
@@ -236,7 +236,7 @@ class Items:
             self._forget(item)
 
     def release(self) -> None:
-        """Carry out the deletions that waited: no response is in progress."""
+        """Apply the deletions that waited: no response is in progress."""
         leaving, self._leaving = self._leaving, []
         for item in leaving:
             if item.id in self._items and self._items[item.id] is item:

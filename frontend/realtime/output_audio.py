@@ -29,7 +29,7 @@ class OutputAudio:
         return cut is not None
 
     def clear(self) -> None:
-        """Carry out `output_audio_buffer.clear`. Raises `RealtimeError`."""
+        """Apply `output_audio_buffer.clear`. Raises `RealtimeError`."""
         if not self._player:
             raise RealtimeError("expected a call: here the client plays the audio", ErrorCode.INVALID_EVENT)
         has_other = self._responses.cancel_audible()

@@ -22,14 +22,14 @@ class OutputMessage:
         previous_item_id: str | None,
         is_in_conversation: bool,
     ):
-        """`previous_item_id`: the item before this one in the conversation."""
+        """Create the message of `item`; `previous_item_id`: id of the item before it in the conversation."""
         self.item = item
         self._response_id, self._output_index = response_id, output_index
         self._modality = modality
         self._previous = previous_item_id
         self._is_in_conversation = is_in_conversation
         self._encoder = AudioEncoder(audio_format)
-        self._key = "transcript" if modality == AUDIO else "text"  # of the text in a content part
+        self._key = "transcript" if modality == AUDIO else "text"  # name of the text in a content part
         self._kind = "response.output_audio_transcript" if modality == AUDIO else "response.output_text"
         self._address = {
             "response_id": response_id,
@@ -39,7 +39,7 @@ class OutputMessage:
         }
 
     def added(self) -> list[Event]:
-        """Begin the item with an empty content part."""
+        """Start the item with an empty content part."""
         about = self.item.about()
         self.item.content = [{"type": f"output_{self._modality}", self._key: ""}]
         part = {"type": self._modality, self._key: ""}

@@ -128,7 +128,7 @@ class ResponseAudio(Model):
 
 
 class ResponseRequest(Model):
-    """What a client requests of a response; None: as the session has it."""
+    """The options of a response that a client requests; None: as the session has it."""
 
     conversation: Literal["auto", "none"] = "auto"
     input: None = None
@@ -148,7 +148,7 @@ class ResponseRequest(Model):
     @field_validator("input", mode="before")
     @classmethod
     def _refuse_input(cls, value: Any) -> None:
-        raise UnmetError("no input of its own: a response answers the whole conversation")
+        raise UnmetError("no separate input: a response answers the whole conversation")
 
     @field_validator("metadata", mode="before")
     @classmethod

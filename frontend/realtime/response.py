@@ -41,7 +41,7 @@ class Response:
         play: Play | None = None,
         event_id: str | None = None,
     ):
-        """`play` takes the audio of a call; `event_id`: of the client's request."""
+        """Create a response that waits; `play` takes the audio of a call; `event_id`: id of the client's event."""
         self.id = new_id("resp")
         self.request = request
         self.event_id = event_id
@@ -89,7 +89,7 @@ class Response:
         return self.output[-1].item if self.output else None
 
     def created(self) -> list[Event]:
-        """Announce the response."""
+        """Return the event that announces the response."""
         return [{"type": "response.created", "response": dict(self._about)}]
 
     def move(self, to: ResponseState) -> None:
@@ -98,7 +98,7 @@ class Response:
         self._is_muted |= to is ResponseState.CANCELLING
 
     def begin(self, turn: int, previous_item_id: str | None) -> list[Event]:
-        """Begin an output item: the engine has begun to answer the turn."""
+        """Start an output item: the engine has begun to answer the turn."""
         if self.state is not ResponseState.CANCELLING:
             self.move(ResponseState.STREAMING)
         item = Item(new_id("item"), "assistant", [], "in_progress", turn=turn, placement=Placement.HELD)

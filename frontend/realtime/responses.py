@@ -62,7 +62,7 @@ class Responses:
 
     @property
     def pace(self) -> Pace:
-        """What is in progress."""
+        """The kind of activity that is in progress."""
         if any(response.options.modality == AUDIO for response in self._open_responses):
             return Pace.SPEAKING
         if self._audio.user_speaks:
@@ -118,7 +118,7 @@ class Responses:
     # The engine's ticks
 
     def begin_tick(self, tick: TickIn, pcm: bytes) -> None:
-        """Begin with the answer to a tick: it has the last audio of the answers that have ended."""
+        """Start with the answer to a tick: its audio is the last of the answers that have ended."""
         self._cancelling = self._cancels.popleft() if tick.controls.cancel and self._cancels else None
         self._draining = [each for each in self._open_responses if each.state is ResponseState.DRAINING]
         for response in self._draining:
@@ -223,7 +223,7 @@ class Responses:
         self._clock.request(out_of_band=OutOfBandControl(response.request.instructions, response.options.engine))
 
     def _open(self, response: Response) -> None:
-        """Announce a response of the conversation: the engine is to answer."""
+        """Open a response of the conversation: the engine is to answer."""
         response.move(ResponseState.REQUESTED)
         self.current = self.latest = response
         self._send(*response.created())
@@ -258,7 +258,7 @@ class Responses:
             case ErrorCode.ANSWER_ACTIVE:
                 self._send(*response.cancelled())
             case ErrorCode.NOTHING_TO_CANCEL if response is self._cancelling and not response.has_begun:
-                self._send(*response.cancelled())  # it would have begun when the user had stopped
+                self._send(*response.cancelled())  # the answer would have begun when the user had stopped
             case ErrorCode.TURN_TOO_LONG if event.what is None:
                 self._send(*response.fail(event.code.value, event.message))
             case _ if event.out_of_band:

@@ -15,12 +15,12 @@ from frontend.realtime.validation import validate
 MODEL = "qwen3-omni"
 MAX_MODEL = 100  # characters of a model's name
 DEFAULT_VOICE = "ethan"
-MIN_ANSWER_TOKENS = 2  # of the engine
+MIN_ANSWER_TOKENS = 2  # smallest `answer_tokens` of the engine
 DEFAULT_FORMAT = AudioFormat(PCM)
 
 
 class AnswerOptions(NamedTuple):
-    """What one answer is made of, for the client and for the engine."""
+    """The options of one answer, for the client and for the engine."""
 
     modality: str  # audio, which has a transcript, or text
     max_output_tokens: int | str
@@ -28,7 +28,7 @@ class AnswerOptions(NamedTuple):
 
 
 class Session:
-    """What a session does. `about` is its description for the client."""
+    """The configuration in effect; `about` describes it for the client."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Session:
         expires_at: int,
         is_call: bool = False,
     ):
-        """`is_call`: audio is carried by tracks, whose format is negotiated by SDP."""
+        """Create a session with the defaults; `is_call`: tracks carry the audio, in a format negotiated by SDP."""
         turn, engine = settings.turn, settings.engine
         self._is_call, self._voices = is_call, voices
         self._max_tokens = turn.answer_tokens

@@ -38,7 +38,7 @@ class UnmetError(ValueError):
     """A value is not what a field requires."""
 
     def __init__(self, expected: str, code: str = ErrorCode.INVALID_VALUE, got: str = "", field: str = ""):
-        """`got`: the value in words, default: the value; `field`: path of the value within the validated one."""
+        """Describe the requirement; `got`: the value in words, `field`: path of the value within the validated one."""
         super().__init__(expected)
         self.expected, self.code, self.got, self.field = expected, code, got, field
 

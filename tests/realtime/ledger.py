@@ -1,4 +1,4 @@
-"""What a client of the Realtime protocol has requested and received; fails at the first event that breaks a promise."""
+"""Books of a client of the Realtime protocol: requests, items, responses. The first broken promise raises."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ReceivedResponse:
     """One response as its events describe it."""
 
     created: Event
-    is_requested: bool = False  # by a `response.create`
+    is_requested: bool = False  # True if a `response.create` has requested it
     precedes_commit: bool = False  # announced before a commit that was requested earlier
     steps: str = ""
     item_id: str | None = None
@@ -72,7 +72,7 @@ class ReceivedResponse:
         self.done = done
         assert not (self.precedes_commit and self.item_id), "the response was announced before its commit"
         ladder = LADDERS[self.modality]
-        if self.is_out_of_band:  # its item does not belong to the conversation
+        if self.is_out_of_band:  # an out-of-band item does not belong to the conversation
             ladder = re.sub("[IO]", "", ladder)
         assert re.fullmatch(ladder, self.steps), self.steps
         assert done["status"] in ("completed", "incomplete", "cancelled", "failed")
@@ -92,8 +92,10 @@ class ReceivedResponse:
 class Ledger:
     """Pending requests, items and responses of one client."""
 
-    items: dict[str, Event] = field(default_factory=dict)  # by id, in the order of the conversation
-    responses: dict[str, ReceivedResponse] = field(default_factory=dict)  # by id, in the order of their creation
+    items: dict[str, Event] = field(default_factory=dict)  # items by id, in the order of the conversation
+    responses: dict[str, ReceivedResponse] = field(
+        default_factory=dict
+    )  # responses by id, in the order of their creation
     requests: dict[str, tuple[str, Event]] = field(default_factory=dict)  # type and fields by the id of the event
     pending_responses: dict[str, Event] = field(default_factory=dict)  # requests by the id of their event
     pending_commits: list[str] = field(default_factory=list)  # ids of events
@@ -101,7 +103,7 @@ class Ledger:
     pending_truncations: list[tuple[str, int]] = field(default_factory=list)  # ids of items, and milliseconds
     refused: set[str] = field(default_factory=set)  # ids of events that an error names
     errors: list[Event] = field(default_factory=list)
-    item_ids: set[str] = field(default_factory=set)  # that the server has chosen
+    item_ids: set[str] = field(default_factory=set)  # ids that the server has chosen
     spoken: set[str] = field(default_factory=set)  # ids of items that the server has spoken
     user_speaks: bool = False
     _speech_item: str | None = None  # id that `speech_started` announced
@@ -141,7 +143,7 @@ class Ledger:
                 self.pending_truncations.append((fields["item_id"], fields["audio_end_ms"]))
 
     def expect_reply(self, event_id: str, events: list[Event]) -> None:
-        """Among the events after a request is its reply, if its effect is immediate."""
+        """Assert that the events after a request contain its reply, if its effect is immediate."""
         kinds = [event["type"] for event in events]
         replies = REPLIES.get(self.requests[event_id][0], [])
         if event_id in self.refused:

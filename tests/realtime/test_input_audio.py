@@ -60,7 +60,7 @@ def test_turn_starts_no_earlier_than_the_end_of_the_turn_before(talk: Talk):
         talk.report(f"speech_{kind}", at_ms=at_ms)
     fields = ("audio_start_ms", "audio_end_ms")
     times = [value for event in talk.received for name, value in event.items() if name in fields]
-    delay_ms = 10  # of the resampler
+    delay_ms = 10  # delay of the resampler
     assert times == [ms - delay_ms for ms in (200, 1500, 1500, 2000, 2300)]
 
 

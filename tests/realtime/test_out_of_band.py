@@ -34,7 +34,7 @@ def done(text: str) -> list[dict]:
 
 
 def requested(talk: Talk) -> list[str]:
-    """Instructions of the requested out-of-band answers, "cancel" for a cancellation."""
+    """Return the instructions of the requested out-of-band answers, "cancel" for a cancellation."""
     controls = [each.out_of_band for each in talk.controls() if each.out_of_band]
     return ["cancel" if each.cancel else each.instructions for each in controls]
 

@@ -64,7 +64,7 @@ def test_response_that_never_began_is_cancelled_once(talk: Talk):
 
 
 def test_late_refusal_of_a_cancel_does_not_end_the_next_response(talk: Talk):
-    """The first answer ended by itself before its cancel arrived."""
+    """The first answer was complete before its cancel arrived."""
     talk.send("response.create")
     talk.tick([answer_started(1)])
     talk.send("response.cancel")
