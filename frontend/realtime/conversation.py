@@ -99,9 +99,9 @@ class RealtimeConversation:
         """Handle a client's event. Raises `RealtimeError`, and `RefusedError` if the engine is full."""
         if event.kind is ClientEventType.APPEND_AUDIO:
             await self._append_encoded(validate(requests.AppendAudio, event.fields))
-        else:
-            model, carry_out = self._handlers[event.kind]
-            carry_out(validate(model, event.fields), event.event_id)
+            return  # nothing that `_follow` sends has changed
+        model, handle = self._handlers[event.kind]
+        handle(validate(model, event.fields), event.event_id)
         self._follow()
 
     async def append_audio(self, pcm: bytes) -> None:
