@@ -63,7 +63,7 @@ def expect_quiet_end(pair: Pair) -> None:
 def expect_answers_as_emitted(pair: Pair) -> None:
     """Assert that text and sound of a response are those of its answer, complete unless it was cut off.
 
-    If the user speaks when a response is requested, its answer has the modality of the session when the turn ends.
+    If the user's turn ends before a response's modality has reached the engine, its answer has the session's.
     """
     for is_out_of_band in (False, True):
         answers = [answer for answer in pair.engine.answers if answer.is_out_of_band == is_out_of_band]
