@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from frontend.realtime.clock import Planned
+from frontend.realtime.clock import DueTick
 from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import RealtimeError, error_event, parse
 from frontend.session.player import Cut
@@ -26,7 +26,7 @@ from tests.realtime.ledger import Event, Ledger
 from tests.scripted_engine import CONFIG, VOICES, ScriptedEngine, settings
 
 IDLE_S = 5.0  # without a tick, if nothing goes on
-MAX_WAIT_S = 0.6  # for the next tick, if something goes on
+MAX_WAIT_S = 0.6  # longest wait for a tick, if something goes on
 
 
 class ScriptedPlayer:
@@ -65,66 +65,67 @@ class Pair:
         in_flight: int = 8,
         **config: Any,
     ):
-        """`delay_s`: range from which the time to a tick's response is drawn; `config`: fields of `TurnConfig`."""
+        """Connect the two; `delay_s`: range of a tick's response time; `config`: fields of `TurnConfig`."""
         self._chance = random.Random(seed)
         self.now_s = 1000.0
         self.ledger = Ledger()
-        self.told: list[Event] = []
+        self.received: list[Event] = []
         self.engine = ScriptedEngine(self._chance, replace(CONFIG, **config))
         self.player = ScriptedPlayer(self) if is_call else None
         self.bridge = RealtimeConversation(
-            settings(), VOICES, "", 0, self._send, self._start, self.player, now=lambda: self.now_s
+            settings(), VOICES, "", 0, self._receive, self._start, self.player, now=lambda: self.now_s
         )
-        self.ticks = 0  # that the engine has computed
+        self.ticks = 0  # ticks that the engine has computed
+        self.clears = 0  # clears of the client that the engine receives
         self._delay_s, self._max_in_flight = delay_s, in_flight
         self._options: Event | None = None
         self._has_started = False
         self._due_s = math.inf
-        self._taken: Planned | None = None  # waits for one of the ticks in flight
-        self._in_flight: deque[tuple[float, TickOut, Event]] = deque()  # arrival, response, parameters
-        self._said = 0
+        self._taken: DueTick | None = None  # waits for one of the ticks in flight
+        self._in_flight: deque[tuple[float, TickOut, TickIn]] = deque()  # arrival, response, tick
+        self._sent = 0
         self.bridge.open()
 
-    def say(self, kind: str, **fields: Any) -> str:
+    def send(self, kind: str, **fields: Any) -> str:
         """Send a client event with an id; return the id."""
-        self._said += 1
-        event_id = f"event {self._said}"
-        self._expect(kind, event_id, fields)
-        before = len(self.told)
+        self._sent += 1
+        event_id = f"event {self._sent}"
+        self.ledger.request(event_id, kind, fields)
+        self.clears += kind == "input_audio_buffer.clear" and self._has_started
+        before = len(self.received)
         try:
-            run(self.bridge.take(parse(json.dumps({"type": kind, "event_id": event_id, **fields}))))
+            run(self.bridge.receive(parse(json.dumps({"type": kind, "event_id": event_id, **fields}))))
         except RealtimeError as error:
-            self._refuse(kind, event_id, fields)
-            self._send(error_event(error, event_id))
-        self._expect_reply(kind, event_id, self.told[before:])
+            self._receive(error_event(error, event_id))
+        self.ledger.expect_reply(event_id, self.received[before:])
         return event_id
 
     def append(self, sound: Callable[[int], str], ms: int) -> None:
         """Send `speech` or `silence`: as events, in a call as the sound of its track."""
         if self.player:
             pcm = np.full(ms * 16, 1000, np.int16) if sound is speech else np.zeros(ms * 16, np.int16)
-            run(self.bridge.hear(pcm.tobytes()))
+            run(self.bridge.append_audio(pcm.tobytes()))
         else:
-            self.say("input_audio_buffer.append", audio=sound(ms))
+            self.send("input_audio_buffer.append", audio=sound(ms))
 
     def respond(self, **wanted: Any) -> str:
         """Send `response.create` with the event's id as its name; return the id."""
-        return self.say("response.create", response={**wanted, "metadata": {"name": f"event {self._said + 1}"}})
+        return self.send("response.create", response={**wanted, "metadata": {"name": f"event {self._sent + 1}"}})
 
     def update(self, **changes: Any) -> None:
         """Send `session.update`."""
         session: Event = {"type": "realtime", **changes}
         if "turn_detection" in session:
             session["audio"] = {"input": {"turn_detection": session.pop("turn_detection")}}
-        self.say("session.update", session=session)
+        self.send("session.update", session=session)
 
     def pass_time(self, seconds: float) -> None:
         """Let ticks and their responses go until the time has passed."""
         until_s = self.now_s + seconds
         while True:
             while self._in_flight and self._in_flight[0][0] <= self.now_s:
-                _, response, parameters = self._in_flight.popleft()
-                self.bridge.deliver(response, parameters)
+                _, response, tick = self._in_flight.popleft()
+                self.bridge.deliver(response, tick)
             self._send_ticks()
             arrival_s = self._in_flight[0][0] if self._in_flight else math.inf
             next_s = min(arrival_s, math.inf if self._taken else self._due_s)
@@ -144,7 +145,7 @@ class Pair:
         raise AssertionError(f"after {max_s:g} s: {self.ledger}")
 
     def _expect_pace(self, next_s: float) -> None:
-        """While a response is open or the user speaks, a tick is sent in time."""
+        """Assert that a tick is sent in time while a response is open or the user speaks."""
         is_active = self.ledger.user_speaks or self.ledger.current or any(each.item_id for each in self.ledger.open)
         if self._taken or not is_active:
             return
@@ -155,68 +156,34 @@ class Pair:
         self._has_started, self._options = True, self.bridge.session.options()
 
     def _send_ticks(self) -> None:
-        """As the connection does: a tick is taken when it is due, and waits for one of the ticks in flight."""
+        """Take ticks when they are due; a tick waits while too many are in flight, as in the connection."""
         clock = self.bridge.clock
         while self._has_started:
             if self._taken is None:
                 if not clock.changed.is_set() and self.now_s < self._due_s:
                     return
                 found = clock.poll()
-                if not isinstance(found, Planned):
+                if not isinstance(found, DueTick):
                     self._due_s = math.inf if found is None else self.now_s + max(found, 1e-6)
                     continue
                 self._due_s, self._taken = self.now_s, found
             if len(self._in_flight) >= self._max_in_flight:
                 return
             tick, self._taken = self._taken, None
-            parameters = {**(self._options or {}), **tick.asked}
-            sent = TickIn.from_parameters(tick.pcm, parameters, 320, start=self._options is not None)
+            is_first = self._options is not None
+            sent = TickIn(tick.pcm, start=is_first, controls=tick.controls, options=self._options or {})
             response = self.engine.tick(sent)
             self._options = None
             self.ticks += 1
             earliest_s = self._in_flight[-1][0] if self._in_flight else self.now_s
             arrival_s = max(earliest_s, self.now_s + self._chance.uniform(*self._delay_s))
-            self._in_flight.append((arrival_s, response, parameters))
+            self._in_flight.append((arrival_s, response, sent))
 
-    def _send(self, *events: Event) -> None:
+    def _receive(self, *events: Event) -> None:
         for event in events:
             event = json.loads(json.dumps(event))
-            self.told.append(event)
+            self.received.append(event)
             self.ledger.take(event)
-
-    # What the client may expect
-
-    def _expect(self, kind: str, event_id: str, fields: Event) -> None:
-        ledger = self.ledger
-        if kind == "response.create":
-            ledger.pending_responses[event_id] = fields.get("response", {})
-        elif kind == "input_audio_buffer.commit":
-            ledger.pending_commits.append(event_id)
-        elif kind == "conversation.item.delete":
-            ledger.pending_deletions.add(fields["item_id"])
-        elif kind == "conversation.item.truncate":
-            ledger.pending_truncations.append((fields["item_id"], fields["audio_end_ms"]))
-
-    def _refuse(self, kind: str, event_id: str, fields: Event) -> None:
-        ledger = self.ledger
-        if kind == "conversation.item.delete" and fields["item_id"] not in ledger.items:
-            ledger.pending_deletions.discard(fields["item_id"])
-        elif kind == "conversation.item.truncate":
-            ledger.pending_truncations.remove((fields["item_id"], fields["audio_end_ms"]))
-
-    def _expect_reply(self, kind: str, event_id: str, told: list[Event]) -> None:
-        """Events whose effect is immediate have one reply."""
-        replies = {
-            "session.update": ["session.updated"],
-            "input_audio_buffer.clear": ["input_audio_buffer.cleared"],
-            "conversation.item.create": ["conversation.item.added", "conversation.item.done"],
-            "conversation.item.retrieve": ["conversation.item.retrieved"],
-        }
-        kinds = [event["type"] for event in told]
-        if event_id in self.ledger.refused:
-            assert kinds == ["error"]
-        elif kind in replies:
-            assert [each for each in kinds if each in replies[kind]] == replies[kind]
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -233,7 +200,7 @@ def base64_of(pcm: bytes) -> str:
 
 
 def speech(ms: int) -> str:
-    """Sound that the scripted VAD takes for speech, PCM16 at 24 kHz in base64."""
+    """Return sound that the scripted VAD takes for speech, PCM16 at 24 kHz in base64."""
     return base64_of(np.full(ms * 24, 1000, np.int16).tobytes())
 
 

@@ -55,13 +55,13 @@ class RandomClient:
         self._append(silence, self._chance.choice(SPEECH_MS))
 
     def commit(self) -> None:
-        self._pair.say("input_audio_buffer.commit")
+        self._pair.send("input_audio_buffer.commit")
 
     def clear(self) -> None:
         if self._pair.player and self._chance.random() < 0.5:
-            self._pair.say("output_audio_buffer.clear")
+            self._pair.send("output_audio_buffer.clear")
         else:
-            self._pair.say("input_audio_buffer.clear")
+            self._pair.send("input_audio_buffer.clear")
 
     def create_text(self) -> None:
         self._texts += 1
@@ -77,16 +77,16 @@ class RandomClient:
         self._create("user", content)
 
     def delete(self) -> None:
-        self._pair.say("conversation.item.delete", item_id=self._item_id())
+        self._pair.send("conversation.item.delete", item_id=self._item_id())
 
     def truncate(self) -> None:
         spoken = [item_id for item_id in self._pair.ledger.items if item_id in self._pair.ledger.spoken]
         item_id = self._chance.choice(spoken[-2:]) if spoken else self._item_id()
         heard_ms = self._chance.choice([0, 100, 400, 900, 5000])
-        self._pair.say("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=heard_ms)
+        self._pair.send("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=heard_ms)
 
     def retrieve(self) -> None:
-        self._pair.say("conversation.item.retrieve", item_id=self._item_id())
+        self._pair.send("conversation.item.retrieve", item_id=self._item_id())
 
     def respond(self) -> None:
         self._respond(self._wanted())
@@ -95,11 +95,11 @@ class RandomClient:
         self._respond({**self._wanted(), "conversation": "none"})
 
     def cancel(self) -> None:
-        self._pair.say("response.cancel")
+        self._pair.send("response.cancel")
 
     def cancel_by_id(self) -> None:
         open_ids = [response.created["id"] for response in self._pair.ledger.open]
-        self._pair.say("response.cancel", response_id=self._chance.choice([*open_ids, UNKNOWN]))
+        self._pair.send("response.cancel", response_id=self._chance.choice([*open_ids, UNKNOWN]))
 
     def update(self) -> None:
         self._pair.update(**self._chance.choice(self._changes()))
@@ -115,11 +115,11 @@ class RandomClient:
             ]
         )
         refused = len(self._pair.ledger.refused)
-        self._pair.say(kind, **fields)
+        self._pair.send(kind, **fields)
         assert len(self._pair.ledger.refused) == refused + 1
 
     def _append(self, sound: Callable[[int], str], ms: int) -> None:
-        """At once or, as a microphone does, in time."""
+        """Append sound at once or, as a microphone does, in time."""
         if self._chance.random() < 0.5:
             self._pair.append(sound, ms)
             return
@@ -131,10 +131,10 @@ class RandomClient:
         item: Event = {"type": "message", "role": role, "content": content}
         if self._chance.random() < 0.2:
             item["id"] = self._chance.choice("abc")
-        self._pair.say("conversation.item.create", item=item)
+        self._pair.send("conversation.item.create", item=item)
 
     def _item_id(self) -> str:
-        """Most often one of the latest items."""
+        """Return most often one of the latest items."""
         ids = list(self._pair.ledger.items)
         return self._chance.choice([*ids[-2:], *ids[-2:], *ids[-4:], *ids[:2], UNKNOWN])
 

@@ -14,7 +14,7 @@ import numpy as np
 from config import Settings
 from config.options import options_of
 from config.settings import CODE2WAV_DELAY
-from contract.events import AnswerDone, AnswerStarted, Event, Text, event_of
+from contract.events import AnswerDone, AnswerStarted, Committed, Event, Text, event_of
 from engine.turn.actions import TurnConfig
 from engine.turn.conversation import TurnConversation
 from engine.turn.history import Answer, Message, UserAudio, UserText
@@ -22,9 +22,9 @@ from frontend.tick import TickIn, TickOut
 
 TICK_MS = 320
 TICK_FRAMES = 32  # log-mel frames
-TICK_SAMPLES = 7680  # at 24 kHz
-FRAME_SAMPLES = 1920  # of a codec frame
-VAD_SAMPLES = 512  # of a window of the VAD, at 16 kHz
+TICK_SAMPLES = 7680  # samples of a tick at 24 kHz
+FRAME_SAMPLES = 1920  # samples of a codec frame
+VAD_SAMPLES = 512  # samples of a window of the VAD, at 16 kHz
 VOICES = ["ethan"]
 END, STOP = 2, 512  # the text token and the codec code that end an answer
 LARGE_CONTEXT = 100_000
@@ -97,6 +97,8 @@ class ScriptedEngine:
         self.conversation: TurnConversation | None = None
         self.answers: list[ScriptedAnswer] = []
         self.events: Counter[str] = Counter()
+        self.clears = 0  # `clear` controls received
+        self._cleared_ms = 0  # audio before this belongs to no turn
         self._answer: ScriptedAnswer | None = None
         self._prefilled_again = 0  # number of the latest turn whose windows were prefilled again
         self._late_sound = np.zeros(CODE2WAV_DELAY, np.int16)
@@ -115,6 +117,9 @@ class ScriptedEngine:
         one.advance(TICK_FRAMES, tick.controls, probabilities)
         one.take_evictions()
         self._prefill(one)
+        if tick.controls.clear:
+            self.clears += 1
+            self._cleared_ms = one.clock_ms - TICK_MS
         before = len(one.events)
         self._note(one.events)
         frames = self._decode(one)
@@ -177,22 +182,24 @@ class ScriptedEngine:
                     assert self._answer
                     assert event.text == self._answer.text
                     assert event.spoken_ms * 48 == len(self._answer.sound)
+                case Committed(audio_start_ms=int()):
+                    assert event.audio_start_ms >= self._cleared_ms
 
     def _sound(self, frames: list[np.ndarray]) -> bytes:
-        """A tick of code2wav, which is behind its frames by `CODE2WAV_DELAY`."""
+        """Return a tick of code2wav, which is behind its frames by `CODE2WAV_DELAY`."""
         speech = np.concatenate([*frames, np.zeros(TICK_SAMPLES, np.int16)])[:TICK_SAMPLES]
         sound = np.concatenate([self._late_sound, speech])
         self._late_sound = sound[TICK_SAMPLES:]
         return sound[:TICK_SAMPLES].tobytes()
 
     def _expect_sums(self) -> None:
-        """The length of each cache is the sum of the parts of the history."""
+        """Assert that the length of each cache is the sum of the parts of the history."""
         history = self.conversation.history
         assert history.thinker_length == history.prompt + sum(entry.thinker for entry in history.entries)
         assert history.talker_length == sum(entry.talker for entry in history.entries)
 
     def parts(self) -> Counter[tuple[str, str]]:
-        """Role and text of each part of the history; the text of sound is empty."""
+        """Return role and text of each part of the history; the text of sound is empty."""
         found: Counter[tuple[str, str]] = Counter()
         for entry in self.conversation.history.entries if self.conversation else ():
             match entry:

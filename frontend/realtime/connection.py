@@ -14,7 +14,16 @@ from frontend.admission import Reservation
 from frontend.bridge import Bridge
 from frontend.metrics import BEHIND
 from frontend.realtime.conversation import RealtimeConversation
-from frontend.realtime.events import ClientEvent, Event, RealtimeError, error_event, new_id, parse, weight
+from frontend.realtime.events import (
+    ClientEvent,
+    ClientEventType,
+    Event,
+    RealtimeError,
+    error_event,
+    new_id,
+    parse,
+    weight,
+)
 from frontend.session.channel import Channel
 from frontend.session.ended import CLIENT_LEFT, NOT_CONNECTED, READS_NOTHING, Ended
 from frontend.session.inbox import Inbox
@@ -116,7 +125,7 @@ class RealtimeConnection:
         if self._session.over.is_set():  # do not start a conversation of the engine at the end
             return
         try:
-            await self._conversation.hear(pcm)
+            await self._conversation.append_audio(pcm)
         except RefusedError as refusal:
             await self.end(Ended.of_refusal(refusal))
 
@@ -130,19 +139,19 @@ class RealtimeConnection:
 
     async def ticks(self) -> AsyncIterator[TickIn]:
         """Yield a tick when the clock has one."""
-        options, tick_ms = self._conversation.session.options(), self._settings.audio.tick_ms
+        options = self._conversation.session.options()
         while True:
             clock = self._conversation.clock
-            pcm, asked, _ = await clock.next()
+            pcm, controls, _ = await clock.next()
             await self._session.ready()
             if not clock.holds:
                 BEHIND.observe(clock.held_ms / 1000)
-            yield TickIn.from_parameters(pcm, {**options, **asked}, tick_ms, start=not self._session.ticks)
+            yield TickIn(pcm, start=not self._session.ticks, controls=controls, options=options)
             options = {}
 
-    async def deliver(self, tick: TickOut, asked: TickIn) -> None:
+    async def deliver(self, tick: TickOut, requested: TickIn) -> None:
         """Send a tick's events and audio, as the protocol's events."""
-        self._conversation.deliver(tick, asked.parameters)
+        self._conversation.deliver(tick, requested)
 
     async def _receive(self) -> None:
         await self._inbox.read(self._channel)
@@ -154,9 +163,9 @@ class RealtimeConnection:
             try:
                 event = self._parse(text)
                 event_id = event.event_id
-                if event.kind != "input_audio_buffer.append":
+                if event.kind is not ClientEventType.APPEND_AUDIO:
                     await self._inbox.pace(weight(event, len(text)))
-                await self._conversation.take(event)
+                await self._conversation.receive(event)
             except RealtimeError as error:
                 self.send(error_event(error, event_id))
             except RefusedError as refusal:

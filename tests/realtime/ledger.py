@@ -1,4 +1,4 @@
-"""What a client of the Realtime protocol has requested and received; fails at the first event that breaks a promise."""
+"""Books of a client of the Realtime protocol: requests, items, responses. The first broken promise raises."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ STEPS = {  # events of one response as letters, so that a regular expression can
     "conversation.item.done": "O",
     "response.done": "d",
 }
+REPLIES = {  # to events whose effect is immediate
+    "session.update": ["session.updated"],
+    "input_audio_buffer.clear": ["input_audio_buffer.cleared"],
+    "conversation.item.create": ["conversation.item.added", "conversation.item.done"],
+    "conversation.item.retrieve": ["conversation.item.retrieved"],
+}
 LADDERS = {"audio": "c(iIp[ta]*ATPoO)?d", "text": "c(iIpt*TPoO)?d"}
 
 
@@ -32,7 +38,8 @@ class ReceivedResponse:
     """One response as its events describe it."""
 
     created: Event
-    is_requested: bool = False  # by a `response.create`
+    is_requested: bool = False  # True if a `response.create` has requested it
+    precedes_commit: bool = False  # announced before a commit that was requested earlier
     steps: str = ""
     item_id: str | None = None
     text: str = ""
@@ -61,10 +68,11 @@ class ReceivedResponse:
             self._finish(event["response"])
 
     def _finish(self, done: Event) -> None:
-        """The events are complete and in order; `response.done` repeats what was streamed."""
+        """Assert that the events are complete and in order, and that `response.done` repeats what was streamed."""
         self.done = done
+        assert not (self.precedes_commit and self.item_id), "the response was announced before its commit"
         ladder = LADDERS[self.modality]
-        if self.is_out_of_band:  # its item does not belong to the conversation
+        if self.is_out_of_band:  # an out-of-band item does not belong to the conversation
             ladder = re.sub("[IO]", "", ladder)
         assert re.fullmatch(ladder, self.steps), self.steps
         assert done["status"] in ("completed", "incomplete", "cancelled", "failed")
@@ -84,15 +92,18 @@ class ReceivedResponse:
 class Ledger:
     """Pending requests, items and responses of one client."""
 
-    items: dict[str, Event] = field(default_factory=dict)  # by id, in the order of the conversation
-    responses: dict[str, ReceivedResponse] = field(default_factory=dict)  # by id, in the order of their creation
+    items: dict[str, Event] = field(default_factory=dict)  # items by id, in the order of the conversation
+    responses: dict[str, ReceivedResponse] = field(
+        default_factory=dict
+    )  # responses by id, in the order of their creation
+    requests: dict[str, tuple[str, Event]] = field(default_factory=dict)  # type and fields by the id of the event
     pending_responses: dict[str, Event] = field(default_factory=dict)  # requests by the id of their event
     pending_commits: list[str] = field(default_factory=list)  # ids of events
     pending_deletions: set[str] = field(default_factory=set)  # ids of items
     pending_truncations: list[tuple[str, int]] = field(default_factory=list)  # ids of items, and milliseconds
     refused: set[str] = field(default_factory=set)  # ids of events that an error names
     errors: list[Event] = field(default_factory=list)
-    item_ids: set[str] = field(default_factory=set)  # that the server has chosen
+    item_ids: set[str] = field(default_factory=set)  # ids that the server has chosen
     spoken: set[str] = field(default_factory=set)  # ids of items that the server has spoken
     user_speaks: bool = False
     _speech_item: str | None = None  # id that `speech_started` announced
@@ -118,8 +129,29 @@ class Ledger:
             or self.pending_truncations
         )
 
+    def request(self, event_id: str, kind: str, fields: Event) -> None:
+        """Note the client's next event."""
+        self.requests[event_id] = kind, fields
+        match kind:
+            case "response.create":
+                self.pending_responses[event_id] = fields.get("response", {})
+            case "input_audio_buffer.commit":
+                self.pending_commits.append(event_id)
+            case "conversation.item.delete":
+                self.pending_deletions.add(fields["item_id"])
+            case "conversation.item.truncate":
+                self.pending_truncations.append((fields["item_id"], fields["audio_end_ms"]))
+
+    def expect_reply(self, event_id: str, events: list[Event]) -> None:
+        """Assert that the events after a request contain its reply, if its effect is immediate."""
+        kinds = [event["type"] for event in events]
+        replies = REPLIES.get(self.requests[event_id][0], [])
+        if event_id in self.refused:
+            replies = ["error"]
+        assert [kind for kind in kinds if kind in replies] == replies
+
     def take(self, event: Event) -> None:
-        """The next event of the server; fails if it breaks a promise."""
+        """Note the server's next event. Raises `AssertionError` if it breaks a promise."""
         match event["type"]:
             case "error":
                 self._take_error(event["error"])
@@ -146,7 +178,7 @@ class Ledger:
         self._climb(event)
 
     def _take_error(self, error: Event) -> None:
-        """An error names an event of the client at most once, and none that was carried out."""
+        """Assert that an error names an event of the client at most once, and none that was carried out."""
         self.errors.append(error)
         event_id = error["event_id"]
         if event_id is None:
@@ -158,6 +190,11 @@ class Ledger:
         self.pending_responses.pop(event_id, None)
         if event_id in self.pending_commits:
             self.pending_commits.remove(event_id)
+        kind, fields = self.requests.get(event_id, ("", {}))
+        if kind == "conversation.item.delete" and fields["item_id"] not in self.items:
+            self.pending_deletions.discard(fields["item_id"])
+        elif kind == "conversation.item.truncate":
+            self.pending_truncations.remove((fields["item_id"], fields["audio_end_ms"]))
 
     def _create_response(self, response: Event) -> None:
         assert response["id"] not in self.responses
@@ -171,6 +208,8 @@ class Ledger:
             name = next(unnamed, None)
         if name is not None:
             assert name not in self.refused
+            earlier = list(self.requests)[: list(self.requests).index(name)] if not is_out_of_band else []
+            received.precedes_commit = bool(set(earlier) & set(self.pending_commits))
             wanted = self.pending_responses.pop(name)
             received.is_requested = True
             assert response["output_modalities"] == wanted.get("output_modalities", response["output_modalities"])
@@ -190,7 +229,7 @@ class Ledger:
             self.pending_truncations.remove(truncation)
 
     def _climb(self, event: Event) -> None:
-        """Adds an event of a response to that response."""
+        """Add an event of a response to that response."""
         if event["type"] not in STEPS:
             return
         if event["type"].startswith("conversation.item."):

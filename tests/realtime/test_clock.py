@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from frontend.realtime.clock import Clock, Planned
+from contract.controls import Controls, ItemControl, Role
+from frontend.realtime.clock import Clock, DueTick, Pace
 
 SILENCE = bytes(10_240)  # a tick
 SPEECH = b"\1" * 10_240
@@ -23,10 +24,10 @@ class Timed:
     def append(self, pcm: bytes) -> None:
         asyncio.run(self.clock.append(pcm))
 
-    def next(self) -> tuple[Planned, float]:
+    def next(self) -> tuple[DueTick, float]:
         """Return the next tick and the seconds until it was due."""
         begun_s = self.now_s
-        while not isinstance(found := self.clock.poll(), Planned):
+        while not isinstance(found := self.clock.poll(), DueTick):
             assert found is not None
             self.now_s += found
         return found, self.now_s - begun_s
@@ -34,7 +35,7 @@ class Timed:
     def expect_idle(self) -> None:
         """Assert that the next tick only keeps the conversation alive."""
         tick, waited_s = self.next()
-        assert tick == (SILENCE, {}, None)
+        assert tick == DueTick(SILENCE)
         assert waited_s >= KEEP_ALIVE_S
 
 
@@ -52,17 +53,19 @@ def test_whole_ticks_of_sound_are_due_at_once(timed: Timed):
 
 
 def test_sound_during_a_spoken_answer_is_sent_at_the_pace_of_playback(timed: Timed):
-    timed.clock.is_active = timed.clock.is_answering = True
+    timed.clock.follow(Pace.SPEAKING, holds=False)
     timed.append(SPEECH * 4)
     waits = [timed.next()[1] for _ in range(4)]
     assert waits == pytest.approx([0, 0.32, 0.32, 0.32])
 
 
 def test_controls_share_a_tick_if_the_engine_applies_them_in_the_order_of_the_requests(timed: Timed):
-    for asked in ({"cancel": 1}, {"items": 1}, {"respond": 1}, {"cancel": 2}, {"items": 2}, {"items": 3}):
-        timed.clock.ask(**asked)
-    for asked in ({"cancel": 1, "items": 1, "respond": 1}, {"cancel": 2, "items": 2}, {"items": 3}):
-        assert timed.next()[0].asked == asked
+    one, two = (ItemControl(Role.USER, text) for text in ("one", "two"))
+    for requested in ("cancel", "items", "respond", "cancel", "items"):
+        timed.clock.request(**{requested: (one,) if requested == "items" else True})
+    timed.clock.request(items=(two,))
+    expected = [Controls(cancel=True, items=(one,), respond=True), Controls(cancel=True, items=(one,))]
+    assert [timed.next()[0].controls for _ in range(3)] == [*expected, Controls(items=(two,))]
 
 
 def test_idle_clock_only_keeps_the_conversation_alive(timed: Timed):
@@ -72,7 +75,7 @@ def test_idle_clock_only_keeps_the_conversation_alive(timed: Timed):
 
 
 def test_silence_is_sent_while_the_conversation_is_active_without_sound(timed: Timed):
-    timed.clock.is_active = True
+    timed.clock.follow(Pace.LISTENING, holds=False)
     tick, waited_s = timed.next()
     assert tick.pcm == SILENCE
     assert waited_s == 0
@@ -80,7 +83,7 @@ def test_silence_is_sent_while_the_conversation_is_active_without_sound(timed: T
 
 @pytest.mark.parametrize("sound_comes", [False, True])
 def test_text_answer_is_four_times_as_fast_as_speech_if_no_sound_comes(timed: Timed, sound_comes: bool):
-    timed.clock.is_active = timed.clock.is_writing = True
+    timed.clock.follow(Pace.WRITING, holds=False)
     if sound_comes:
         timed.append(SPEECH)
     timed.next()
@@ -89,56 +92,56 @@ def test_text_answer_is_four_times_as_fast_as_speech_if_no_sound_comes(timed: Ti
 
 def test_sound_without_detection_waits_for_its_commit(timed: Timed):
     one = timed.clock
-    one.holds = one.is_active = True
+    one.follow(Pace.LISTENING, holds=True)
     timed.append(SPEECH + SPEECH[:100])
     assert timed.next()[0].pcm == SILENCE
-    one.commit(b"", {"listen": True})
+    one.commit(b"", Controls(listen=True))
     first, last = timed.next()[0], timed.next()[0]
-    assert first == (SPEECH, {"listen": True}, (0, len(SPEECH)))
-    assert last == (SPEECH[:100].ljust(len(SILENCE), b"\0"), {"commit": True}, (len(SPEECH), 100))
+    assert first == (SPEECH, Controls(listen=True), (0, len(SPEECH)))
+    assert last == (SPEECH[:100].ljust(len(SILENCE), b"\0"), Controls(commit=True), (len(SPEECH), 100))
 
 
 def test_controls_do_not_wait_for_sound(timed: Timed):
-    timed.clock.ask(respond=True)
-    assert timed.next() == ((SILENCE, {"respond": True}, None), 0)
+    timed.clock.request(respond=True)
+    assert timed.next() == (DueTick(SILENCE, Controls(respond=True)), 0)
 
 
-def test_controls_and_planned_sound_keep_their_order_and_are_sent_once(timed: Timed):
+def test_controls_and_committed_sound_keep_their_order_and_are_sent_once(timed: Timed):
     one = timed.clock
-    one.ask(items="before")
-    one.plan(SPEECH * 2, {"listen": True}, {"commit": True})
-    one.ask(respond=True)
-    asked = [timed.next()[0].asked for _ in range(4)]
-    assert asked == [{"items": "before"}, {"listen": True}, {"commit": True}, {"respond": True}]
+    one.request(cancel=True)
+    one.send_whole(SPEECH * 2, Controls(listen=True), Controls(commit=True))
+    one.request(respond=True)
+    found = [timed.next()[0].controls for _ in range(4)]
+    assert found == [Controls(cancel=True), Controls(listen=True), Controls(commit=True), Controls(respond=True)]
     timed.expect_idle()
 
 
 def test_time_of_the_ticks_maps_to_the_microphones_own_sound(timed: Timed):
     """Ticks of inserted silence and of another sound are not counted; cleared sound is."""
     one = timed.clock
-    one.ask(respond=True)
+    one.request(respond=True)
     timed.next()  # 0 to 320 ms: silence
     timed.append(SPEECH * 2)
     timed.next()  # 320 to 640
     timed.next()  # 640 to 960
-    one.plan(SPEECH, {}, {})
+    one.send_whole(SPEECH)
     timed.next()  # 960 to 1280: sound of an item
     timed.append(SPEECH[:3200])
     one.clear()  # 100 ms
-    one.holds = True
+    one.follow(Pace.IDLE, holds=True)
     timed.append(SPEECH[:6400])
-    one.commit(SPEECH[:320], {})  # 210 ms, the rest of the tick is silence
+    one.commit(SPEECH[:320])  # 210 ms, the rest of the tick is silence
     timed.next()  # 1280 to 1600
     expected = {0: 0, 320: 0, 330: 10, 960: 640, 1200: 640, 1280: 740, 1400: 860, 1490: 950, 1600: 950}
-    assert {at: one.spoken_ms(at) for at in expected} == expected
+    assert {at: one.microphone_ms(at) for at in expected} == expected
 
 
 def test_waiting_reader_gets_a_tick_that_becomes_due_by_a_change(timed: Timed):
     async def play() -> None:
         reader = asyncio.create_task(timed.clock.next())
         await asyncio.sleep(0)
-        timed.clock.ask(respond=True)
-        assert (await reader).asked == {"respond": True}
+        timed.clock.request(respond=True)
+        assert (await reader).controls == Controls(respond=True)
 
     asyncio.run(play())
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from config import Settings
-from contract.events import UnknownEvent
+from contract.events import AnswerStarted
 from frontend.realtime.connection import RealtimeConnection
 from frontend.session.session import EngineSession
 from frontend.tick import TickOut
@@ -19,20 +19,20 @@ APPEND = json.dumps({"type": "response.create"})
 
 
 class Channel:
-    """A client that says one thing and stays."""
+    """The channel of a client that sends one event and stays."""
 
-    def __init__(self, said: str):
-        self._said = [said]
-        self.told: list[dict] = []
+    def __init__(self, event: str):
+        self._pending = [event]
+        self.received: list[dict] = []
         self.close_code: int | None = None
 
     async def receive(self) -> dict:
-        if not self._said:
+        if not self._pending:
             await asyncio.Event().wait()
-        return {"type": "websocket.receive", "text": self._said.pop(), "bytes": None}
+        return {"type": "websocket.receive", "text": self._pending.pop(), "bytes": None}
 
     async def send_text(self, data: str) -> None:
-        self.told.append(json.loads(data))
+        self.received.append(json.loads(data))
 
     async def close(self, code: int = 1000) -> None:
         self.close_code = code
@@ -50,26 +50,26 @@ def connection(channel: Channel, converse, player=None) -> RealtimeConnection:
     return RealtimeConnection(channel, bridge, place, player=player)
 
 
-def test_what_nobody_has_foreseen_is_told_and_logged(caplog: pytest.LogCaptureFixture):
-    """It must not look like a conversation that has ended by itself."""
+def test_unexpected_exception_ends_the_session_with_an_error_and_is_logged(caplog: pytest.LogCaptureFixture):
+    """The end must differ from that of a conversation that was complete."""
 
     async def converse(_, ticks):
         async for _ in ticks:
-            yield TickOut(b"", "", [UnknownEvent(at_ms=0, found={"type": "answer_started"})])  # of no turn
+            yield TickOut(b"", "", [AnswerStarted(at_ms=0, turn=1)] * 2)  # an answer cannot begin twice
 
     caplog.set_level(logging.INFO, "sca.bridge")
     channel = Channel(APPEND)
     asyncio.run(asyncio.wait_for(connection(channel, converse).run(), 10))
     assert channel.close_code == 1011
-    assert channel.told[-1]["error"]["message"] == "the conversation failed"
+    assert channel.received[-1]["error"]["message"] == "the conversation failed"
     (record,) = [record for record in caplog.records if record.getMessage() == "failed"]
-    assert "KeyError: 'turn'" in str(record.exc_text)
+    assert "IllegalTransitionError" in str(record.exc_text)
     assert [record.about["why"] for record in caplog.records if record.getMessage() == "ended"] == ["tick_failed"]
 
 
 @pytest.mark.parametrize("is_call", [True, False])
-def test_what_the_protocol_has_no_word_for_is_told_to_calls_alone(is_call: bool):
-    """Stock clients over a WebSocket have ended at an event that they do not know."""
+def test_event_outside_the_protocol_is_sent_to_calls_only(is_call: bool):
+    """Some stock clients close their WebSocket at an unknown event."""
 
     async def converse(_, ticks):
         async for _ in ticks:
@@ -84,6 +84,6 @@ def test_what_the_protocol_has_no_word_for_is_told_to_calls_alone(is_call: bool)
         await asyncio.sleep(0.1)
         one.hang_up()
         await running
-        return [event["type"] for event in channel.told]
+        return [event["type"] for event in channel.received]
 
     assert ("draining" in asyncio.run(run())) == is_call

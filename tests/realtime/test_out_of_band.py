@@ -1,38 +1,51 @@
-"""Responses out of band, without an engine: when it is asked for one, and what the client is told."""
+"""Out-of-band responses: when the engine is requested to answer one, and what the client receives."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
+from contract.controls import Controls
 from frontend.realtime.events import RealtimeError
-from tests.realtime.talk import MANUAL, USAGE, Talk, spoken_turn, typed
+from tests.realtime.talk import (
+    MANUAL,
+    Silent,
+    Talk,
+    answer_done,
+    answer_started,
+    error,
+    interrupted,
+    spoken_turn,
+    typed,
+)
 
-APART = {"conversation": "none", "output_modalities": ["text"], "metadata": {"topic": "mood"}, "instructions": "Judge."}
-BUSY = {"type": "error", "code": "answer_active", "message": "out_of_band came while ...", "out_of_band": True}
-
-
-def started() -> dict:
-    return {"type": "answer_started", "turn": 0, "out_of_band": True}
+WANTED = {
+    "conversation": "none",
+    "output_modalities": ["text"],
+    "metadata": {"topic": "mood"},
+    "instructions": "Judge.",
+}
+BUSY = {**error("answer_active"), "out_of_band": True}
+STARTED = {**answer_started(0), "out_of_band": True}
+INTERRUPTED = {**interrupted(0), "out_of_band": True}
 
 
 def done(text: str) -> list[dict]:
-    ended = {"type": "answer_done", "turn": 0, "spoken_ms": 0, "text": text, "reason": "end", **USAGE}
-    return [{"type": "text", "text": text, "out_of_band": True}, {**ended, "out_of_band": True}]
+    return [{"type": "text", "text": text, "out_of_band": True}, {**answer_done(0, text=text), "out_of_band": True}]
 
 
-def asked_apart(talk: Talk) -> list[dict]:
-    found = [json.loads(asked["out_of_band"]) for asked in talk.asked() if "out_of_band" in asked]
-    return [{name: value for name, value in each.items() if name != "turn"} for each in found]
+def requested(talk: Talk) -> list[str]:
+    """Return the instructions of the requested out-of-band answers, "cancel" for a cancellation."""
+    controls = [each.out_of_band for each in talk.controls() if each.out_of_band]
+    return ["cancel" if each.cancel else each.instructions for each in controls]
 
 
-def test_its_ladder_has_no_item_of_the_conversation(talk: Talk):
-    talk.say("response.create", response=APART)
-    assert talk.told[0]["response"]["conversation_id"] is None
-    (asked,) = talk.asked()
-    assert json.loads(asked["out_of_band"])["turn"]["speech"] is False
-    talk.tick([started(), *done("calm")])
+def test_response_has_no_item_of_the_conversation(talk: Talk):
+    talk.send("response.create", response=WANTED)
+    assert talk.received[0]["response"]["conversation_id"] is None
+    (controls,) = talk.controls()
+    assert controls.out_of_band
+    assert controls.out_of_band.turn["speech"] is False
+    talk.tick([STARTED, *done("calm")])
     assert talk.kinds() == [
         "response.created",
         "response.output_item.added",
@@ -43,114 +56,124 @@ def test_its_ladder_has_no_item_of_the_conversation(talk: Talk):
         "response.output_item.done",
         "response.done",
     ]
-    response = talk.told[-1]["response"]
+    response = talk.received[-1]["response"]
     assert (response["status"], response["metadata"]) == ("completed", {"topic": "mood"})
     assert response["output"][0]["content"][0]["text"] == "calm"
-    with pytest.raises(RealtimeError, match="there is no item"):
-        talk.say("conversation.item.delete", item_id=response["output"][0]["id"])
+    with pytest.raises(RealtimeError, match="expected the id of an item"):
+        talk.send("conversation.item.delete", item_id=response["output"][0]["id"])
 
 
-def test_it_waits_for_who_speaks_and_the_next_response_waits_for_it(talk: Talk):
-    talk.say("response.create")
-    talk.say("response.create", response=APART)
-    assert asked_apart(talk) == []
-    talk.engine(type="answer_started", turn=1)
-    talk.tick([{"type": "answer_done", "turn": 1, "spoken_ms": 0, "text": "", "reason": "end", **USAGE}])
-    assert asked_apart(talk) == [{"instructions": "Judge."}]
-    before = len(talk.told)
-    talk.say("response.create")
-    assert talk.told[before:] == [], "not begun"
-    talk.tick([started(), *done("calm")])
-    assert [kind for kind in talk.kinds()[before:] if kind in ("response.created", "response.done")] == [
-        "response.done",
-        "response.created",
-    ]
-    assert talk.asked() == [{"respond": True}]
+def test_response_waits_for_the_conversation_and_the_next_response_for_it(talk: Talk):
+    talk.send("response.create")
+    talk.send("response.create", response=WANTED)
+    assert requested(talk) == []
+    talk.tick([answer_started(1)])
+    talk.tick([answer_done(1)])
+    assert requested(talk) == ["Judge."]
+    before = len(talk.received)
+    talk.send("response.create")
+    assert talk.received[before:] == [], "not begun"
+    talk.tick([STARTED, *done("calm")])
+    assert talk.ladder()[-2:] == ["response.done", "response.created"]
+    assert talk.controls() == [Controls(respond=True)]
 
 
-def test_where_the_engine_was_busy_it_is_asked_again_when_something_has_happened(talk: Talk):
-    """It had heard the user before it heard of the response."""
-    talk.say("response.create", response=APART)
-    assert len(asked_apart(talk)) == 1
-    talk.tick([{"type": "speech_started", "at_ms": 0}, BUSY])
+def test_response_is_retried_after_any_engine_event(talk: Talk):
+    """The engine had received the user's speech before the request."""
+    talk.send("response.create", response=WANTED)
+    assert len(requested(talk)) == 1
+    talk.tick([{"type": "speech_started"}, BUSY])
     talk.tick([])
-    assert asked_apart(talk) == []
-    talk.tick([{"type": "speech_stopped", "at_ms": 320}, spoken_turn(1)], create_response=False)
-    assert len(asked_apart(talk)) == 1
-    talk.tick([started(), *done("calm")])
-    assert talk.told[-1]["response"]["status"] == "completed"
+    assert requested(talk) == []
+    talk.tick([{"type": "speech_stopped", "at_ms": 320}, spoken_turn(1)], turn={"create_response": False})
+    assert len(requested(talk)) == 1
+    talk.tick([STARTED, *done("calm")])
+    assert talk.received[-1]["response"]["status"] == "completed"
 
 
-def test_the_users_speech_ends_it(talk: Talk):
-    talk.say("response.create", response=APART)
-    talk.tick([started()])
-    ended = {"type": "interrupted", "turn": 0, "by": "speech", "heard_ms": 0, "heard_text": "ca", **USAGE}
-    talk.tick([{"type": "speech_started", "at_ms": 0}, {**ended, "out_of_band": True}])
-    response = talk.told[-1]["response"]
+def test_response_is_retried_when_the_engine_drops_the_users_turn(talk: Talk):
+    talk.send("response.create", response=WANTED)
+    talk.controls()
+    talk.tick([BUSY])
+    assert requested(talk) == []
+    talk.report("input_dropped", turn=1)
+    assert requested(talk) == ["Judge."]
+
+
+def test_response_keeps_the_options_of_its_request_while_it_waits(talk: Talk):
+    talk.send("response.create")
+    talk.send("response.create", response={"conversation": "none"})
+    talk.send("session.update", session={"type": "realtime", "output_modalities": ["text"]})
+    talk.controls()
+    talk.tick([answer_started(1), answer_done(1)])
+    (controls,) = [each.out_of_band for each in talk.controls() if each.out_of_band]
+    assert controls.turn["speech"] is True
+
+
+def test_users_speech_ends_a_response(talk: Talk):
+    talk.send("response.create", response=WANTED)
+    talk.tick([STARTED, {"type": "text", "text": "calm", "out_of_band": True}])
+    ended = {**interrupted(0, by="speech", heard_text="ca"), "out_of_band": True}
+    talk.tick([{"type": "speech_started"}, ended])
+    response = talk.received[-1]["response"]
     assert response["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
     assert response["output"][0]["content"][0]["text"] == "ca"
 
 
-@pytest.mark.parametrize("when", ["it waits", "it is asked for", "the engine is busy"])
-def test_it_is_cancelled_by_its_id(talk: Talk, when: str):
-    talk.say("session.update", session=MANUAL)
-    if when == "it waits":
-        talk.say("response.create")
-    talk.say("response.create", response=APART)
-    response_id = talk.told[-1]["response"]["id"]
-    talk.asked()
-    if when != "it waits":
+@pytest.mark.parametrize("when", ["queued", "requested", "refused"])
+def test_response_is_cancelled_by_its_id(talk: Talk, when: str):
+    talk.send("session.update", session=MANUAL)
+    if when == "queued":
+        talk.send("response.create")
+    talk.send("response.create", response=WANTED)
+    response_id = talk.received[-1]["response"]["id"]
+    talk.controls()
+    if when != "queued":
         with pytest.raises(RealtimeError, match="no active response"):
-            talk.say("response.cancel")
-    talk.say("response.cancel", response_id=response_id)
-    if when == "it waits":
-        assert asked_apart(talk) == []
+            talk.send("response.cancel")
+    talk.send("response.cancel", response_id=response_id)
+    if when == "queued":
+        assert requested(talk) == []
     else:
-        talk.say("response.cancel", response_id=response_id)
-        assert asked_apart(talk) == [{"cancel": True}]
-        ended = {"type": "interrupted", "turn": 0, "by": "cancel", "heard_ms": 0, "heard_text": "", **USAGE}
-        talk.tick([BUSY if when == "the engine is busy" else {**ended, "out_of_band": True}])
-    response = talk.told[-1]["response"]
+        talk.send("response.cancel", response_id=response_id)
+        assert requested(talk) == ["cancel"]
+        talk.tick([BUSY if when == "refused" else INTERRUPTED])
+    response = talk.received[-1]["response"]
     assert (response["id"], response["status"]) == (response_id, "cancelled")
-    talk.say("conversation.item.create", item=typed("next"))
-    assert asked_apart(talk) == []
+    talk.send("conversation.item.create", item=typed("next"))
+    assert requested(talk) == []
 
 
-def test_in_a_call_it_falls_silent_when_it_is_cancelled_or_cleared(call: Talk):
-    silenced: list[str] = []
-    call.conversation._player.clear = lambda: silenced.append("silent")
-    spoken = {**APART, "output_modalities": ["audio"]}
-    call.say("response.create", response=spoken)
-    call.tick([started(), {"type": "speech_started", "at_ms": 0}])
-    assert silenced == [], "the engine says whether it ends"
-    call.say("output_audio_buffer.clear")
-    assert asked_apart(call) == [{"instructions": "Judge."}, {"cancel": True}]
-    assert silenced == ["silent"]
-    ended = {"type": "interrupted", "turn": 0, "by": "cancel", "heard_ms": 0, "heard_text": "", **USAGE}
-    call.tick([{**ended, "out_of_band": True}])
-    assert silenced == ["silent"] * 2
+def test_call_falls_silent_when_a_response_is_cancelled_or_cleared():
+    cleared: list[str] = []
+
+    class Counting(Silent):
+        def clear(self) -> None:
+            cleared.append("cleared")
+
+    call = Talk(Counting())
+    call.send("response.create", response={**WANTED, "output_modalities": ["audio"]})
+    call.tick([STARTED, {"type": "speech_started"}])
+    assert cleared == [], "the engine reports whether it ends"
+    call.send("output_audio_buffer.clear")
+    assert requested(call) == ["Judge.", "cancel"]
+    assert len(cleared) == 1
+    call.tick([INTERRUPTED])
+    assert len(cleared) == 2
+    call.loop.close()
 
 
-def test_what_is_cleared_when_detection_has_ended_is_forgotten_by_the_engine(talk: Talk):
-    """Its turn, which was kept for a commit, would be in the way."""
-    talk.engine(type="speech_started", at_ms=0)
-    talk.say("session.update", session=MANUAL)
-    talk.say("input_audio_buffer.clear")
-    detections = [json.loads(asked["turn"])["detection"] for asked in talk.asked()]
-    assert detections == ["server_vad", "manual"]
-
-
-def test_those_that_wait_are_bounded(talk: Talk):
+def test_waiting_responses_are_bounded(talk: Talk):
     for _ in range(9):
-        talk.say("response.create", response=APART)
-    with pytest.raises(RealtimeError, match="8 responses out of band wait") as refused:
-        talk.say("response.create", response=APART)
+        talk.send("response.create", response=WANTED)
+    with pytest.raises(RealtimeError, match="8 responses wait") as refused:
+        talk.send("response.create", response=WANTED)
     assert refused.value.code == "conversation_already_has_active_response"
 
 
-def test_instructions_that_the_context_has_no_room_for_fail_it_alone(talk: Talk):
-    talk.say("response.create", response=APART)
+def test_instructions_that_exceed_the_context_fail_only_their_response(talk: Talk):
+    talk.send("response.create", response=WANTED)
     talk.tick([{**BUSY, "code": "turn_too_long"}])
-    assert talk.told[-1]["response"]["status"] == "failed"
-    talk.say("response.create")
+    assert talk.received[-1]["response"]["status"] == "failed"
+    talk.send("response.create")
     assert talk.kinds()[-1] == "response.created"
