@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import pytest
 from websockets.asyncio.server import serve
 
 from client.python_websocket import talk
 from config import Settings
 from contract.events import Reset, SpeechStarted
-from frontend import recording
-from frontend.failover.replayable import ReplayableTicks
 from frontend.floor import Floor
 from frontend.pcm16.conversation import Pcm16Conversation
 from frontend.pcm16.resumable_socket import ResumableSockets
-from frontend.recording import Recorder
 from frontend.session.session import EngineSession
 from frontend.tick import TickIn, TickOut
-from frontend.webrtc.aiortc_private import MAX_FRAGMENTS, MAX_STREAMS, bound_fragments
 
 TICK, ANSWER = bytes(10240), bytes(15360)
 
@@ -108,36 +100,6 @@ def test_nobody_speaks_in_a_conversation_that_has_begun_anew():
     assert turns.is_quiet
 
 
-def test_a_tick_that_comes_while_others_are_given_again_is_not_lost():
-    """The server that refused still waits for the next one."""
-
-    async def check() -> None:
-        source: asyncio.Queue[int] = asyncio.Queue()
-
-        async def ticks() -> AsyncIterator[int]:
-            while True:
-                yield await source.get()
-
-        given = ReplayableTicks(ticks())
-        refused, seen = given.replay(), []
-        for number in (1, 2):
-            source.put_nowait(number)
-            seen.append(await anext(refused))
-        waiting = asyncio.ensure_future(anext(refused, None))
-        await asyncio.sleep(0)
-        other = given.replay()
-        got = [await anext(other)]
-        source.put_nowait(3)
-        await asyncio.sleep(0.01)
-        source.put_nowait(4)
-        got += [await anext(other) for _ in range(3)]
-        assert got == [1, 2, 3, 4]
-        assert await waiting is None
-        given.close()
-
-    asyncio.run(asyncio.wait_for(check(), 5))
-
-
 def test_the_client_goes_on_where_the_bridge_leaves_out_silence():
     """What has caught up a lag has given less sound than time."""
 
@@ -158,50 +120,5 @@ def test_the_client_goes_on_where_the_bridge_leaves_out_silence():
             port = server.sockets[0].getsockname()[1]
             answer = await asyncio.wait_for(talk(f"ws://127.0.0.1:{port}", TICK * 3), 10)
             assert answer.ticks * 0.32 > 3 * 0.32 + 1
-
-    asyncio.run(check())
-
-
-def test_a_disk_that_hangs_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
-    monkeypatch.setattr(recording, "MAX_WAITING", 5)
-    recorder, hangs = Recorder(tmp_path, "1"), threading.Event()
-    recorder._thread.submit(hangs.wait)
-
-    async def ticks() -> AsyncIterator[TickIn]:
-        for _ in range(50):
-            yield TickIn(TICK)
-
-    async def run() -> None:
-        async for _ in recorder.ticks(ticks()):
-            recorder.answered(TickOut(ANSWER, "", []))
-
-    asyncio.run(run())
-    assert len(recorder._writing) == 5
-    assert "takes too long to write" in caplog.text
-    hangs.set()
-    recorder.end()
-
-
-@pytest.mark.parametrize("attack", ["a message without end", "many streams"])
-def test_fragments_that_never_make_a_message_are_bounded(attack: str):
-    class Transport:
-        def __init__(self) -> None:
-            self._inbound_streams: dict[int, Any] = {}
-
-        def _get_inbound_stream(self, number: int) -> Any:
-            return self._inbound_streams.setdefault(number, SimpleNamespace(reassembly=[]))
-
-        async def _receive_data_chunk(self, chunk: Any) -> None:
-            self._get_inbound_stream(chunk.stream_id).reassembly.append(chunk)
-
-    async def check() -> None:
-        transport, hung_up = Transport(), []
-        bound_fragments(transport, lambda: hung_up.append(True))
-        for number in range(5000):
-            stream = number if attack == "many streams" else 0
-            await transport._receive_data_chunk(SimpleNamespace(stream_id=stream, data=np.zeros(1)))
-        assert hung_up
-        assert sum(len(stream.reassembly) for stream in transport._inbound_streams.values()) <= MAX_FRAGMENTS + 1
-        assert len(transport._inbound_streams) <= MAX_STREAMS + 1
 
     asyncio.run(check())

@@ -16,7 +16,6 @@ from websockets.sync.client import ClientConnection, connect
 
 from client.python_grpc import converse
 from client.python_websocket import talk
-from frontend.pcm16.resumable_socket import ResumableSocket
 from tests.conftest import RESUME_S, Served
 from tests.sound import is_same_sound
 from tests.test_bridge import event, health, rest, wait_until_empty
@@ -224,44 +223,3 @@ def test_a_turn_goes_on_where_the_network_dropped(served_turns: Served, pcm):
     assert answers[0][0] == answers[1][0]
     assert is_same_sound(answers[0][1], answers[1][1])
     assert answers[0][1].any()
-
-
-class Stalled:
-    """A WebSocket whose network takes nothing and brings nothing; or, `taken`, takes all."""
-
-    def __init__(self, takes: bool = False):
-        self.taken: list[bytes | str] = []
-        self._takes = takes
-
-    async def receive(self) -> dict:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async def send_bytes(self, data: bytes) -> None:
-        if not self._takes:
-            await asyncio.Event().wait()
-        self.taken.append(data)
-
-    send_text = send_bytes
-
-    async def close(self, code: int) -> None:
-        pass
-
-
-def test_a_stalled_network_does_not_hold_up_who_comes_back(served: Served):
-    """What was being sent to it is sent again, at once, and not after bridge.read_timeout_s."""
-
-    async def come_back() -> None:
-        line = ResumableSocket(Stalled(), served.settings.bridge, is_resumable=True)
-        sending = asyncio.create_task(line.send(b"first"))
-        await asyncio.sleep(0.05)
-        assert not sending.done()
-        again = Stalled(takes=True)
-        resuming = asyncio.create_task(line.resume(again, 0))
-        await asyncio.wait_for(sending, 0.5)
-        await line.send(b"second")
-        assert [json.loads(again.taken[0])["type"], *again.taken[1:]] == ["conversation.resumed", b"first", b"second"]
-        line.cut()
-        await asyncio.wait_for(resuming, 0.5)
-
-    asyncio.run(come_back())

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from config.bridge import BridgeSettings
-from contract.events import AnswerStarted, Committed, Event
+from contract.events import AnswerStarted, Committed, Event, Reset
 from frontend.admission import Reservation
 from frontend.log import Journal
 from frontend.metrics import RESPONSE
@@ -113,7 +113,6 @@ class EngineSession:
 
     def close(self, **about: Any) -> None:
         """Write the end into the journal."""
-        self.leave()
         self.journal.ended(self.ended.why, **about)
 
     async def _sent(self, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickIn]:
@@ -140,4 +139,5 @@ class EngineSession:
                 if self._committed:
                     RESPONSE.observe(time.monotonic() - self._committed[0])
                     self._committed[1].end()
+            if isinstance(event, (AnswerStarted, Reset)):
                 self._committed = None
