@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with what a role needs, at the versions of requirements.lock:
+# Creates a virtual environment with the packages of a role, at the versions of requirements.lock:
 #
-#   deploy/install.sh laptop VENV      what ./sca needs: the server of the Triton wheel, the engine, the bridge
-#   deploy/install.sh checks VENV      the same and all that ./sca test needs
-#   deploy/install.sh tensorrt VENV    what ./sca export --tensorrt needs besides
-#   deploy/install.sh server VENV      what runs inside NVIDIA's Triton container, which brings Triton itself
-#   deploy/install.sh bridge VENV      the bridge alone, without torch
+#   deploy/install.sh laptop VENV      packages of ./sca: the server of the Triton wheel, the engine, the bridge
+#   deploy/install.sh checks VENV      packages of laptop and of ./sca test
+#   deploy/install.sh tensorrt VENV    additional packages of ./sca export --tensorrt
+#   deploy/install.sh server VENV      packages for NVIDIA's Triton container, which contains Triton
+#   deploy/install.sh bridge VENV      packages of only the bridge, without torch
 #
-# ./sca, both Dockerfiles and the tests run this same script.
+# ./sca, both Dockerfiles and the tests run this script.
 set -euo pipefail
 
 role=$1 venv=$2
@@ -15,10 +15,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 lock=$root/requirements.lock
 python=${SCA_PYTHON:-python3}
 
-triton=nvidia-pytriton==0.7.0 # carries the tritonserver binary; --no-deps: of what it needs we use nothing
-triton_numpy=numpy==1.26.4    # the server's Python processes know no numpy 2; Python 3.13 has no wheel of a numpy 1
+triton=nvidia-pytriton==0.7.0 # contains the tritonserver binary; --no-deps: sca uses none of its dependencies
+triton_numpy=numpy==1.26.4    # the server's Python processes need numpy 1, which has no wheel for Python 3.13
 
-bridge=(fastapi uvicorn websockets aiortc python-multipart prometheus-client soxr "tritonclient[grpc]" numpy rich
+bridge=(fastapi pydantic uvicorn websockets aiortc python-multipart prometheus-client soxr "tritonclient[grpc]" numpy rich
     opentelemetry-api opentelemetry-sdk opentelemetry-exporter-otlp-proto-http)
 engine=("${bridge[@]}" torch transformers accelerate peft optimum silero-vad onnx onnxscript onnxruntime)
 laptop=("${engine[@]}" "tritonclient[http]" soundfile psutil matplotlib)
@@ -28,7 +28,7 @@ tensorrt=(nvidia-modelopt onnx-graphsurgeon onnxconverter-common onnxslim lief p
     echo "sca: '$python -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 1
 }
-# pip's hundreds of lines as one that counts; what it warns of and fails with stays.
+# Shortens the output of pip to one line with a counter; warnings and errors stay.
 install() {
     "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
         awk '/^Collecting/ { printf "\r  %d packages found", ++found }
