@@ -284,3 +284,20 @@ def serve(environment: dict[str, str], log: Path, build: Path, *more: str) -> It
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def locked(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A bridge that other machines can reach, with two keys and one conversation per client."""
+    from tests.bridges import KEYS, bridge
+
+    folder = tmp_path_factory.mktemp("locked")
+    keys = folder / "keys"
+    keys.write_text("# of the shop\n" + "\n".join(KEYS) + "\n")
+    with bridge(
+        served, folder / "log", host="0.0.0.0", api_keys_file=str(keys), conversations_per_client="1", log_level="info"
+    ) as running:
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        yield running
+        shown = running.log.read_text()
+        assert not [key for key in KEYS if key in shown], "no key is in the log"

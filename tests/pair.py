@@ -25,6 +25,7 @@ from websockets.sync.client import connect
 from config import Settings
 from engine.checkpoint import Checkpoint
 from export.code2wav import DELAY_SAMPLES
+from tests.bridges import RunningBridge, bridge
 from tests.conftest import ROOT, Served, free_port, serve_environment, start_serving, wait_until_answered
 from tests.guest import Guest
 from tests.probes import (
@@ -38,7 +39,6 @@ from tests.probes import (
     wait_until,
     wait_until_listening,
 )
-from tests.test_access import RunningBridge, bridge
 from tests.turn_oracle import TurnOracle
 from tests.turns import TICK
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from frontend.realtime.clock import DueTick
 from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import RealtimeError, error_event, parse
 from frontend.session.player import Cut
+from frontend.session.server_clock import DueTick
 from frontend.tick import TickIn, TickOut
 from tests.realtime.ledger import Event, Ledger
 from tests.scripted_engine import CONFIG, VOICES, ScriptedEngine, settings

@@ -26,7 +26,7 @@ from client.python_websocket import talk
 from config import Settings
 from launch.triton_server import http_arguments
 from tests.conftest import IDLE_TIMEOUT_S, Served
-from tests.test_bridge import event, health, wait_until_empty
+from tests.sockets import event, health, wait_until_empty
 from tests.test_triton import TICK
 
 TICK_BYTES = 10240

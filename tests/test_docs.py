@@ -34,8 +34,6 @@ MAX_CELL = 260  # characters of a cell of a table
 MAX_LINES = 300  # lines of a Python file
 PENDING = {  # files that are still longer
     "tests/realtime/test_stock_clients.py",
-    "tests/test_access.py",
-    "tests/test_bridge.py",
 }
 
 

@@ -22,7 +22,7 @@ from config.settings import OPTIONS
 from frontend.pcm16.frames import Control
 from frontend.realtime.events import CLIENT_EVENTS
 from tests.conftest import Served
-from tests.test_bridge import wait_until_empty
+from tests.sockets import wait_until_empty
 
 MAX_ERROR = 1500  # characters of an error: a line, and the names of what was expected
 SHORT = "?answer_tokens=4&answer_frames=8"

@@ -24,8 +24,8 @@ from tests.conftest import Served
 from tests.pairing import speech
 from tests.random_client import RandomClient
 from tests.realtime.ledger import Event, Ledger
+from tests.sockets import wait_until_empty
 from tests.sound import SENTENCE, synthesize
-from tests.test_bridge import wait_until_empty
 from tests.test_fuzz import expect_error, go_on
 
 WITHIN_S = 60

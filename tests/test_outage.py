@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from client.python_websocket import talk
+from tests.bridges import bridge
 from tests.conftest import wait_until_answered
 from tests.pair import IDLE_S, LIMITS, Pair, Server
 from tests.probes import (
@@ -33,8 +34,7 @@ from tests.probes import (
     wait_for_readiness,
     wait_until,
 )
-from tests.test_access import bridge
-from tests.test_bridge import event, send_unless_closed
+from tests.sockets import event, send_unless_closed
 from tests.turns import TICK
 
 NOTICED_S = 60  # timeout of the health probe's verdict: two probes of up to five seconds, on a busy machine

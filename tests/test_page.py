@@ -24,7 +24,7 @@ from tests.page import (
     wait_for,
     wait_for_seconds,
 )
-from tests.test_bridge import health
+from tests.sockets import health
 
 TALK_S = 6
 LATENCIES = ("network", "tick", "buffer", "latency")

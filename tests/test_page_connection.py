@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from tests.conftest import Served
 from tests.page import SCREENSHOTS, choose, seconds, shown, state_of, talk, transport_of, wait_for, wait_for_seconds
-from tests.test_bridge import health
+from tests.sockets import health
 
 WITHOUT_CALLS = {
     "a browser without WebRTC": "delete window.RTCPeerConnection",

@@ -17,9 +17,9 @@ from websockets.sync.client import connect
 
 from config.settings import OUTPUT_HZ
 from frontend.recording import LEFT, RATE, RecordingError, read_recording
+from tests.bridges import RunningBridge, bridge
 from tests.conftest import Served, sca, wait_until_answered
-from tests.test_access import RunningBridge, bridge
-from tests.test_bridge import end, event
+from tests.sockets import end, event
 from tests.test_triton import TICK
 
 TICKS = 8

@@ -17,7 +17,7 @@ from frontend.failover.replayable import HandOver, ReplayableTicks
 from frontend.tick import TickIn
 from tests.pair import SLOTS, Pair
 from tests.probes import BACK_S, EMPTY_S, is_ready, speak, taken, triton_of, wait_for_readiness, wait_until
-from tests.test_bridge import event, send_unless_closed
+from tests.sockets import event, send_unless_closed
 from tests.turns import TICK
 
 

@@ -17,8 +17,8 @@ from websockets.sync.client import ClientConnection, connect
 from client.python_grpc import converse
 from client.python_websocket import talk
 from tests.conftest import RESUME_S, Served
+from tests.sockets import event, health, rest, wait_until_empty
 from tests.sound import is_same_sound
-from tests.test_bridge import event, health, rest, wait_until_empty
 from tests.test_triton import TICK
 
 TICKS = 12

@@ -24,7 +24,7 @@ from frontend.tracer import Tracer
 from frontend.triton import EngineFacts
 from tests.conftest import Served, sca, serve, serve_environment
 from tests.probes import BACK_S, answer_kind, descendants, expect_nothing_left, speak, tritons_of, wait_until
-from tests.test_bridge import send_unless_closed
+from tests.sockets import send_unless_closed
 
 END_S = 60  # timeout of the command's end
 FULL = "all 2 slots hold a conversation (engine.slots), try again later"

@@ -23,9 +23,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from websockets.sync.client import connect
 
 from frontend.traces import FLUSH_S
+from tests.bridges import RunningBridge, bridge
 from tests.conftest import ANOTHER_BUILD, Served, serve, serve_environment, wait_until_answered
-from tests.test_access import RunningBridge, bridge
-from tests.test_bridge import end, event
+from tests.sockets import end, event
 from tests.test_triton import TICK
 
 PROMPT = "Speak of nothing but xylophones."

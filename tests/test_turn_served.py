@@ -14,7 +14,7 @@ from engine.checkpoint import Checkpoint
 from export.code2wav import DELAY_SAMPLES
 from tests.conftest import ROOT, Served
 from tests.guest import Guest, guest
-from tests.test_bridge import end
+from tests.sockets import end
 from tests.test_triton import tick
 from tests.turn_oracle import TurnOracle
 from tests.turns import TICK, lengthened

@@ -24,7 +24,6 @@ from contract.events import (
     TurnsDropped,
 )
 from frontend.realtime import requests
-from frontend.realtime.clock import Clock
 from frontend.realtime.engine_options import EngineOptions
 from frontend.realtime.events import ClientEvent, ClientEventType, RealtimeError, error_event, new_id
 from frontend.realtime.input_audio import InputAudio
@@ -35,6 +34,7 @@ from frontend.realtime.responses import Responses
 from frontend.realtime.session import Session
 from frontend.realtime.validation import Model, validate
 from frontend.session.player import Player
+from frontend.session.server_clock import ServerClock
 from frontend.tick import TickError, TickIn, TickOut
 
 KEEP_ALIVES = 3  # ticks per idle timeout of the engine
@@ -63,7 +63,7 @@ class RealtimeConversation:
     ):
         """Create a conversation; `player` plays the audio of a call; `now`: current time in seconds."""
         self.session = Session(new_id("sess"), settings, voices, model, expires_at, is_call=player is not None)
-        self.clock = Clock(settings.audio.tick_ms, settings.engine.idle_timeout_s / KEEP_ALIVES, now)
+        self.clock = ServerClock(settings.audio.tick_ms, settings.engine.idle_timeout_s / KEEP_ALIVES, now)
         self._send, self._start_engine, self._player = send, start, player
         self._has_started = False
         self._id = new_id("conv")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from frontend.realtime.clock import Clock
 from frontend.realtime.events import Event
 from frontend.realtime.session import Session
+from frontend.session.server_clock import ServerClock
 from frontend.tick import TickIn
 
 
 class EngineOptions:
     """Follows the session, and a response's own options until the engine begins to answer it."""
 
-    def __init__(self, clock: Clock, session: Session):
+    def __init__(self, clock: ServerClock, session: Session):
         self._clock, self._session = clock, session
         self._sent: Event | None = None  # None: the conversation has not started
         self._applied: Event = {}

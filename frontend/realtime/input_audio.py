@@ -10,10 +10,10 @@ from contract.controls import Controls
 from contract.errors import ErrorCode
 from contract.events import SpeechStarted, SpeechStopped
 from frontend.audio.formats import AudioDecoder, AudioError
-from frontend.realtime.clock import MAX_HELD_S, Clock
 from frontend.realtime.engine_options import EngineOptions
 from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.session import Session
+from frontend.session.server_clock import MAX_HELD_S, ServerClock
 from frontend.tick import TickIn
 
 MIN_COMMIT_MS = 100
@@ -36,7 +36,7 @@ KEEPS_TURN = {InputMode.CONTINUED, InputMode.KEPT}
 class InputAudio:
     """Each commit and each clear ends a recording: the decoder's rest does not reach the next one."""
 
-    def __init__(self, clock: Clock, session: Session, options: EngineOptions):
+    def __init__(self, clock: ServerClock, session: Session, options: EngineOptions):
         self._clock, self._session, self._options = clock, session, options
         self._format = session.format("input")
         self._decoder = AudioDecoder(self._format)

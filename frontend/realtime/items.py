@@ -12,9 +12,9 @@ from config.loader import shown
 from contract.controls import Controls, ForgetControl, ItemControl, Part, Role, TruncateControl
 from contract.errors import ErrorCode
 from contract.events import Committed, Error, Forgotten, Truncated, TurnsDropped
-from frontend.realtime.clock import Clock
 from frontend.realtime.events import Event, RealtimeError, new_id
 from frontend.realtime.requests import ROOT, NewItem, text_of
+from frontend.session.server_clock import ServerClock
 
 MAX_ITEMS = 1000  # items in the client's list; the engine's context is far shorter
 
@@ -104,7 +104,7 @@ class Items:
     of the requests.
     """
 
-    def __init__(self, clock: Clock, send: Callable[..., None]):
+    def __init__(self, clock: ServerClock, send: Callable[..., None]):
         self._clock, self._send = clock, send
         self._items: dict[str, Item] = {}
         self._texts: deque[Item] = deque()

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contract.controls import OutOfBandControl, Role
 from contract.errors import ErrorCode
 from contract.events import AnswerDone, AnswerStarted, Committed, Error, Event, Interrupted, SpeechStarted, Text
-from frontend.realtime.clock import Clock, Pace
 from frontend.realtime.engine_options import EngineOptions
 from frontend.realtime.events import RealtimeError, error_event
 from frontend.realtime.input_audio import InputAudio
@@ -24,6 +23,7 @@ from frontend.realtime.response import Response
 from frontend.realtime.response_queue import ResponseQueue
 from frontend.realtime.response_state import ResponseState
 from frontend.realtime.session import Session
+from frontend.session.server_clock import Pace, ServerClock
 from frontend.tick import TickIn
 
 CANCELLATION_FAILED = "Cancellation failed: no active response found"  # stock clients ignore errors that begin so
@@ -35,7 +35,7 @@ class Responses:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: ServerClock,
         session: Session,
         options: EngineOptions,
         items: Items,

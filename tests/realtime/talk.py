@@ -10,10 +10,10 @@ from typing import Any
 from config import Settings
 from contract.controls import Controls
 from contract.events import event_of
-from frontend.realtime.clock import DueTick
 from frontend.realtime.conversation import RealtimeConversation
 from frontend.realtime.events import parse
 from frontend.session.player import Cut, Player
+from frontend.session.server_clock import DueTick
 from frontend.tick import TickIn, TickOut
 
 MANUAL = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}

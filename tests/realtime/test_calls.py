@@ -15,7 +15,7 @@ from openai import OpenAI
 from frontend.webrtc.calls import CONNECTS_S
 from tests.conftest import Served
 from tests.realtime.caller import Caller, Network, calling
-from tests.test_bridge import health, wait_until_empty
+from tests.sockets import health, wait_until_empty
 
 ORDER = "Can I get a medium dark roast latte with soy milk?"
 CHANGE = "Make it large."

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from contract.controls import Controls, ItemControl, Role
-from frontend.realtime.clock import Clock, DueTick, Pace
+from frontend.session.server_clock import DueTick, Pace, ServerClock
 
 SILENCE = bytes(10_240)  # a tick
 SPEECH = b"\1" * 10_240
@@ -19,7 +19,7 @@ class Timed:
 
     def __init__(self) -> None:
         self.now_s = 100.0
-        self.clock = Clock(tick_ms=320, keep_alive_s=KEEP_ALIVE_S, now=lambda: self.now_s)
+        self.clock = ServerClock(tick_ms=320, keep_alive_s=KEEP_ALIVE_S, now=lambda: self.now_s)
 
     def append(self, pcm: bytes) -> None:
         asyncio.run(self.clock.append(pcm))

@@ -56,7 +56,7 @@ class DueTick(NamedTuple):
     microphone: Stretch | None = None  # the part of the audio that the client's microphone has recorded
 
 
-class Clock:
+class ServerClock:
     """Takes audio and controls as they come, and returns ticks when they are due."""
 
     def __init__(self, tick_ms: int, keep_alive_s: float, now: Callable[[], float] = time.monotonic):

@@ -1,0 +1,73 @@
+"""Separate bridges before a Triton, for tests that need other settings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import ROOT, Served, free_port, serve_environment
+
+KEYS = ("first-key-0123456789", "second-key-0123456789")
+
+
+@dataclass(frozen=True)
+class RunningBridge:
+    """A `./sca bridge`."""
+
+    port: int
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def websocket(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws/pcm16"
+
+
+@contextlib.contextmanager
+def bridge(
+    served: Served, log: Path, environment: Mapping[str, str] | None = None, **settings: str
+) -> Iterator[RunningBridge]:
+    """A bridge before a server, or before what `environment` names; `settings` are the bridge's own."""
+    port = free_port()
+    environment = serve_environment() | {
+        "SCA_TRITON_GRPC_PORT": str(served.settings.triton.grpc_port),
+        "SCA_BRIDGE_PORT": str(port),
+        **{f"SCA_BRIDGE_{name.upper()}": value for name, value in settings.items()},
+        **(environment or {}),
+    }
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [ROOT / "sca", "bridge"], env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        yield RunningBridge(port, process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def metrics(running: RunningBridge | Served) -> dict[str, float]:
+    request = urllib.request.Request(f"{running.http}/metrics", headers=bearer(KEYS[0]))
+    with urllib.request.urlopen(request) as response:
+        lines = [line.rsplit(" ", 1) for line in response.read().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def lines_about(running: RunningBridge, conversation: str) -> list[dict]:
+    lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line.get("conversation") == conversation]
