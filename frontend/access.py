@@ -54,10 +54,10 @@ class Access:
     """Checks keys and origins."""
 
     def __init__(self, settings: BridgeSettings):
-        """Raises `SettingsError` if a key is required and none is configured."""
+        """Raise `SettingsError` if a key is required and none is configured."""
         self._settings = settings
         self._digests = [digest_of(key) for key in settings.read_keys()]
-        self.resolvers: list[Callable[[str], Caller | None]] = []  # of other keys; each may raise `RefusedError`
+        self.resolvers: list[Callable[[str], Caller | None]] = []
 
     def check(self, client: HTTPConnection) -> Caller:
         """Return the caller of a request or WebSocket. Raises `RefusedError`."""

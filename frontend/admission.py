@@ -19,7 +19,7 @@ class Admission:
     """Counts WebSockets and conversations, and refuses those beyond the limits: Triton would queue them silently."""
 
     def __init__(self, settings: BridgeSettings, slots: Callable[[], int] = lambda: 0):
-        """`slots` returns the engine's capacity; 0: unknown, only the engine refuses."""
+        """Begin without conversations; `slots` returns the engine's capacity, or 0 if only the engine can refuse."""
         self._settings, self._slots = settings, slots
         self.sockets = 0
         self._conversations: Counter[str] = Counter()  # conversations of each caller

@@ -36,7 +36,7 @@ class Bridge:
     """Settings, access, admission, the engine, and the open conversations."""
 
     def __init__(self, settings: Settings, plugins: Plugins | None = None):
-        """Raises `SettingsError` if a key is required and none is configured."""
+        """Raise `SettingsError` if a key is required and none is configured."""
         self.settings, self._plugins = settings, plugins or Plugins()
         self.access = Access(settings.bridge)
         self.engine = self._plugins.engine(settings, self._plugins.tracer)

@@ -35,7 +35,7 @@ class EphemeralKeys:
     """The keys that are alive; `resolve` is a resolver of `Access`."""
 
     def __init__(self) -> None:
-        self._keys: dict[bytes, EphemeralKey] = {}  # by digest: the time of a look-up reveals nothing of a key
+        self._keys: dict[bytes, EphemeralKey] = {}  # keys by digest: the time of a look-up reveals nothing of a key
 
     def make(self, owner: Caller, lifetime_s: int, session: Mapping[str, Any]) -> EphemeralKey:
         """Return a new key. Raises `RefusedError` if too many are alive."""

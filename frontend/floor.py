@@ -21,7 +21,7 @@ class Floor:
     """Follows the engine's events: whether the user speaks, and whether an answer is due or in progress."""
 
     def __init__(self, creates_responses: bool):
-        """`creates_responses`: whether the engine answers a user's turn without a request."""
+        """Begin with a quiet floor; `creates_responses`: the engine answers a user's turn without a request."""
         self.creates_responses = creates_responses
         self.user_speaks = False
         self.answer_is_due = False

@@ -1,4 +1,4 @@
-"""Headers that every HTTP answer carries: what a browser may do with the page."""
+"""The headers of every HTTP response: they limit what a browser may do with the page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """ASGI middleware."""
+    """ASGI middleware that adds the headers."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Adds the headers where an answer begins."""
+        """Add the headers at the beginning of a response."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the bridge; docs/monitor.md has the table."""
+"""The bridge's metrics for Prometheus; docs/monitor.md has the table."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from prometheus_client import Counter, Gauge, Histogram
 TICK_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.24, 0.32, 0.64, 1.28, 2.56, 5.12)
 RESPONSE_S = (0.05, 0.1, 0.2, 0.32, 0.5, 0.64, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0)
 
-CONVERSATIONS = Gauge("sca_bridge_conversations", "conversations that hold a place in the engine")
-SOCKETS = Gauge("sca_bridge_sockets", "WebSockets that are open")
-REFUSED = Counter("sca_bridge_refused", "clients that did not get in", ["code"])
-ENDED = Counter("sca_bridge_ended", "conversations that have ended", ["protocol", "why"])
-TICK = Histogram("sca_bridge_tick_seconds", "from a tick's request to its response", buckets=TICK_S)
+CONVERSATIONS = Gauge("sca_bridge_conversations", "conversations with a place in the engine")
+SOCKETS = Gauge("sca_bridge_sockets", "open WebSockets")
+REFUSED = Counter("sca_bridge_refused", "refused clients and requests", ["code"])
+ENDED = Counter("sca_bridge_ended", "ended conversations", ["protocol", "why"])
+TICK = Histogram("sca_bridge_tick_seconds", "time from a tick's request to its response", buckets=TICK_S)
 RESPONSE = Histogram(
     "sca_bridge_response_seconds",
-    "from the commit of a user's turn to the first sound of its answer",
+    "time from the commit of a user's turn to the first audio of its answer",
     buckets=RESPONSE_S,
 )
-LAG = Histogram("sca_bridge_lag_seconds", "lag of a loudspeaker when catching up began", buckets=RESPONSE_S)
+LAG = Histogram("sca_bridge_lag_seconds", "lag of a loudspeaker before its reduction", buckets=RESPONSE_S)
 BEHIND = Histogram(
     "sca_bridge_behind_seconds",
-    "sound of a client of Realtime that waited when a tick went",
+    "audio of a Realtime client that waited when a tick was sent",
     buckets=RESPONSE_S,
 )
-GAPS = Counter("sca_bridge_gaps", "times that a page's loudspeaker ran out of sound")
-MOVED = Counter("sca_bridge_moved", "conversations whose server was gone", ["outcome"])
+GAPS = Counter("sca_bridge_gaps", "times at which a page's loudspeaker ran out of audio")
+MOVED = Counter("sca_bridge_moved", "conversations whose server was lost", ["outcome"])

@@ -59,7 +59,7 @@ class Plugins:
 
     tracer: Tracer = field(default_factory=Tracer)
     engine: Callable[[Settings, Tracer], Engine] = Server
-    decorators: list[Callable[[Converse], Converse]] = field(default_factory=list)  # of each conversation, inner first
+    decorators: list[Callable[[Converse], Converse]] = field(default_factory=list)  # innermost first
     routes: list[Callable[[FastAPI, Bridge], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # run at the bridge's end, in order
 

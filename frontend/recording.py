@@ -1,7 +1,7 @@
-"""Keeps conversations: a stereo WAV, the user at the left and the voice at the right in one time, and a file of events.
+"""Recordings of conversations: a stereo WAV, the user at the left and the assistant at the right, and a file of events.
 
-48 kHz is a whole multiple of both rates. What lies between two samples is a straight line, and each third sample of the
-left channel and each second of the right is what was said and heard, unchanged: `read_recording` gets it back.
+48 kHz is a whole multiple of both rates. The samples are connected by straight lines; each third frame of the left
+channel and each second of the right is a sample of the original audio, unchanged: `read_recording` returns them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from frontend.tick import Converse, TickError, TickIn, TickOut
 
 logger = logging.getLogger(__name__)
 RATE = 48_000
-LEFT, RIGHT = RATE // INPUT_HZ, RATE // OUTPUT_HZ  # frames a sample
+LEFT, RIGHT = RATE // INPUT_HZ, RATE // OUTPUT_HZ  # frames for each sample of the user's and the assistant's audio
 MAX_SEED = 2**63 - 1
-MAX_WAITING = 300  # ticks that a disk may be behind by
+MAX_WAITING = 300  # ticks that may wait for the disk
 
 
 class RecordingError(ValueError):
@@ -38,67 +38,67 @@ class RecordingError(ValueError):
 
 
 class Recorder:
-    """Writes one conversation, on a thread of its own: a slow disk keeps nobody waiting."""
+    """Writes one conversation in a separate thread, so that a slow disk does not delay the conversation."""
 
     def __init__(self, folder: Path, conversation: str):
         self._path = folder / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{conversation}"
         self._thread = ThreadPoolExecutor(1, "recording")
-        self._asked: deque[TickIn] = deque()  # whose answer has not come
-        self._writing: deque[Future[None]] = deque()  # ticks on the thread, oldest first
-        self._last = (0, 0)  # samples, from which the next line is drawn
+        self._in_flight: deque[TickIn] = deque()  # ticks without an answer
+        self._writing: deque[Future[None]] = deque()  # ticks in the thread, oldest first
+        self._last = (0, 0)  # latest samples of both channels, where the next lines begin
         self._wav: wave.Wave_write | None = None
         self._ticks = 0
         self._has_failed = False
 
     async def ticks(self, ticks: AsyncIterator[TickIn]) -> AsyncIterator[TickIn]:
-        """Passes the conversation's ticks on; a seed is given to one without, so that it can be replayed."""
+        """Yield the conversation's ticks; a conversation without a seed receives one, so that it can be replayed."""
         async for tick in ticks:
             if tick.start and "seed" not in tick.options:
                 tick = replace(tick, options={**tick.options, "seed": secrets.randbelow(MAX_SEED)})
-            self._asked.append(tick)
+            self._in_flight.append(tick)
             yield tick
 
     def answered(self, answer: TickOut | TickError) -> None:
-        """The answer to the oldest tick."""
-        asked = self._asked.popleft()
+        """Write the oldest tick in flight with its answer."""
+        tick = self._in_flight.popleft()
         while self._writing and self._writing[0].done():
             self._writing.popleft()
         if len(self._writing) >= MAX_WAITING and not self._has_failed:
             self._has_failed = True
-            logger.error("%s takes too long to write, the conversation goes on without", self._path)
+            logger.error("%s takes too long to write, the conversation continues without a recording", self._path)
         if not self._has_failed:
-            self._writing.append(self._thread.submit(self._write, asked, answer))
+            self._writing.append(self._thread.submit(self._write, tick, answer))
 
     def end(self) -> None:
-        """Nothing follows; what waits is still written."""
+        """Close the recording after the ticks that wait."""
         self._thread.submit(self._close)
         self._thread.shutdown(wait=False)
 
-    def _write(self, asked: TickIn, answer: TickOut | TickError) -> None:
+    def _write(self, tick: TickIn, answer: TickOut | TickError) -> None:
         if self._has_failed:
             return
         try:
             if self._wav is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._wav = wave.open(str(self._path.with_suffix(".wav")), "wb")  # noqa: SIM115 (it is open for long)
+                self._wav = wave.open(str(self._path.with_suffix(".wav")), "wb")  # noqa: SIM115 (open until `end`)
                 self._wav.setparams((2, 2, RATE, 0, "NONE", ""))
-            said = np.frombuffer(asked.pcm, np.int16)
-            heard = np.zeros(len(said) * LEFT // RIGHT, np.int16)
-            entry: dict[str, Any] = {"tick": self._ticks, "parameters": asked.parameters}
+            user = np.frombuffer(tick.pcm, np.int16)
+            assistant = np.zeros(len(user) * LEFT // RIGHT, np.int16)
+            entry: dict[str, Any] = {"tick": self._ticks, "parameters": tick.parameters}
             if isinstance(answer, TickError):
                 entry["error"] = str(answer)
             else:
-                heard = np.frombuffer(answer.pcm, np.int16)
+                assistant = np.frombuffer(answer.pcm, np.int16)
                 entry |= {"text": answer.text, "events": [event.to_json() for event in answer.events]}
-            stereo = np.stack([_drawn(said, LEFT, self._last[0]), _drawn(heard, RIGHT, self._last[1])], axis=1)
-            self._last = int(said[-1]), int(heard[-1])
-            self._wav.writeframes(stereo.tobytes())
+            channels = _lines(user, LEFT, self._last[0]), _lines(assistant, RIGHT, self._last[1])
+            self._last = int(user[-1]), int(assistant[-1])
+            self._wav.writeframes(np.stack(channels, axis=1).tobytes())
             with self._path.with_suffix(".jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
             self._ticks += 1
-        except Exception:  # of whatever kind: it must not end a conversation, and the log tells
+        except Exception:  # a failure of a recording must not end its conversation; the log has it
             self._has_failed = True
-            logger.exception("%s cannot be written, the conversation goes on without", self._path)
+            logger.exception("%s cannot be written, the conversation continues without a recording", self._path)
 
     def _close(self) -> None:
         try:
@@ -111,7 +111,7 @@ class Recorder:
 async def recorded(
     converse: Converse, folder: Path, sequence_id: int, ticks: AsyncIterator[TickIn]
 ) -> AsyncGenerator[TickOut | TickError]:
-    """`converse`, kept in `folder`."""
+    """Yield the answers of `converse`, and record the conversation in `folder`."""
     recorder = Recorder(folder, str(sequence_id))
     try:
         async for answer in converse(sequence_id, recorder.ticks(ticks)):
@@ -123,10 +123,10 @@ async def recorded(
 
 @dataclass(frozen=True)
 class RecordedTick:
-    """One tick: what was said, and what came of it."""
+    """One tick of a recording."""
 
-    said: np.ndarray  # int16 at 16 kHz
-    heard: np.ndarray  # int16 at 24 kHz
+    said: np.ndarray  # the user's audio, int16 at 16 kHz
+    heard: np.ndarray  # the assistant's audio, int16 at 24 kHz
     parameters: Mapping[str, Any]
     text: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -134,11 +134,11 @@ class RecordedTick:
 
 
 def read_recording(path: Path) -> list[RecordedTick]:
-    """The ticks of a recording, by its WAV; its `.jsonl` lies beside it. Raises `RecordingError`."""
+    """Return the ticks of a recording, by its WAV; its `.jsonl` is in the same folder. Raises `RecordingError`."""
     try:
         with wave.open(str(path), "rb") as wav:
             if (wav.getnchannels(), wav.getsampwidth(), wav.getframerate()) != (2, 2, RATE):
-                raise RecordingError(f"{path} is no recording, expected 16 bit stereo at {RATE} Hz")
+                raise RecordingError(f"{path}: expected a recording, 16 bit stereo at {RATE} Hz, got another format")
             frames = np.frombuffer(wav.readframes(wav.getnframes()), np.int16).reshape(-1, 2)
         lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")  # text may have other line breaks
         entries = [json.loads(line) for line in lines if line]
@@ -147,7 +147,7 @@ def read_recording(path: Path) -> list[RecordedTick]:
             raise
         raise RecordingError(f"{path} cannot be read with its .jsonl: {error}") from error
     if not entries or len(frames) % len(entries):
-        raise RecordingError(f"{path} has {len(frames)} frames and {len(entries)} ticks, expected whole ticks")
+        raise RecordingError(f"{path}: expected whole ticks, got {len(frames)} frames for {len(entries)} ticks")
     size = len(frames) // len(entries)
     ticks = []
     for entry, part in zip(entries, frames.reshape(len(entries), size, 2), strict=True):
@@ -156,8 +156,8 @@ def read_recording(path: Path) -> list[RecordedTick]:
     return ticks
 
 
-def _drawn(samples: np.ndarray, frames: int, last: int) -> np.ndarray:
-    """Straight lines from each sample to the next, `frames` of them each; the last of those is the sample itself."""
+def _lines(samples: np.ndarray, frames: int, last: int) -> np.ndarray:
+    """Return straight lines from each sample to the next, `frames` each; the last frame of a line is the sample."""
     before = np.concatenate([[last], samples[:-1]]).astype(np.int32)
     steps = np.arange(1, frames + 1)
     lines = before[:, None] + (samples.astype(np.int32) - before)[:, None] * steps // frames

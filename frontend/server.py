@@ -21,7 +21,7 @@ class Server:
     """A Triton server, or several behind a load balancer. It is the whole engine of a bridge without failover."""
 
     def __init__(self, settings: Settings, tracer: Tracer, url: str = ""):
-        """`url`: gRPC endpoint; default: the first of `settings.triton.urls`."""
+        """Use a gRPC endpoint; default: the first of `settings.triton.urls`."""
         self.link = TritonLink(settings, url, tracer)
         self.facts: EngineFacts | None = None  # None: the server has not been ready
         self.conversations = 0

@@ -55,7 +55,7 @@ class TickOut:
     pcm: bytes
     text: str
     events: list[Event]
-    took_s: float = 0.0  # from the request to the response
+    took_s: float = 0.0  # time from the request to the response
 
 
 Converse = Callable[[int, AsyncIterator[TickIn]], AsyncGenerator[TickOut | TickError, None]]

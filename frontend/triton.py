@@ -34,7 +34,7 @@ OUTPUTS = ("AUDIO_OUT", "TEXT", "EVENTS")
 END_TIMEOUT_S = 5.0
 FACT_TIMEOUT_S = 2.0  # timeout of a request that needs no model
 WATCH_S = 0.5  # interval between checks for an overdue answer
-CONVERSATION_HEADER = "sca-conversation"  # by this header a load balancer keeps a conversation on one replica
+CONVERSATION_HEADER = "sca-conversation"  # header by which a load balancer keeps a conversation on one replica
 CHANNEL = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 500),
@@ -54,7 +54,7 @@ class TritonLink:
     """A channel to one Triton server."""
 
     def __init__(self, settings: Settings, url: str = "", tracer: Tracer | None = None):
-        """`url`: gRPC endpoint; default: the first of `settings.triton.urls`."""
+        """Use a gRPC endpoint; default: the first of `settings.triton.urls`."""
         self.url = url or settings.triton.urls[0]
         self.tracer = tracer or Tracer()
         self.samples = settings.audio.input_samples

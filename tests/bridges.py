@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import ROOT, Served, free_port, serve_environment
+from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
 
 KEYS = ("first-key-0123456789", "second-key-0123456789")
 
@@ -71,3 +71,16 @@ def metrics(running: RunningBridge | Served) -> dict[str, float]:
 def lines_about(running: RunningBridge, conversation: str) -> list[dict]:
     lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
     return [line for line in lines if line.get("conversation") == conversation]
+
+
+@contextlib.contextmanager
+def locked_bridge(served: Served, folder: Path) -> Iterator[RunningBridge]:
+    """Run a bridge that other machines can reach, with two keys and one conversation per client."""
+    keys = folder / "keys"
+    keys.write_text("# of the shop\n" + "\n".join(KEYS) + "\n")
+    settings = {"host": "0.0.0.0", "api_keys_file": str(keys), "conversations_per_client": "1", "log_level": "info"}
+    with bridge(served, folder / "log", **settings) as running:
+        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+        yield running
+        shown = running.log.read_text()
+        assert not [key for key in KEYS if key in shown], "no key is in the log"

@@ -288,16 +288,8 @@ def serve(environment: dict[str, str], log: Path, build: Path, *more: str) -> It
 
 @pytest.fixture(scope="session")
 def locked(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A bridge that other machines can reach, with two keys and one conversation per client."""
-    from tests.bridges import KEYS, bridge
+    """A bridge with keys; see `tests.bridges.locked_bridge`."""
+    from tests.bridges import locked_bridge
 
-    folder = tmp_path_factory.mktemp("locked")
-    keys = folder / "keys"
-    keys.write_text("# of the shop\n" + "\n".join(KEYS) + "\n")
-    with bridge(
-        served, folder / "log", host="0.0.0.0", api_keys_file=str(keys), conversations_per_client="1", log_level="info"
-    ) as running:
-        wait_until_answered(f"{running.http}/readyz", running.process, running.log)
+    with locked_bridge(served, tmp_path_factory.mktemp("locked")) as running:
         yield running
-        shown = running.log.read_text()
-        assert not [key for key in KEYS if key in shown], "no key is in the log"

@@ -97,7 +97,7 @@ def test_a_disk_that_is_full_ends_no_conversation(served: Served, tmp_path, pcm)
         assert code == 1000
         assert len(heard) >= TICKS * 7680
         assert len(read_recording(kept(folder, set()))) < TICKS
-        assert "cannot be written, the conversation goes on without" in running.log.read_text()
+        assert "cannot be written, the conversation continues without a recording" in running.log.read_text()
         resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (most, most))
         before = set(folder.glob("*.wav"))
         with connect(running.websocket) as socket:

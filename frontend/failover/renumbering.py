@@ -20,9 +20,9 @@ class Renumbering:
     """Translates events and states to the client's terms, controls to the server's."""
 
     def __init__(self, replay: Replay | None = None, lost: State | None = None, clock_ms: int = 0, tick_ms: int = 0):
-        """`lost` and `clock_ms`: the client's state and clock before the replay. Without a replay both sides agree."""
+        """Begin before the replay; `lost` and `clock_ms` are the client's. Without a replay both sides agree."""
         self._entries: Iterator[Entry] = iter(replay.entries if replay else ())
-        self._known: dict[int, Entry] = {}  # by the server's turn number
+        self._known: dict[int, Entry] = {}  # entries by the server's turn number
         self._spans: dict[int, Span] = {}  # the client's spans of the users' audio, by the server's start
         self._lost = lost or State()
         self._open_turn, self._first_turn, self._offset = 0, 1, 0  # the server's open turn, and its first new one

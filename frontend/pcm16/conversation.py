@@ -46,7 +46,7 @@ class Pcm16Conversation:
     """Runs from the event `conversation.opened` to the close; the engine receives an END in every case."""
 
     def __init__(self, socket: WebSocket, bridge: Bridge, reservation: Reservation, sockets: ResumableSockets):
-        """The query of `socket` has the options. Raises `ProtocolError` for an unknown one."""
+        """Read the options from the query of `socket`. Raises `ProtocolError` for an unknown one."""
         settings = bridge.settings
         options = dict(socket.query_params)
         is_resumable = options.pop("resumable", "false").lower() in ("true", "1")

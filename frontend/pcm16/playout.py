@@ -30,7 +30,7 @@ class Playout:
     """
 
     def __init__(self, max_lag_s: float, now: Callable[[], float] = time.monotonic):
-        """`max_lag_s`: 0 permits any lag."""
+        """Begin without a lag; a `max_lag_s` of 0 permits any lag."""
         self._max_lag_s, self._now = max_lag_s, now
         self._plays_until_s: float | None = None
         self._starved_s = 0.0  # time without audio that has not been made up for

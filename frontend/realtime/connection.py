@@ -46,7 +46,7 @@ class RealtimeConnection:
         session: Event | None = None,
         player: Player | None = None,
     ):
-        """`player` plays the audio of a call, whose events carry none. Raises `RealtimeError` for a bad `session`."""
+        """Begin a session; `player` plays the audio of a call, whose events carry none. Raises `RealtimeError`."""
         settings = self._settings = bridge.settings
         self._inbox = Inbox(settings.bridge.text_per_second)
         self._outbox = Outbox(channel, settings.bridge.read_timeout_s)

@@ -20,7 +20,7 @@ class Outbox:
     def __init__(
         self, channel: Channel, read_timeout_s: float, max_messages: int = MAX_MESSAGES, max_bytes: int = MAX_BYTES
     ):
-        """`read_timeout_s`: time in which the client must accept a message."""
+        """Begin with an empty queue; the client must accept a message within `read_timeout_s`."""
         self._channel, self._read_timeout_s = channel, read_timeout_s
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._waiting: deque[tuple[str, int]] = deque()  # messages with their sizes in bytes

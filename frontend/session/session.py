@@ -43,7 +43,7 @@ class EngineSession:
         name: str = "",
         tracer: Tracer | None = None,
     ):
-        """`name`: the conversation's id in the log; default: the sequence id."""
+        """Begin a conversation; `name` is its id in the log, the sequence id by default."""
         self.sequence_id = new_sequence_id()
         self.tick_s: float | None = None  # duration of the latest tick, from request to response
         self.ticks = 0  # ticks sent

@@ -118,7 +118,7 @@ class Call:
     """One client's peer connection, and the conversation over it."""
 
     def __init__(self, bridge: Bridge, reservation: Reservation, offer: Offer, begin: Begin):
-        """Raises `RefusedError` if the offer's session is invalid."""
+        """Raise `RefusedError` if the offer's session is invalid."""
         self.id, self.caller = f"rtc_{secrets.token_hex(12)}", reservation.caller
         self._channel = DataChannel("m=application" in offer.sdp)
         self._loudspeaker = Loudspeaker(lambda event: self.connection.send(event))

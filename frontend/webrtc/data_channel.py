@@ -18,7 +18,7 @@ class DataChannel:
     """The data channel, which the client opens; messages wait until then."""
 
     def __init__(self, is_offered: bool):
-        """`is_offered`: whether the client's offer has a data channel; without one the client receives no events."""
+        """Wait for the channel if the client offers one (`is_offered`); otherwise the client receives no events."""
         self._is_offered = is_offered
         self._channel: RTCDataChannel | None = None
         self._opened = asyncio.Event()

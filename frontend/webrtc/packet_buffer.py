@@ -20,7 +20,7 @@ class PacketBuffer:
 
     def __init__(self, release: Callable[[RtpPacket], None]) -> None:
         self._release = release
-        self._waiting: dict[int, RtpPacket] = {}  # by sequence number
+        self._waiting: dict[int, RtpPacket] = {}  # packets by sequence number
         self._last: int | None = None  # sequence number of the latest packet that was released
 
     def add(self, packet: RtpPacket) -> tuple[bool, None]:

@@ -52,7 +52,7 @@ class Loudspeaker(MediaStreamTrack):
     kind = "audio"
 
     def __init__(self, send: Callable[[dict[str, Any]], None]):
-        """`send` sends the protocol's events of an output buffer."""
+        """Begin with silence; `send` sends the protocol's events of an output buffer."""
         super().__init__()
         self._send = send
         self._due: deque[tuple[str, bytes | None]] = deque()  # a response's id with 20 ms of audio, or None: its end
