@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     try:
         ticks = read_recording(arguments.recording)
-        if len(ticks[0].said) != settings.audio.input_samples:
+        if len(ticks[0].user) != settings.audio.input_samples:
             raise UserError(
                 f"{arguments.recording}: expected ticks of {settings.audio.input_samples} samples (audio.tick_ms), "
-                f"got {len(ticks[0].said)}"
+                f"got {len(ticks[0].user)}"
             )
         answers = asyncio.run(replay(settings, ticks))
     except (RecordingError, TickError) as error:
@@ -57,7 +57,7 @@ async def replay(settings: Settings, ticks: Sequence[RecordedTick]) -> list[Tick
         for number, tick in enumerate(ticks):
             await free.acquire()
             is_last = number == len(ticks) - 1
-            pcm, tick_ms = tick.said.tobytes(), settings.audio.tick_ms
+            pcm, tick_ms = tick.user.tobytes(), settings.audio.tick_ms
             yield TickIn.from_parameters(pcm, tick.parameters, tick_ms, start=number == 0, end=is_last)
 
     link = TritonLink(settings)
@@ -91,7 +91,9 @@ def _compared(tick: RecordedTick, answer: TickOut | TickError) -> list[tuple[str
     if isinstance(answer, TickError) or tick.error:
         return [("error", tick.error, str(answer) if isinstance(answer, TickError) else None)]
     heard = np.frombuffer(answer.pcm, np.int16)
-    unequal = np.flatnonzero(np.abs(heard.astype(int) - tick.heard) > ROUNDING)
-    sound = (f"sample {unequal[0]} is {tick.heard[unequal[0]]}", f"{heard[unequal[0]]}") if len(unequal) else ("", "")
+    unequal = np.flatnonzero(np.abs(heard.astype(int) - tick.assistant) > ROUNDING)
+    sound = (
+        (f"sample {unequal[0]} is {tick.assistant[unequal[0]]}", f"{heard[unequal[0]]}") if len(unequal) else ("", "")
+    )
     events = [event.to_json() for event in answer.events]
     return [("text", tick.text, answer.text), ("events", tick.events, events), ("sound", *sound)]

@@ -125,8 +125,8 @@ async def recorded(
 class RecordedTick:
     """One tick of a recording."""
 
-    said: np.ndarray  # the user's audio, int16 at 16 kHz
-    heard: np.ndarray  # the assistant's audio, int16 at 24 kHz
+    user: np.ndarray  # the user's audio, int16 at 16 kHz
+    assistant: np.ndarray  # the assistant's audio, int16 at 24 kHz
     parameters: Mapping[str, Any]
     text: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)

@@ -64,8 +64,8 @@ def test_both_sides_are_kept_as_they_were(conversation: tuple[Path, np.ndarray],
     """A stereo WAV in one time: straight lines lie between the samples, which are unchanged."""
     path, heard = conversation
     ticks = read_recording(path)
-    assert np.array_equal(np.concatenate([tick.said for tick in ticks])[: TICKS * TICK], pcm[: TICKS * TICK])
-    assert np.array_equal(np.concatenate([tick.heard for tick in ticks]), heard)
+    assert np.array_equal(np.concatenate([tick.user for tick in ticks])[: TICKS * TICK], pcm[: TICKS * TICK])
+    assert np.array_equal(np.concatenate([tick.assistant for tick in ticks]), heard)
     with wave.open(str(path)) as wav:
         assert (wav.getnchannels(), wav.getframerate()) == (2, RATE)
         assert wav.getnframes() == len(heard) * RATE // OUTPUT_HZ

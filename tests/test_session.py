@@ -32,8 +32,8 @@ class FakeClient:
             await self.session.ready()
             yield TickIn(bytes([number]), start=number == 0)
 
-    async def deliver(self, tick: TickOut, asked: TickIn) -> None:
-        self.delivered.append((tick, asked))
+    async def deliver(self, tick: TickOut, sent: TickIn) -> None:
+        self.delivered.append((tick, sent))
 
     async def end(self, ended: Ended) -> None:
         if self.session.end(ended):
@@ -65,7 +65,7 @@ def test_answers_are_delivered_with_their_ticks_and_measured():
 
     client = FakeClient(6)
     session = run(client, converse)
-    assert [(tick.pcm, asked.pcm) for tick, asked in client.delivered] == [(bytes([n]), bytes([n])) for n in range(6)]
+    assert [(tick.pcm, sent.pcm) for tick, sent in client.delivered] == [(bytes([n]), bytes([n])) for n in range(6)]
     assert (session.ticks, session.answers, session.tick_s) == (6, 1, 0.25)
     assert session.ended is CLIENT_LEFT
 
@@ -122,7 +122,7 @@ def test_unexpected_failure_ends_the_conversation_and_is_logged(caplog: pytest.L
             yield TickOut(b"", "", [])
 
     class Broken(FakeClient):
-        async def deliver(self, tick: TickOut, asked: TickIn) -> None:
+        async def deliver(self, tick: TickOut, sent: TickIn) -> None:
             raise KeyError("turn")
 
     with caplog.at_level("INFO", "sca.bridge"):

@@ -91,7 +91,7 @@ class Pcm16Conversation:
         """Send an event."""
         await self._socket.send(event_text(event))
 
-    async def deliver(self, tick: TickOut, asked: TickIn) -> None:
+    async def deliver(self, tick: TickOut, sent: TickIn) -> None:
         """Send a tick's events, then its audio."""
         if self._inbox.is_over:  # the client has left, or the conversation has failed
             return

@@ -24,8 +24,8 @@ class Client(Protocol):
     def ticks(self) -> AsyncIterator[TickIn]:
         """Yield the client's ticks when they are due."""
 
-    async def deliver(self, tick: TickOut, asked: TickIn) -> None:
-        """Send the answer to the tick `asked` to the client."""
+    async def deliver(self, tick: TickOut, sent: TickIn) -> None:
+        """Send the answer to the tick `sent` to the client."""
 
     async def end(self, ended: Ended) -> None:
         """End the conversation; the client receives the error, if there is one."""

@@ -1,19 +1,19 @@
-// The API key, and whether a conversation could begin: a browser hides from a page why a WebSocket was refused.
-// The key is given to the page in its address, as #key=..., which no server sees.
+// The API key, and whether a conversation can begin: a browser hides the reason for the refusal of a WebSocket.
+// The page reads the key from its address, #key=..., which the browser sends to no server.
 
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 
-// The subprotocols of a WebSocket: the only place where a browser lets a page put a key.
+// Returns the subprotocols of a WebSocket, the only place for a key that a browser permits.
 export function subprotocols() {
   return key ? ["pcm16", `openai-insecure-api-key.${key}`] : ["pcm16"];
 }
 
-// The headers of a request.
+// Returns the headers of a request.
 export function authorization() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-// What may begin now: { dialect }. Throws with the reason in words where nothing may.
+// Returns { dialect } if a conversation can begin now; otherwise throws the reason.
 export async function access() {
   let response;
   try {
@@ -27,7 +27,7 @@ export async function access() {
   throw new Error(code === "invalid_api_key" ? `${message}: add #key=... to this page's address` : message);
 }
 
-// The reason in words; null where nothing stands in the way any more.
+// Returns the reason for a refusal; null if a conversation can begin now.
 export async function whyRefused() {
   try {
     await access();

@@ -1,4 +1,4 @@
-// The page: its buttons, what it shows, and one conversation at a time.
+// The page: buttons, status, and one conversation at a time.
 
 import { whyRefused } from "./access.js";
 import { Conversation } from "./conversation.js";
@@ -100,7 +100,7 @@ function mute(isMuted) {
   element("mute").textContent = isMuted ? "Unmute" : "Mute";
 }
 
-// The space bar is the button of push-to-talk, M mutes; not where somebody types.
+// The space bar is the push-to-talk button, M mutes; neither applies while the user types.
 function listenToKeys() {
   const hold = element("hold");
   const holds = (isHeld) => {

@@ -1,12 +1,12 @@
-// The Realtime protocol's events of one call, as the page knows them; and what the page asks for, in the protocol's.
+// Translates the Realtime protocol's events of a call to the page's events, and the page's requests to the protocol's.
 
 export class CallEvents {
-  // line: its channel, and the conversation that is told
+  // line: the call, with its data channel and its conversation
   constructor(line) {
     this.line = line;
-    this.items = new Set(); // ids, in order
-    this.responses = new Set(); // ids of those that go on
-    this.forgotten = new Set(); // ids of those of which nothing more is told
+    this.items = new Set(); // ids of items, in order
+    this.responses = new Set(); // ids of responses in progress
+    this.forgotten = new Set(); // ids of responses whose further events are ignored
     this.began = performance.now();
   }
 
@@ -58,18 +58,18 @@ export class CallEvents {
     if (status === "failed") this.line.conversation.complain(status_details.error.message);
   }
 
-  // The user's turn is over now: what comes next is the answer to it.
+  // Ends the user's turn: the next response answers it.
   turnEnded() {
     this.endedAt = performance.now();
   }
 
-  // What was said since the last `input_audio_buffer.clear` is a turn, and asks for an answer.
+  // Commits the audio since the last `input_audio_buffer.clear` as a turn, and requests a response.
   commit() {
     this.ask("input_audio_buffer.commit");
     this.ask("response.create");
   }
 
-  // A typed turn; it ends an answer that is being given.
+  // Sends a typed turn; ends an answer in progress.
   say(text) {
     if (this.responses.size) this.ask("output_audio_buffer.clear");
     this.ask("conversation.item.create", {

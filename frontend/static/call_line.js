@@ -1,28 +1,28 @@
-// A conversation's line over WebRTC: OpenAI's Realtime protocol at /v1/realtime/calls. The browser cancels the echo, hides
-// lost packets and holds its own jitter buffer; the bridge falls silent for it at an interruption.
+// A conversation over WebRTC: OpenAI's Realtime protocol at /v1/realtime/calls. The browser cancels the echo, conceals lost
+// packets and has a jitter buffer; the bridge stops the audio at an interruption.
 
 import { authorization } from "./access.js";
 import { CallEvents } from "./call_events.js";
 import { useLoudspeaker } from "./devices.js";
 
 const CALLS = "v1/realtime/calls";
-const GATHERS_MS = 1000; // how long the browser may look for its own addresses
-const CONNECTS_MS = 3000; // from the bridge's answer until events can go
+const GATHERS_MS = 1000; // timeout of the search for the browser's addresses
+const CONNECTS_MS = 3000; // timeout from the bridge's answer until the data channel is open
 const LEVEL_MS = 100;
-const LOOK_MS = 1000; // between two looks at the network and the engine
-const MIN_TURN_MS = 150; // that a button is held, or it was a slip
-const TAIL_MS = 200; // how long the last of a held turn is on its way
+const LOOK_MS = 1000; // interval of the reports on network and engine
+const MIN_TURN_MS = 150; // shortest push-to-talk turn; a shorter press is ignored
+const TAIL_MS = 200; // time in which the last audio of a push-to-talk turn arrives
 
 export class CallLine {
   constructor(conversation, audio) {
     this.conversation = conversation;
     this.audio = audio;
-    this.output = new Audio(); // what has a loudspeaker
+    this.output = new Audio(); // element with a loudspeaker
     this.timers = [];
     this.events = new CallEvents(this);
   }
 
-  // Throws where no call comes about; `isRefusal` where the server takes none now.
+  // Throws if no call is possible, with `isRefusal` if the server accepts none now.
   async start(stream) {
     this.peer = new RTCPeerConnection();
     this.sender = this.peer.addTrack(stream.getAudioTracks()[0], stream);
@@ -48,7 +48,7 @@ export class CallLine {
     this.conversation.opened();
   }
 
-  // The SDP, and with it what the session shall be: sound is heard before an event could say so.
+  // Sends the SDP together with the session: audio arrives before an event could change the session.
   offer() {
     const { instructions, voice } = this.conversation.preferences;
     const audio = { ...(voice && { output: { voice } }) };
@@ -74,7 +74,7 @@ export class CallLine {
   }
 
   set isSilent(isSilent) {
-    this.track.enabled = !isSilent; // else zeros are sent
+    this.track.enabled = !isSilent; // a disabled track sends zeros
   }
 
   changed() {
@@ -87,7 +87,7 @@ export class CallLine {
 
   hold(isHeld) {
     if (isHeld) {
-      this.commit(); // the turn before, where the button was let go of just now
+      this.commit(); // the previous turn, if its last audio is still on its way
       this.heldAt = performance.now();
       this.events.ask("output_audio_buffer.clear");
       this.events.ask("input_audio_buffer.clear");
@@ -97,7 +97,7 @@ export class CallLine {
     }
   }
 
-  // The turn that was held, if it waits for its last sound.
+  // Commits the push-to-talk turn, if it waits for its last audio.
   commit() {
     if (!this.committing) return;
     clearTimeout(this.committing);
@@ -124,7 +124,7 @@ export class CallLine {
     this.conversation.heard({ playedS: now - this.voiceBeganS, level: this.voice.measure(), bufferS, gaps });
   }
 
-  // What the browser knows of the network, and the bridge of the engine.
+  // Reports the network, from the browser's statistics, and the engine, from the bridge.
   async look() {
     const stats = [...(await this.peer.getStats()).values()];
     const sound = stats.find(({ type, kind }) => type === "inbound-rtp" && kind === "audio");
@@ -151,7 +151,7 @@ export class CallLine {
   }
 }
 
-// How loud a stream is now.
+// Returns the level of a stream.
 class Level {
   constructor(audio, stream) {
     this.source = audio.createMediaStreamSource(stream);
@@ -166,14 +166,14 @@ class Level {
   }
 }
 
-// How long sound has waited in the jitter buffer since `before`, and how often it ran out.
+// Returns the mean delay in the jitter buffer since `before`, and the number of concealments.
 function bufferOf({ jitterBufferDelay: delay, jitterBufferEmittedCount: count, concealmentEvents: gaps }, before) {
   const samples = count - (before?.count ?? 0);
   const bufferS = samples > 0 ? (delay - (before?.delay ?? 0)) / samples : (before?.bufferS ?? 0);
   return { delay, count, gaps, bufferS };
 }
 
-// Waits for an event of `target` after which `isSo`; whether it came in time.
+// Waits until `isSo` after an event of `target`; returns false after the timeout.
 function until(target, name, isSo, milliseconds) {
   return new Promise((resolve) => {
     const timer = setTimeout(() => resolve(isSo()), milliseconds);

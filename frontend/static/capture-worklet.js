@@ -1,4 +1,4 @@
-// The microphone, on the audio thread: mono, 16 kHz, 16 bit, in frames of 20 ms.
+// The microphone, in the audio thread: mono, 16 kHz, 16 bit, in frames of 20 ms.
 
 import { Resampler } from "./resampler.js";
 
@@ -14,7 +14,7 @@ class Capture extends AudioWorkletProcessor {
   }
 
   process([channels]) {
-    if (channels.length === 0) return true; // the microphone is not there yet
+    if (channels.length === 0) return true; // the microphone is not connected yet
     const mono = new Float32Array(channels[0].length);
     for (const channel of channels) channel.forEach((sample, i) => (mono[i] += sample / channels.length));
     for (const sample of this.resampler.process(mono)) {

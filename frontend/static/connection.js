@@ -1,19 +1,19 @@
-// The WebSocket, and the next one when the network drops. Both sides count messages, so that each can send what the other
-// misses: docs/websocket.md, "Reconnect".
+// The WebSocket, and the next one after a loss of the network. Both sides count messages, so that each can send the ones
+// that the other has missed: docs/websocket.md, "Reconnect".
 
 import { subprotocols } from "./access.js";
 
-const CUT_OFF = 1006; // the close code of a WebSocket without a goodbye
+const CUT_OFF = 1006; // close code of a WebSocket without a close frame
 const RETRY_MS = 500;
-const SILENT_MS = 5000; // without a message, when pongs come every two seconds: nobody is there
-const KEPT_BYTES = 2 ** 21; // of what was sent last: a minute
+const SILENT_MS = 5000; // the network counts as lost after this time without a message; pongs come every two seconds
+const KEPT_BYTES = 2 ** 21; // bytes of the latest messages that are kept: a minute of audio
 
 export class Connection {
   // listener: event(object), sound(buffer), lost(), back(), closed()
   constructor(listener) {
     this.listener = listener;
     this.received = 0;
-    this.sent = []; // the newest messages, and how many there were before them
+    this.sent = []; // the latest messages; `before` counts earlier ones
     this.dropped = this.bytes = 0;
     this.call(`${location.search || "?"}&resumable=true`);
     this.watching = setInterval(() => this.watch(), 1000);
@@ -29,7 +29,7 @@ export class Connection {
     this.heardAt = performance.now();
   }
 
-  // A network may fall silent without a word: this WebSocket is given up then.
+  // Drops a WebSocket that has received no message for too long.
   watch() {
     const isWaiting = this.socket.readyState <= WebSocket.OPEN && this.token;
     if (!isWaiting || performance.now() - this.heardAt < SILENT_MS) return;
@@ -65,7 +65,7 @@ export class Connection {
 
   resumed(received) {
     if (received < this.dropped) {
-      this.close(); // what is missed is not kept any more
+      this.close(); // the missed messages are no longer kept
       return this.listener.closed();
     }
     for (const message of this.sent.slice(received - this.dropped)) this.socket.send(message);

@@ -1,12 +1,12 @@
-// One conversation, from the button pressed to the button pressed again. Its line carries sound and events: a WebRTC call
-// where bridge, browser and network can, else a WebSocket. `page` is told what happens; see app.js.
+// One conversation, from one press of the button to the next. Its line carries audio and events: a WebRTC call if bridge,
+// browser and network permit one, otherwise a WebSocket. `page` receives the changes; see app.js.
 
 import { access } from "./access.js";
 import { CallLine } from "./call_line.js";
 import { openMicrophone, useLoudspeaker } from "./devices.js";
 import { SocketLine } from "./socket_line.js";
 
-let callsFail = false; // one has not come about: a firewall will not go away while the page is open
+let callsFail = false; // a call has failed: the network is expected to block calls while the page is open
 
 export class Conversation {
   constructor(page, preferences) {
@@ -19,7 +19,7 @@ export class Conversation {
     try {
       this.audio = new AudioContext({ latencyHint: "interactive" });
       this.use(await openMicrophone(this.preferences.microphone));
-      await this.preferences.listDevices(); // which have names only now
+      await this.preferences.listDevices(); // devices have names only after the microphone was permitted
       const { dialect } = await access();
       this.takesTurns = dialect === "turn";
       if (!this.isOver) await this.call();
@@ -31,7 +31,7 @@ export class Conversation {
 
   async call() {
     this.page.state("connecting", "Calling …");
-    // The address's query has options of the WebSocket's.
+    // The query of the address has options that only the WebSocket has.
     if (this.takesTurns && this.preferences.prefersCalls && !callsFail && !location.search) {
       this.line = new CallLine(this, this.audio);
       try {
@@ -51,7 +51,7 @@ export class Conversation {
     return this.line instanceof CallLine ? "call" : "socket";
   }
 
-  // From the line
+  // Events of the line
 
   opened() {
     this.isOpen = true;
@@ -86,7 +86,7 @@ export class Conversation {
   }
 
   complain(message) {
-    this.complaint = message; // the conversation goes on, unless the bridge closes it now
+    this.complaint = message; // the conversation continues, unless the bridge closes it now
     this.page.complain(message);
   }
 
@@ -94,15 +94,15 @@ export class Conversation {
     if (!this.isOver) this.fail(this.complaint ?? (this.isOpen ? "The server closed the conversation." : null));
   }
 
-  // From the page
+  // Requests of the page
 
-  // Other devices, in mid-conversation.
+  // Changes the devices during a conversation.
   async useDevices({ microphone, loudspeaker }) {
     if (!this.isOpen) return;
     await useLoudspeaker(this.line.output, loudspeaker);
     const stream = await openMicrophone(microphone);
     if (this.isOver || this.preferences.microphone !== microphone) {
-      stream.getTracks().forEach((track) => track.stop()); // too late
+      stream.getTracks().forEach((track) => track.stop()); // the conversation has ended meanwhile
       return;
     }
     this.stream.getTracks().forEach((track) => track.stop());
@@ -111,7 +111,7 @@ export class Conversation {
     this.silence();
   }
 
-  // A track ends by itself when its device is unplugged. Time goes on, in silence, and one can type.
+  // A track ends if its device is unplugged. The conversation continues with silence, and the user can type.
   use(stream) {
     this.stream = stream;
     const gone = () => {
@@ -129,12 +129,12 @@ export class Conversation {
     this.silence();
   }
 
-  // Where nothing shall be heard, silence is sent: time goes on.
+  // Sends silence while the microphone is muted or not held, so that time passes.
   silence() {
     if (this.isOpen) this.line.isSilent = this.isMuted || (this.pushes && !this.isHeld);
   }
 
-  // Push-to-talk: the turn is what is said between the two.
+  // Push-to-talk: the turn is the audio between `hold` and `release`.
   hold(isHeld) {
     if (isHeld === this.isHeld || !this.isOpen) return;
     this.isHeld = isHeld;

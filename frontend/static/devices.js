@@ -1,4 +1,4 @@
-// Microphones and loudspeakers, and what is said where there is none.
+// Microphones and loudspeakers, and the messages for the user if there is none.
 
 const WORDS = {
   NotAllowedError: "The browser may not use the microphone: allow it beside this page's address.",
@@ -30,7 +30,7 @@ export async function useLoudspeaker(output, deviceId) {
   }
 }
 
-// [{ id, label }] of "audioinput" or "audiooutput"; labels are empty before a microphone was allowed.
+// Returns [{ id, label }] of "audioinput" or "audiooutput"; labels are empty until a microphone was permitted.
 export async function devicesOf(kind) {
   const devices = (await navigator.mediaDevices?.enumerateDevices()) ?? [];
   return devices

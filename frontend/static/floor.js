@@ -1,4 +1,4 @@
-// Who has the floor: what the engine's events say about it, shown at the levels and in the status line.
+// The floor: user or assistant, by the engine's events, shown next to the levels and in the status line.
 
 export class Floor {
   constructor(body, status) {

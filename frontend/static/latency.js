@@ -1,10 +1,10 @@
-// Every tick sent has one answer, in order; so the n-th answer's delay is known without any stamp on the wire.
+// Each tick has one answer, in order, so the delay of the n-th answer is known without a time stamp in the protocol.
 
 export class Latency {
   constructor(tickBytes) {
     this.tickBytes = tickBytes;
     this.sentBytes = 0;
-    this.sentAt = []; // of the ticks on their way, when their last sample was sent
+    this.sentAt = []; // send times of the last samples of the ticks in flight
   }
 
   sent(bytes, now) {
@@ -14,13 +14,13 @@ export class Latency {
     for (let tick = before; tick < after; tick++) this.sentAt.push(now);
   }
 
-  // The bridge has closed the open tick with silence.
+  // Notes that the bridge has padded the open tick with silence.
   closed(now) {
     this.sentBytes = (Math.floor(this.sentBytes / this.tickBytes) + 1) * this.tickBytes;
     this.sentAt.push(now);
   }
 
-  // Milliseconds from the tick's last sample sent to its answer.
+  // Returns the milliseconds from the send time of a tick's last sample to its answer.
   answered(now) {
     return this.sentAt.length > 0 ? now - this.sentAt.shift() : null;
   }

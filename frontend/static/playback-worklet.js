@@ -1,16 +1,16 @@
-// The loudspeaker, on the audio thread: takes 24 kHz 16 bit frames, plays them from a ring buffer. How much it holds back
-// follows the network: more after a gap, less when nothing was late for a while. It falls silent and begins by short fades.
+// The loudspeaker, in the audio thread: plays 24 kHz 16 bit frames from a ring buffer. The amount of buffered audio follows
+// the network: more after a gap, less after a time without late frames. Audio begins and ends with short fades.
 
 import { Resampler } from "./resampler.js";
 
 const RATE = 24000;
 const CAPACITY_S = 4;
-const GREATEST_WAIT_S = 1.5; // sound that has waited so long would make every later answer late
-const CUSHION_S = 0.12; // that the first frame waits before playing begins, against late ones
-const CUSHION_STEP_S = 0.08; // more is held back after every gap
+const GREATEST_WAIT_S = 1.5; // longest wait of audio: more would delay every later answer
+const CUSHION_S = 0.12; // delay of the first frame, so that later frames may be late
+const CUSHION_STEP_S = 0.08; // increase of the delay after each gap
 const GREATEST_CUSHION_S = 0.64;
-const SPARE_S = 0.06; // what shall be left of the buffer when the next frame comes
-const WATCH_S = 8; // more than that for so long, and the next silence is shortened by it
+const SPARE_S = 0.06; // smallest amount in the buffer when the next frame arrives
+const WATCH_S = 8; // an excess over this duration shortens the next silence
 const FADE_S = 0.005;
 const REPORT_S = 0.1;
 
@@ -19,18 +19,18 @@ class Playback extends AudioWorkletProcessor {
     super();
     this.resampler = new Resampler(RATE, sampleRate);
     this.ring = new Float32Array(CAPACITY_S * sampleRate);
-    this.written = 0; // samples, ever
-    this.played = 0; // samples, ever
-    this.skipTo = null; // where playing goes on after a fade
+    this.written = 0; // samples received since the beginning
+    this.played = 0; // samples played since the beginning
+    this.skipTo = null; // sample at which playback continues after a fade
     this.playing = false;
-    this.cameAt = 0; // when the first sound came that waits to be played
+    this.cameAt = 0; // arrival time of the first audio that waits
     this.gain = 0;
     this.cushionS = CUSHION_S;
-    this.least = Infinity; // samples that were left in the buffer, since `watchedAt`
+    this.least = Infinity; // fewest samples in the buffer since `watchedAt`
     this.watchedAt = 0;
     this.excess = 0; // samples of silence to leave out
     this.gaps = 0;
-    this.squares = 0; // of the samples played since the last report
+    this.squares = 0; // sum of squares of the samples since the last report
     this.reported = 0;
     this.port.onmessage = ({ data }) => (data === "skip" ? this.skip() : this.write(new Int16Array(data)));
   }
@@ -41,7 +41,7 @@ class Playback extends AudioWorkletProcessor {
     for (const sample of samples) this.ring[this.written++ % this.ring.length] = sample;
     if (this.written - this.played > GREATEST_WAIT_S * sampleRate) {
       const late = this.written - Math.round(this.cushionS * sampleRate);
-      this.skipTo = Math.max(this.skipTo ?? 0, late); // after a stall, late sound is left out
+      this.skipTo = Math.max(this.skipTo ?? 0, late); // after a stall, late audio is left out
     }
   }
 
@@ -87,7 +87,7 @@ class Playback extends AudioWorkletProcessor {
     }
   }
 
-  // What was never needed is held back no longer.
+  // Reduces the buffer by the amount that was never needed.
   watch() {
     if (this.playing && this.least < Infinity) {
       this.excess = Math.max(0, this.least - SPARE_S * sampleRate);
@@ -97,7 +97,7 @@ class Playback extends AudioWorkletProcessor {
     this.watchedAt = currentTime;
   }
 
-  // Leaves out silence that would be played now.
+  // Leaves out silence that is due now.
   shorten(length) {
     if (this.excess < length || this.written - this.played < 3 * length) return;
     for (let i = 0; i < 2 * length; i++) if (this.ring[(this.played + i) % this.ring.length] !== 0) return;

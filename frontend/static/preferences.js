@@ -1,4 +1,4 @@
-// The settings of the page; the browser keeps them. Devices may change at any time, the others before a conversation.
+// The settings of the page, stored by the browser. Devices may change at any time, other settings before a conversation.
 
 import { canChooseLoudspeaker, devicesOf } from "./devices.js";
 
@@ -77,7 +77,7 @@ export class Preferences {
   }
 }
 
-// A browser may keep nothing for a page, and what it kept may be of another page: then a choice holds until it is left.
+// A browser may store nothing for a page, or a value of another page: then a choice lasts until the page is left.
 function withStore(use) {
   try {
     return use(localStorage);

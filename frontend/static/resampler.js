@@ -1,22 +1,22 @@
 // Resamples a stream from one rate to another by a polyphase windowed-sinc filter: aliases lie 80 dB down or more.
 
-const ZERO_CROSSINGS = 24; // of the sinc, on each side
+const ZERO_CROSSINGS = 24; // zero crossings of the sinc on each side
 const KAISER_BETA = 8; // side lobes near -80 dB
-const PASSED = 0.9; // of the lower rate's band, the rest is the filter's slope
+const PASSED = 0.9; // passband as a share of the lower rate's band; the rest is the filter's slope
 
 export class Resampler {
   constructor(fromRate, toRate) {
     const common = greatestCommonDivisor(fromRate, toRate);
     this.up = toRate / common;
     this.down = fromRate / common;
-    const cutoff = PASSED * Math.min(1, toRate / fromRate); // of the input's band
+    const cutoff = PASSED * Math.min(1, toRate / fromRate); // cutoff as a share of the input's band
     this.half = Math.ceil(ZERO_CROSSINGS / cutoff);
     this.phases = Array.from({ length: this.up }, (_, phase) => filterPhase(phase / this.up, this.half, cutoff));
-    this.held = new Float32Array(2 * this.half); // input that later output still needs
-    this.next = 0; // of the coming output sample: its place after the held input's middle, in 1/up samples
+    this.held = new Float32Array(2 * this.half); // input that later output needs
+    this.next = 0; // position of the next output sample after the middle of the held input, in 1/up samples
   }
 
-  // Float32Array of any length -> Float32Array of what can be said by now.
+  // Float32Array of any length -> Float32Array of the output that is complete.
   process(input) {
     const signal = new Float32Array(this.held.length + input.length);
     signal.set(this.held);

@@ -1,18 +1,18 @@
-// A conversation's line over a WebSocket: the microphone's frames go out, the voice's come in and are played from a buffer.
+// A conversation over a WebSocket: sends the microphone's frames, receives the voice's and plays them from a buffer.
 
 import { Connection } from "./connection.js";
 import { useLoudspeaker } from "./devices.js";
 import { Latency } from "./latency.js";
 
 const INPUT_RATE = 16000;
-const LEVEL_FRAMES = 5; // microphone frames of 20 ms in a bar of its level
+const LEVEL_FRAMES = 5; // microphone frames of 20 ms in one bar of the level
 const PING_MS = 2000;
 
 export class SocketLine {
   constructor(conversation, audio) {
     this.conversation = conversation;
     this.audio = audio;
-    this.output = audio; // what has a loudspeaker
+    this.output = audio; // element with a loudspeaker
     this.isSilent = false;
   }
 

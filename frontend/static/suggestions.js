@@ -1,4 +1,4 @@
-// "Try saying ...": the sentences that the checkpoint's folder brings; hidden where it brings none.
+// "Try saying ...": sentences from the checkpoint's folder; hidden if the folder has none.
 
 export async function showSuggestions(line) {
   const response = await fetch("suggestions");

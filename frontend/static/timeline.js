@@ -1,4 +1,4 @@
-// Who spoke, and how loudly: the last 30 seconds on one axis, the user above it and the voice below, newest at the right.
+// Levels of the last 30 seconds on one axis: the user above, the assistant below, the newest at the right.
 
 const FLOOR_DB = -60;
 const COLUMN_MS = 100;
@@ -6,7 +6,7 @@ const COLUMNS = 300;
 const WHO = ["user", "assistant"];
 
 export class Timeline {
-  // body: its data-speaking tells who has the floor.
+  // body: the element whose data-speaking names the speaker.
   constructor(canvas, body) {
     this.canvas = canvas;
     this.body = body;
@@ -22,7 +22,7 @@ export class Timeline {
     this.draw();
   }
 
-  // level: root mean square of some samples within [-1, 1], of now.
+  // level: root mean square of the latest samples, which are in [-1, 1].
   push(who, level) {
     const now = Math.floor(performance.now() / COLUMN_MS);
     this.first ??= now;

@@ -1,5 +1,5 @@
-// The conversation as people know one: turns in order, what was typed, when one spoke and for how long, and of an answer
-// that was interrupted the words that were not heard, marked.
+// The transcript: turns in order, typed text, time and duration of speech, and, marked, the words of an interrupted answer
+// that were not heard.
 
 const percent = (share) => `${Math.round(share * 100)} %`;
 const clock = (milliseconds) => {
@@ -15,8 +15,8 @@ export class Transcript {
 
   clear() {
     this.list.textContent = "";
-    this.speech = null; // the user's turn that is being spoken: its entry and when it began
-    this.answer = null; // the entry of the answer that is being given
+    this.speech = null; // entry and start of the user's open turn
+    this.answer = null; // entry of the answer in progress
   }
 
   take(event) {
@@ -84,7 +84,7 @@ export class Transcript {
     this.answerDone();
   }
 
-  // A new entry of the list; its last child takes the words.
+  // Adds an entry to the list; the text goes into its last child.
   entry(who, when = "") {
     const entry = document.createElement("li");
     entry.dataset.who = who;
