@@ -132,6 +132,13 @@ class Call:
     async def answer(self, sdp: str) -> str:
         """Return the SDP that answers the client's. Raises `RefusedError`."""
         try:
+            return await self._answer(sdp)
+        except RefusedError:
+            self.connection.give_up()
+            raise
+
+    async def _answer(self, sdp: str) -> str:
+        try:
             await self._peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             self._use_one_track()
             if self._peer.sctp:
