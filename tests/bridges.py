@@ -38,7 +38,7 @@ class RunningBridge:
 def bridge(
     served: Served, log: Path, environment: Mapping[str, str] | None = None, **settings: str
 ) -> Iterator[RunningBridge]:
-    """A bridge before a server, or before what `environment` names; `settings` are the bridge's own."""
+    """Run a bridge before a server, or before what `environment` names; `settings` are of the section [bridge]."""
     port = free_port()
     environment = serve_environment() | {
         "SCA_TRITON_GRPC_PORT": str(served.settings.triton.grpc_port),

@@ -1,4 +1,4 @@
-"""What tests do with a WebSocket of `/ws/pcm16`."""
+"""Helpers of tests with a WebSocket of `/ws/pcm16`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wait_until_empty(served: Reachable, of: str = "conversations", seconds: floa
 
 
 def event(socket: ClientConnection, kind: str) -> dict:
-    """The next event of a kind; sound and text before it are passed over, an error in its place fails the test."""
+    """Return the next event of a kind; audio and other events are skipped, an error fails the test."""
     while True:
         message = socket.recv(timeout=20)
         if isinstance(message, str):
@@ -45,13 +45,13 @@ def event(socket: ClientConnection, kind: str) -> dict:
 
 
 def send_unless_closed(socket: ClientConnection, data: bytes) -> None:
-    """For a client whose server was just killed: it may have been told, and the socket closed, before it sends."""
+    """Send as a client whose server was just killed: the bridge may have closed the WebSocket already."""
     with contextlib.suppress(ConnectionClosed):
         socket.send(data)
 
 
 def rest(socket: ClientConnection, events: list[dict] | None = None) -> tuple[bytes, int]:
-    """All sound until the bridge closes, and the close code; `events` gets the events."""
+    """Return all audio until the bridge closes, and the close code; events are appended to `events`."""
     sound = b""
     try:
         while True:

@@ -44,12 +44,12 @@ def test_key_is_read_from_a_header_or_a_subprotocol(locked: RunningBridge, pcm):
 
 
 def test_talk_sends_its_key(locked: RunningBridge, tmp_path: Path, pcm):
-    said, heard = tmp_path / "said.wav", tmp_path / "heard.wav"
-    soundfile.write(said, pcm[:10240], 16000)
-    assert "401" in sca("talk", said, heard, "--url", locked.websocket).stderr
-    found = sca("talk", said, heard, "--url", locked.websocket, "--key", KEYS[0])
+    user, assistant = tmp_path / "user.wav", tmp_path / "assistant.wav"
+    soundfile.write(user, pcm[:10240], 16000)
+    assert "401" in sca("talk", user, assistant, "--url", locked.websocket).stderr
+    found = sca("talk", user, assistant, "--url", locked.websocket, "--key", KEYS[0])
     assert found.returncode == 0, found.stderr
-    assert len(soundfile.read(heard)[0]) >= 2 * 7680
+    assert len(soundfile.read(assistant)[0]) >= 2 * 7680
 
 
 def test_conversations_of_one_client_are_bounded(locked: RunningBridge, pcm):
@@ -128,9 +128,9 @@ def test_page_of_an_allowed_origin_may_send_its_librarys_headers(tmp_path: Path,
                 "Access-Control-Request-Method": "POST",
                 "Access-Control-Request-Headers": "authorization,content-type,x-openai-agents-sdk",
             }
-            asked = urllib.request.Request(f"{running.http}/v1/realtime/calls", headers=headers, method="OPTIONS")
+            request = urllib.request.Request(f"{running.http}/v1/realtime/calls", headers=headers, method="OPTIONS")
             try:
-                with urllib.request.urlopen(asked) as answer:
+                with urllib.request.urlopen(request) as answer:
                     found, allowed = answer.status, answer.headers["Access-Control-Allow-Headers"]
             except urllib.error.HTTPError as refused:
                 found, allowed = refused.code, ""

@@ -1,4 +1,4 @@
-"""What one client could do to the others, tried: the bridge stays open, fair and quick for those who behave."""
+"""Attacks of one client: the bridge stays available and fast for all other clients."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pcm_bytes(pcm: np.ndarray) -> bytes:
 
 
 def reset_connection(client: ClientConnection) -> None:
-    """Ends it as a crash does: what was not read yet is dropped on both sides."""
+    """End a connection as a crash does: unread data is dropped on both sides."""
     client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.socket.shutdown(socket.SHUT_RD)
     client.socket.close()
@@ -57,7 +57,7 @@ def raw(served: Served) -> Iterator[socket.socket]:
         yield client
 
 
-def test_a_burst_of_controls_leaves_no_backlog(served_turns: Served, pcm_bytes):
+def test_burst_of_controls_leaves_no_backlog(served_turns: Served, pcm_bytes):
     for _ in range(2):
         wait_until_empty(served_turns)
         clients = [connect(served_turns.websocket) for _ in range(served_turns.settings.engine.slots)]
@@ -71,7 +71,7 @@ def test_a_burst_of_controls_leaves_no_backlog(served_turns: Served, pcm_bytes):
     a_conversation_works(served_turns, pcm_bytes)
 
 
-def test_text_has_its_rate_and_the_others_their_ticks(served_turns: Served, pcm_bytes):
+def test_rate_of_text_is_bounded_and_other_conversations_keep_their_ticks(served_turns: Served, pcm_bytes):
     """One who types 2,100 characters fifty times a second is read as fast as bridge.text_per_second allows."""
     wait_until_empty(served_turns)
     rate = served_turns.settings.bridge.text_per_second
@@ -95,7 +95,7 @@ def test_text_has_its_rate_and_the_others_their_ticks(served_turns: Served, pcm_
 
 
 @pytest.mark.parametrize("length", [21_000, 2_000_000])
-def test_a_system_prompt_has_its_length(served_turns: Served, pcm_bytes, length):
+def test_length_of_a_system_prompt_is_bounded(served_turns: Served, pcm_bytes, length):
     wait_until_empty(served_turns)
     with connect(served_turns.websocket, max_size=None) as client:
         client.send(json.dumps({"type": "options", "system_prompt": "x" * length}))
@@ -107,7 +107,7 @@ def test_a_system_prompt_has_its_length(served_turns: Served, pcm_bytes, length)
             pass
 
 
-def test_one_who_reads_nothing_is_dropped(served: Served, pcm_bytes):
+def test_client_that_reads_nothing_is_dropped(served: Served, pcm_bytes):
     wait_until_empty(served)
     with raw(served) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -130,7 +130,7 @@ def test_one_who_reads_nothing_is_dropped(served: Served, pcm_bytes):
 
 
 @pytest.mark.parametrize("path", ["/ws/pcm16", "/v1/realtime"])
-def test_an_endless_text_frame_is_named_in_a_line(served: Served, path):
+def test_endless_text_frame_is_refused_in_one_line(served: Served, path):
     with connect(served.http.replace("http", "ws") + path, max_size=None) as client:
         client.send(json.dumps({"type": "options", "voice": "x" * 16_000_000}))
         while (found := json.loads(client.recv(timeout=20)))["type"] != "error":
@@ -140,7 +140,7 @@ def test_an_endless_text_frame_is_named_in_a_line(served: Served, path):
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "http://["])
-def test_a_web_page_of_elsewhere_gets_no_conversation(served: Served, origin):
+def test_page_of_another_origin_is_refused(served: Served, origin):
     for path in ("/ws/pcm16", "/v1/realtime"):
         with pytest.raises(InvalidStatus) as refused:
             connect(served.http.replace("http", "ws") + path, additional_headers={"Origin": origin})
@@ -150,7 +150,7 @@ def test_a_web_page_of_elsewhere_gets_no_conversation(served: Served, origin):
         urllib.request.urlopen(request)
 
 
-def test_a_name_that_points_here_is_not_the_bridges_own(served: Served):
+def test_name_that_resolves_to_this_machine_is_not_the_bridges_origin(served: Served):
     """DNS rebinding: the page's origin and the Host header agree, and neither is this machine's."""
     evil = f"evil.example:{served.settings.bridge.port}"
     request = urllib.request.Request(
@@ -163,7 +163,7 @@ def test_a_name_that_points_here_is_not_the_bridges_own(served: Served):
         assert response.status == 200
 
 
-def test_the_page_may_load_nothing_from_elsewhere_and_there_are_no_other_pages(served: Served):
+def test_page_loads_nothing_from_other_origins_and_no_other_page_exists(served: Served):
     with urllib.request.urlopen(f"{served.http}/") as response:
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
         assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -172,12 +172,12 @@ def test_the_page_may_load_nothing_from_elsewhere_and_there_are_no_other_pages(s
             urllib.request.urlopen(f"{served.http}/{path}")
 
 
-def test_tritons_http_listens_only_where_a_setting_asks_for_it():
+def test_tritons_http_listens_only_if_a_setting_requests_it():
     settings = Settings.load(environ={}).triton
     assert http_arguments(settings) == ["--allow-http=false"]
 
 
-def test_a_thousand_conversations_that_are_abandoned_leave_nothing(served: Served, pcm):
+def test_thousand_abandoned_conversations_leave_nothing(served: Served, pcm):
     """Each begins and is gone without a word, eight at a time for four slots; who is refused comes again."""
     expected, _ = converse(served.triton_grpc, pcm[: 3 * TICK])
     sound = pcm[:TICK].tobytes()
@@ -212,12 +212,12 @@ def test_a_thousand_conversations_that_are_abandoned_leave_nothing(served: Serve
 
 
 def memory_of(served: Served) -> int:
-    """Bytes that the bridge, Triton and its stages hold."""
+    """Return the bytes of memory of the bridge, Triton and its stages."""
     process = psutil.Process(served.process.pid)
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
 
 
-def test_silent_sockets_take_no_place(served: Served, pcm_bytes):
+def test_silent_sockets_hold_no_place(served: Served, pcm_bytes):
     wait_until_empty(served)
     silent = [socket.create_connection(("127.0.0.1", served.settings.bridge.port)) for _ in range(300)]
     silent_sockets = [connect(served.websocket) for _ in range(200)]
@@ -241,7 +241,7 @@ def test_silent_sockets_take_no_place(served: Served, pcm_bytes):
 
 
 @pytest.mark.parametrize("length", [9_000, 200_000])
-def test_a_query_beyond_all_bounds_is_answered_at_once(served: Served, length):
+def test_query_beyond_all_bounds_is_refused_at_once(served: Served, length):
     with raw(served) as client:
         client.settimeout(5)
         client.sendall(
@@ -251,7 +251,7 @@ def test_a_query_beyond_all_bounds_is_answered_at_once(served: Served, length):
         assert client.recv(1000).split(b" ")[1] in (b"414", b"400")
 
 
-def test_a_long_header_is_answered_at_once(served: Served):
+def test_long_header_is_refused_at_once(served: Served):
     with pytest.raises(InvalidStatus) as refused:
         connect(served.websocket, additional_headers={"Authorization": "Bearer " + "x" * 9000})
     assert refused.value.response.status_code == 431

@@ -29,7 +29,7 @@ def test_bridge_equals_triton_independent_of_the_clients_frames(served: Served, 
     samples = pcm[: 4 * TICK + 1000] if frame_bytes > 2 else pcm[:TICK]
     expected, text = converse(served.triton_grpc, samples)
 
-    async def say() -> None:
+    async def converse_in_frames() -> None:
         from websockets.asyncio.client import connect as connect_async
 
         found, words = bytearray(), ""
@@ -41,13 +41,13 @@ def test_bridge_equals_triton_independent_of_the_clients_frames(served: Served, 
             async for message in socket:
                 if isinstance(message, bytes):
                     found += message
-                elif (said := json.loads(message))["type"] == "text":
-                    words += said["text"]
+                elif (found_event := json.loads(message))["type"] == "text":
+                    words += found_event["text"]
         sound = np.frombuffer(found, np.int16)
         assert is_same_sound(sound[: len(expected)], expected)
         assert words.startswith(text)
 
-    asyncio.run(say())
+    asyncio.run(converse_in_frames())
 
 
 def test_first_event_has_id_and_formats(served: Served):

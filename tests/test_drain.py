@@ -46,12 +46,12 @@ def test_open_conversations_are_notified_and_have_time_to_end(tmp_path: Path, se
 
 
 def test_end_waits_for_closes_in_progress(monkeypatch):
-    """A conversation that was told still waits for its last tick: the server must not close its WebSocket before it."""
+    """A conversation that was ended waits for its last tick: the server must not close its WebSocket before."""
     monkeypatch.setenv("SCA_BRIDGE_DRAIN_S", "0")
     the_bridge = Bridge(Settings.load())
 
     class Slow:
-        """Its WebSocket is closed a while after it was told to end."""
+        """A conversation whose WebSocket is closed a while after its end."""
 
         is_closed = False
 

@@ -61,7 +61,7 @@ def test_bad_request_is_refused_with_what_was_expected(locked: RunningBridge, bo
 
 
 def test_expired_short_lived_key_opens_no_session(served: Served):
-    """Also where no key is needed: who made it asked for a session of its own."""
+    """Also if no key is required: the key was made for a session that another one must not replace."""
     with pytest.raises(InvalidStatus) as refused:
         connect(
             f"{served.websocket.removesuffix('/ws/pcm16')}/v1/realtime", additional_headers=bearer("ek_of-yesterday")

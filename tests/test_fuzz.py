@@ -109,15 +109,15 @@ def send(client: ClientConnection, frames: list[Any], last: dict[str, Any]) -> N
 
 
 def expect_error(event: dict[str, Any]) -> None:
-    told = event.get("error", event)
-    assert isinstance(told["code"], str)
-    assert told["message"]
+    error = event.get("error", event)
+    assert isinstance(error["code"], str)
+    assert error["message"]
     assert len(json.dumps(event, ensure_ascii=False)) < MAX_ERROR, "it quotes a line at most"
-    assert "Traceback" not in told["message"]
+    assert "Traceback" not in error["message"]
 
 
 def expect_close(closed: ConnectionClosed, frames: list[Any]) -> None:
-    """1000 after the client's end; text that is no UTF-8 ends the WebSocket, with 1007 if the client still listens."""
+    """Assert 1000 after the client's end, or 1007 or a lost WebSocket after text that is not UTF-8."""
     try:
         for frame in frames:
             if not isinstance(frame, bytearray):
@@ -129,7 +129,7 @@ def expect_close(closed: ConnectionClosed, frames: list[Any]) -> None:
 
 
 def no_constant(name: str) -> float:
-    raise AssertionError(f"{name} is no JSON")
+    raise AssertionError(f"{name} must be JSON")
 
 
 def try_pcm16(served: Served, frames: list[Any]) -> None:
@@ -163,19 +163,19 @@ def try_realtime(served: Served, frames: list[Any]) -> None:
 
 
 def go_on(served: Served) -> None:
-    """After all of it every slot is free, and a conversation is held as ever."""
+    """Assert that every slot is free afterwards, and that a conversation works."""
     wait_until_empty(served)
     answer = asyncio.run(talk(served.websocket, bytes(2 * 10240)))
     assert math.isclose(len(answer.pcm), 2 * 15360, abs_tol=8 * 15360)
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.long)])
-def test_pcm16_answers_whatever_comes(served_turns: Served, count: int):
+def test_pcm16_answers_random_frames(served_turns: Served, count: int):
     cases(count)(given(frames=pcm16_frames)(lambda frames: try_pcm16(served_turns, frames)))()
     go_on(served_turns)
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.long)])
-def test_realtime_answers_whatever_comes(served_turns: Served, count: int):
+def test_realtime_answers_random_events(served_turns: Served, count: int):
     cases(count)(given(frames=realtime_frames)(lambda frames: try_realtime(served_turns, frames)))()
     go_on(served_turns)

@@ -32,12 +32,12 @@ class Pcm16Machine(RuleBasedStateMachine):
         self.socket.close()
 
     def tick(self) -> list[dict[str, Any]]:
-        """A tick of silence, and the events of its answer."""
+        """Send a tick of silence and return the events of its answer."""
         self.socket.send(bytes(10_240))
         return self.hear()
 
     def hear(self) -> list[dict[str, Any]]:
-        """Events up to the next sound."""
+        """Return the events up to the next audio."""
         events: list[dict[str, Any]] = []
         while isinstance(message := self.socket.recv(timeout=WITHIN_S), str):
             events.append(json.loads(message))
@@ -97,13 +97,13 @@ class Pcm16Machine(RuleBasedStateMachine):
 
     @invariant()
     def sound_has_begun(self) -> None:
-        """From here on a reset is the engine's."""
+        """Send the first tick: the engine confirms later resets."""
         if not self.has_sound:
             self.tick()
             self.has_sound = True
 
 
-def test_every_order_of_steps_is_answered(served_turns: Served):
+def test_random_order_of_steps_is_answered(served_turns: Served):
     Pcm16Machine.served = served_turns
     run_state_machine_as_test(
         Pcm16Machine,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-LAYERS = (  # from the lowest; a module may import its own layer and those before it
+LAYERS = (  # layers from the lowest: a module may import its own layer and lower ones
     ("audio", "metrics", "tick", "tracer"),
     ("access", "body", "ephemeral_keys", "floor", "log", "triton"),
     ("admission", "server", "headers", "connections"),

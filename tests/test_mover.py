@@ -98,7 +98,7 @@ def test_dialect_without_turns_cannot_move():
 
 @pytest.fixture
 def moved() -> Renumbering:
-    """Turns 5 and 6 of the client are 1 and 3 of the server, whose clock is 6400 ms behind."""
+    """Return a renumbering in which turns 5 and 6 of the client are 1 to 3 of the server, 6400 ms behind."""
     entries = [Entry(5, "user", "", 3200, 4800), Entry(5, "assistant", "yes"), Entry(6, "system", "be brief")]
     ticks = [TickIn(b"")] * 10
     found = Renumbering(Replay(ticks, entries, False, (), False), State(next_turn=8), clock_ms=9600, tick_ms=320)

@@ -29,7 +29,7 @@ class Client:
 
     def __init__(self, messages: list[bytes | str], pause_s: float, leaves: bool = False):
         self._messages, self._pause_s, self._leaves = list(messages), pause_s, leaves
-        self.told: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self.close_code: int | None = None
 
     async def receive(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Client:
         return {"type": "websocket.receive", kind: message}
 
     async def send_text(self, data: str) -> None:
-        self.told.append(json.loads(data))
+        self.received.append(json.loads(data))
 
     async def send_bytes(self, data: bytes) -> None: ...
 
@@ -51,8 +51,8 @@ class Client:
         self.close_code = code
 
 
-async def hold(client: Client, converse, **engine: Any) -> None:
-    """A whole conversation."""
+async def converse_with(client: Client, converse, **engine: Any) -> None:
+    """Run a whole conversation."""
     settings = Settings.load(environ={}).with_values(engine={"dialect": "turn", **engine})
     bridge = SimpleNamespace(
         settings=settings,
@@ -63,8 +63,8 @@ async def hold(client: Client, converse, **engine: Any) -> None:
     await asyncio.wait_for(Pcm16Conversation(client, bridge, place, ResumableSockets()).run(), 20)
 
 
-def test_a_client_is_not_idle_while_its_server_is_away():
-    """Nobody takes its sound for longer than `engine.idle_timeout_s`, as in a move; it has never stopped speaking."""
+def test_client_is_not_idle_while_its_server_is_lost():
+    """No server reads the audio for longer than `engine.idle_timeout_s`, as in a move; the client keeps speaking."""
 
     async def converse(_, ticks: AsyncIterator[TickIn]):
         async for tick in ticks:
@@ -73,12 +73,12 @@ def test_a_client_is_not_idle_while_its_server_is_away():
             yield TickOut(ANSWER, "", [])
 
     client = Client([TICK] * 24 + ['{"type": "end"}'], 0.15)
-    asyncio.run(hold(client, converse, idle_timeout_s=1))
-    assert [event for event in client.told if event["type"] == "error"] == []
+    asyncio.run(converse_with(client, converse, idle_timeout_s=1))
+    assert [event for event in client.received if event["type"] == "error"] == []
     assert client.close_code == 1000
 
 
-def test_a_client_that_leaves_while_its_last_tick_is_answered_leaves_nothing():
+def test_client_that_leaves_during_its_last_tick_ends_the_conversation():
     """Its answer may never come."""
 
     async def converse(_, ticks: AsyncIterator[TickIn]):
@@ -89,10 +89,10 @@ def test_a_client_that_leaves_while_its_last_tick_is_answered_leaves_nothing():
             answered = True
 
     client = Client([TICK, '{"type": "end"}'], 0.05, leaves=True)
-    asyncio.run(hold(client, converse))
+    asyncio.run(converse_with(client, converse))
 
 
-def test_nobody_speaks_in_a_conversation_that_has_begun_anew():
+def test_floor_is_quiet_after_a_reset():
     """The engine sends no `speech_stopped` for who spoke before."""
     turns = Floor(creates_responses=True)
     turns.note(SpeechStarted(at_ms=0))
@@ -100,7 +100,7 @@ def test_nobody_speaks_in_a_conversation_that_has_begun_anew():
     assert turns.is_quiet
 
 
-def test_the_client_goes_on_where_the_bridge_leaves_out_silence():
+def test_client_continues_if_the_bridge_leaves_out_silence():
     """What has caught up a lag has given less sound than time."""
 
     async def speak(socket) -> None:

@@ -80,7 +80,7 @@ def test_message_beyond_all_bounds_closes_its_websocket(served: Served):
     with connect(served.websocket) as socket:
         event(socket, "conversation.opened")
         with pytest.raises(ConnectionClosed) as closed:
-            socket.send(bytes(20_000_000))  # it is closed while this is being sent
+            socket.send(bytes(20_000_000))  # the bridge closes the WebSocket during this frame
     assert closed.value.rcvd is None or closed.value.rcvd.code == 1009, "message too big (RFC 6455)"
     wait_until_empty(served)
 

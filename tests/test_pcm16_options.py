@@ -109,7 +109,7 @@ def test_option_that_triton_would_cut_off_is_refused_by_name(served: Served, pcm
 
 @pytest.mark.parametrize("path", ["/ws/pcm16?system_prompt=" + "la%20" * 900, "/v1/realtime"])
 def test_system_prompt_of_too_many_tokens_is_the_clients_mistake(served_turns: Served, pcm, path: str):
-    """Only the engine can count them: it is told at the first sound."""
+    """Only the engine can count tokens: the error follows the first audio."""
     with connect(served_turns.http.replace("http", "ws") + path) as socket:
         if "realtime" in path:
             socket.send(json.dumps({"type": "session.update", "session": {"instructions": "la " * 900}}))

@@ -1,4 +1,4 @@
-"""How a loudspeaker's lag is told and brought down, on a clock of the test's own."""
+"""The lag of a loudspeaker and its reduction, on a fake clock."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Loudspeaker:
         return sent
 
 
-def test_in_time_nothing_is_left_out():
+def test_nothing_is_left_out_without_a_lag():
     one = Loudspeaker()
     assert all(one.hear(SILENCE) == SILENCE for _ in range(50))
     assert one.events == []
 
 
-def test_a_file_that_comes_faster_than_it_is_heard_is_no_lag():
+def test_audio_faster_than_playback_is_no_lag():
     one = Loudspeaker()
     assert all(one.hear(SILENCE, after_s=0.01) == SILENCE for _ in range(50))
     assert one.events == []
 
 
-def test_after_a_standstill_silence_is_left_out_until_the_lag_is_gone():
+def test_silence_is_left_out_after_a_stall_until_the_lag_is_gone():
     one = Loudspeaker()
     for _ in range(10):
         one.hear(SPEECH)
@@ -56,13 +56,13 @@ def test_after_a_standstill_silence_is_left_out_until_the_lag_is_gone():
     assert one.hear(SILENCE) == SILENCE
 
 
-def test_a_slow_network_that_never_bursts_is_no_lag():
+def test_slow_network_without_bursts_is_no_lag():
     one = Loudspeaker()
     assert all(one.hear(SILENCE, after_s=0.5) == SILENCE for _ in range(50))
     assert one.events == []
 
 
-def test_zero_is_never():
+def test_zero_permits_any_lag():
     one = Loudspeaker(max_lag_s=0)
     one.hear(SPEECH)
     one.now_s += 10
@@ -70,7 +70,7 @@ def test_zero_is_never():
     assert one.events == []
 
 
-def test_what_closed_a_tick_early_is_left_out_of_the_next_silence():
+def test_silence_that_closed_a_tick_is_left_out_later():
     one = Loudspeaker()
     one.playout.owe(1000)
     assert one.hear(SPEECH) == SPEECH

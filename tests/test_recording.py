@@ -27,7 +27,7 @@ TICKS = 8
 
 @pytest.fixture(scope="module")
 def recording(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningBridge, Path]]:
-    """A bridge that keeps what it hears, and the folder."""
+    """Run a bridge that records conversations; yields the bridge and the folder."""
     folder = tmp_path_factory.mktemp("recording") / "kept"
     with bridge(served, folder.parent / "log", record_folder=str(folder)) as running:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
@@ -35,12 +35,12 @@ def recording(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def kept(folder: Path, before: set[Path]) -> Path:
-    """The WAV that was written since."""
+    """Return the WAV that was written since."""
     deadline = time.monotonic() + 20
     while not (new := set(folder.glob("*.wav")) - before):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.3)  # its last tick
+    time.sleep(0.3)  # time for the last tick
     return new.pop()
 
 
@@ -50,7 +50,7 @@ def replayed(served: Served, path: Path):
 
 @pytest.fixture(scope="module")
 def conversation(recording: tuple[RunningBridge, Path], pcm: np.ndarray) -> tuple[Path, np.ndarray]:
-    """A conversation's recording, and what its client heard."""
+    """Record a conversation; returns its WAV and the audio that the client received."""
     running, folder = recording
     with connect(f"{running.websocket}?temperature=1&text_temperature=1") as socket:
         event(socket, "conversation.opened")
@@ -60,7 +60,7 @@ def conversation(recording: tuple[RunningBridge, Path], pcm: np.ndarray) -> tupl
     return kept(folder, set()), heard
 
 
-def test_both_sides_are_kept_as_they_were(conversation: tuple[Path, np.ndarray], pcm):
+def test_both_channels_are_recorded_unchanged(conversation: tuple[Path, np.ndarray], pcm):
     """A stereo WAV in one time: straight lines lie between the samples, which are unchanged."""
     path, heard = conversation
     ticks = read_recording(path)
@@ -76,20 +76,20 @@ def test_both_sides_are_kept_as_they_were(conversation: tuple[Path, np.ndarray],
     assert "".join(tick.text for tick in ticks).strip()
 
 
-def test_a_replay_gives_the_same_answer(served: Served, conversation: tuple[Path, np.ndarray]):
+def test_replay_returns_the_same_answer(served: Served, conversation: tuple[Path, np.ndarray]):
     """Sampled, with the seed that was kept."""
     run = replayed(served, conversation[0])
     assert run.returncode == 0, run.stderr
     assert "the same answer: 9 ticks, 2.9 s" in run.stdout
 
 
-def test_a_disk_that_is_full_ends_no_conversation(served: Served, tmp_path, pcm):
-    """The system refuses to write further, as it does there; the log tells, and the next conversation is kept again."""
+def test_full_disk_ends_no_conversation(served: Served, tmp_path, pcm):
+    """The system refuses to write, as on a full disk; the log has the failure, the next conversation is recorded."""
     folder = tmp_path / "kept"
     with bridge(served, tmp_path / "log", record_folder=str(folder)) as running:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
-        _, most = resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (150_000, most))
+        _, max_bytes = resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (150_000, max_bytes))
         with connect(running.websocket) as socket:
             event(socket, "conversation.opened")
             socket.send(pcm[: TICKS * TICK].tobytes())
@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_ends_no_conversation(served: Served, tmp_path, pcm)
         assert len(heard) >= TICKS * 7680
         assert len(read_recording(kept(folder, set()))) < TICKS
         assert "cannot be written, the conversation continues without a recording" in running.log.read_text()
-        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
         before = set(folder.glob("*.wav"))
         with connect(running.websocket) as socket:
             event(socket, "conversation.opened")
@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_ends_no_conversation(served: Served, tmp_path, pcm)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"text": "Something else."}, "text differs from tick 2 on (0.64 s): recorded 'Something else.', now "),
         (
@@ -118,7 +118,7 @@ def test_a_disk_that_is_full_ends_no_conversation(served: Served, tmp_path, pcm)
         ({"error": "it failed"}, "error differs from tick 2 on (0.64 s): recorded 'it failed', now None"),
     ],
 )
-def test_where_the_answer_differs_is_told(served: Served, conversation, tmp_path, change, told):
+def test_difference_of_an_answer_is_reported(served: Served, conversation, tmp_path, change, reported):
     path = tmp_path / "changed.wav"
     path.write_bytes(conversation[0].read_bytes())
     lines = [json.loads(line) for line in conversation[0].with_suffix(".jsonl").read_text().splitlines()]
@@ -126,11 +126,11 @@ def test_where_the_answer_differs_is_told(served: Served, conversation, tmp_path
     path.with_suffix(".jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     run = replayed(served, path)
     assert run.returncode == 1
-    assert told in run.stdout
+    assert reported in run.stdout
     assert "sound" not in run.stdout
 
 
-def test_sound_that_differs_is_told_by_its_first_sample(served: Served, conversation, tmp_path):
+def test_difference_of_audio_is_reported_by_its_first_sample(served: Served, conversation, tmp_path):
     path = tmp_path / "changed.wav"
     lines = conversation[0].with_suffix(".jsonl").read_text()
     path.with_suffix(".jsonl").write_text(lines)
@@ -144,7 +144,7 @@ def test_sound_that_differs_is_told_by_its_first_sample(served: Served, conversa
     assert "sound differs from tick 2 on (0.64 s): recorded 'sample 50 is" in run.stdout
 
 
-def test_the_realtime_protocol_is_kept_too(served_turns: Served, pcm, tmp_path):
+def test_realtime_session_is_recorded(served_turns: Served, pcm, tmp_path):
     folder = tmp_path / "kept"
     with bridge(served_turns, tmp_path / "log", record_folder=str(folder)) as running:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
@@ -164,11 +164,11 @@ def test_the_realtime_protocol_is_kept_too(served_turns: Served, pcm, tmp_path):
     assert replayed(served_turns, path).returncode == 0
 
 
-def test_nothing_is_kept_unless_asked_for(served: Served):
+def test_nothing_is_recorded_by_default(served: Served):
     assert served.settings.bridge.record_folder == ""
 
 
-def test_a_disk_that_takes_nothing_ends_no_conversation(served: Served, pcm, tmp_path):
+def test_disk_that_accepts_nothing_ends_no_conversation(served: Served, pcm, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with bridge(served, tmp_path / "log", record_folder=str(tmp_path / "file")) as running:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
@@ -181,7 +181,7 @@ def test_a_disk_that_takes_nothing_ends_no_conversation(served: Served, pcm, tmp
         assert "cannot be written, the conversation goes on" in running.log.read_text()
 
 
-def test_what_is_no_recording_is_refused_by_name(tmp_path):
+def test_file_that_is_no_recording_is_refused_by_name(tmp_path):
     with pytest.raises(RecordingError, match=r"none\.wav cannot be read with its \.jsonl"):
         read_recording(tmp_path / "none.wav")
     path = tmp_path / "mono.wav"

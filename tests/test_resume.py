@@ -37,12 +37,12 @@ class Traveller:
         self.opened = json.loads(self.hear())
 
     def hear(self) -> bytes | str:
-        """The next message."""
+        """Return the next message."""
         self.received.append(self.socket.recv(timeout=20))
         return self.received[-1]
 
-    def say(self, message: bytes | str) -> None:
-        """Sends a message, or keeps it until the network is back."""
+    def send(self, message: bytes | str) -> None:
+        """Send a message, or keep it until the network is back."""
         self.sent.append(message)
         try:
             self.socket.send(message)
@@ -50,13 +50,13 @@ class Traveller:
             self.come_back()
 
     def drop(self) -> None:
-        """The network is gone: no close frame, no goodbye."""
+        """Drop the network, without a close frame."""
         self.drops += 1
-        with suppress(OSError):  # it is gone already
+        with suppress(OSError):  # the network is lost already
             self.socket.socket.shutdown(SHUT_RDWR)
 
     def come_back(self) -> None:
-        """Goes on over another WebSocket."""
+        """Continue over another WebSocket."""
         self.socket = self.call_again(self.opened["resume_token"], str(len(self.received)))
         resumed = json.loads(self.socket.recv(timeout=20))
         assert resumed["type"] == "conversation.resumed", resumed
@@ -67,7 +67,7 @@ class Traveller:
         return connect(f"{self._served.websocket}?resume={token}&received={received}")
 
     def hear_the_rest(self) -> int:
-        """Until the bridge closes; the close code."""
+        """Receive until the bridge closes; returns the close code."""
         while True:
             try:
                 self.hear()
@@ -92,12 +92,12 @@ def parts(pcm: np.ndarray) -> list[bytes]:
 
 
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 60))])
-def test_whatever_is_cut_off_is_heard_as_if_nothing_had_been(served: Served, pcm, seed):
+def test_resumed_conversation_equals_one_without_a_loss(served: Served, pcm, seed):
     """The network drops at random moments, messages of both directions on their way."""
     expected, text = converse(served.triton_grpc, pcm[: TICKS * TICK])
     chance, traveller = random.Random(seed), Traveller(served)
     for part in parts(pcm):
-        traveller.say(part)
+        traveller.send(part)
         if chance.random() < 0.1:
             traveller.drop()
         elif chance.random() < 0.3 and len(traveller.received) < len(traveller.sent) / 4:
@@ -108,7 +108,7 @@ def test_whatever_is_cut_off_is_heard_as_if_nothing_had_been(served: Served, pcm
         time.sleep(chance.choice((0, 0, 0.02)))
     traveller.drop()
     traveller.come_back()
-    traveller.say(json.dumps({"type": "end"}))
+    traveller.send(json.dumps({"type": "end"}))
     traveller.hear_the_rest()
     heard = traveller.sound
     assert is_same_sound(heard[: len(expected)], expected)
@@ -119,33 +119,33 @@ def test_whatever_is_cut_off_is_heard_as_if_nothing_had_been(served: Served, pcm
 
 
 @pytest.mark.parametrize("comebacks", [2, 5])
-def test_coming_back_again_and_again_doubles_nothing(served: Served, pcm, comebacks):
-    """A network that drops while what was missed is being sent: the last WebSocket alone is read."""
+def test_repeated_resumes_duplicate_nothing(served: Served, pcm, comebacks):
+    """A network that drops while what was missed is being sent: only the last WebSocket is read."""
     expected, _ = converse(served.triton_grpc, pcm[: TICKS * TICK])
     traveller = Traveller(served)
     for number, part in enumerate(parts(pcm)):
-        traveller.say(part)
+        traveller.send(part)
         if number % 9 == 8:
             for _ in range(comebacks):
                 traveller.drop()
                 traveller.come_back()
-    traveller.say(json.dumps({"type": "end"}))
+    traveller.send(json.dumps({"type": "end"}))
     traveller.hear_the_rest()
     assert is_same_sound(traveller.sound[: len(expected)], expected)
     wait_until_empty(served)
 
 
-def test_who_comes_back_need_not_be_missed_first(served: Served, pcm):
+def test_client_may_resume_before_the_bridge_notices_the_loss(served: Served, pcm):
     """A phone that changes its network: the old WebSocket still stands when the new one comes, and is closed."""
     expected, _ = converse(served.triton_grpc, pcm[: 4 * TICK])
     traveller = Traveller(served)
-    traveller.say(pcm[: 2 * TICK].tobytes())
+    traveller.send(pcm[: 2 * TICK].tobytes())
     while len(traveller.sound) < 7680:
         traveller.hear()
     before = traveller.socket
     traveller.come_back()
     assert rest(before)[1] == 1001
-    traveller.say(pcm[2 * TICK : 4 * TICK].tobytes())
+    traveller.send(pcm[2 * TICK : 4 * TICK].tobytes())
     while len(traveller.sound) < 4 * 7680:
         traveller.hear()
     assert is_same_sound(traveller.sound, expected)
@@ -154,12 +154,12 @@ def test_who_comes_back_need_not_be_missed_first(served: Served, pcm):
     wait_until_empty(served)
 
 
-def test_nobody_comes_back(served: Served, pcm):
+def test_slot_is_free_if_the_client_does_not_resume(served: Served, pcm):
     """The slot waits for `bridge.resume_s`, others talk meanwhile; then it is free, and the token is worth nothing."""
     wait_until_empty(served)
     traveller = Traveller(served)
     assert traveller.opened["resume_s"] == RESUME_S
-    traveller.say(pcm[:TICK].tobytes())
+    traveller.send(pcm[:TICK].tobytes())
     while not traveller.sound.size:
         traveller.hear()
     traveller.drop()
@@ -175,9 +175,9 @@ def test_nobody_comes_back(served: Served, pcm):
 
 
 @pytest.mark.parametrize("received", ["-1", "x", "", "9" * 30, "1000000"])
-def test_a_bad_count_is_refused_and_the_conversation_waits_on(served: Served, pcm, received):
+def test_bad_count_is_refused_and_the_conversation_can_still_be_resumed(served: Served, pcm, received):
     traveller = Traveller(served)
-    traveller.say(pcm[:TICK].tobytes())
+    traveller.send(pcm[:TICK].tobytes())
     traveller.drop()
     with traveller.call_again(traveller.opened["resume_token"], received) as stranger:
         error = event(stranger, "error")
@@ -190,10 +190,10 @@ def test_a_bad_count_is_refused_and_the_conversation_waits_on(served: Served, pc
     traveller.socket.close()
 
 
-def test_who_does_not_ask_for_it_gets_no_token_and_holds_no_slot(served: Served, pcm):
+def test_client_without_the_option_has_no_token_and_holds_no_slot(served: Served, pcm):
     traveller = Traveller(served, "")
     assert "resume_token" not in traveller.opened
-    traveller.say(pcm[:TICK].tobytes())
+    traveller.send(pcm[:TICK].tobytes())
     while not traveller.sound.size:
         traveller.hear()
     traveller.drop()
@@ -203,21 +203,21 @@ def test_who_does_not_ask_for_it_gets_no_token_and_holds_no_slot(served: Served,
         time.sleep(0.02)
 
 
-def test_a_turn_goes_on_where_the_network_dropped(served_turns: Served, pcm):
+def test_turn_continues_after_a_loss_of_the_network(served_turns: Served, pcm):
     """A question is cut in two by the network; it is one turn, and its answer is the same."""
     answers = []
     for drops in (False, True):
         traveller = Traveller(served_turns, "resumable=true&detection=manual&seed=3")
-        traveller.say(pcm[: 3 * TICK].tobytes())
+        traveller.send(pcm[: 3 * TICK].tobytes())
         if drops:
             traveller.drop()
             traveller.come_back()
-        traveller.say(pcm[3 * TICK : 6 * TICK].tobytes())
-        traveller.say(json.dumps({"type": "commit"}))
+        traveller.send(pcm[3 * TICK : 6 * TICK].tobytes())
+        traveller.send(json.dumps({"type": "commit"}))
         if drops:
             traveller.drop()
             traveller.come_back()
-        traveller.say(json.dumps({"type": "end"}))
+        traveller.send(json.dumps({"type": "end"}))
         assert traveller.hear_the_rest() == 1000
         answers.append((traveller.text, traveller.sound))
     assert answers[0][0] == answers[1][0]

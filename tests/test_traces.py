@@ -53,7 +53,7 @@ class Span:
 
 @dataclass
 class Collector:
-    """What has come to an OTLP/HTTP server."""
+    """The spans that an OTLP/HTTP server has received."""
 
     port: int = 0
     spans: list[Span] = field(default_factory=list)
@@ -63,10 +63,10 @@ class Collector:
         return f"http://127.0.0.1:{self.port}/v1/traces"
 
     def take(self, kind: str, body: bytes) -> None:
-        """An export: JSON is Triton's, with hexadecimal ids; protobuf is the bridge's, whose ids are bytes."""
+        """Append an export: Triton sends JSON with hexadecimal ids, the bridge protobuf whose ids are bytes."""
         is_json = kind.startswith("application/json")
-        said = json.loads(body) if is_json else MessageToDict(ExportTraceServiceRequest.FromString(body))
-        for resource in said["resourceSpans"]:
+        export = json.loads(body) if is_json else MessageToDict(ExportTraceServiceRequest.FromString(body))
+        for resource in export["resourceSpans"]:
             service = attributes_of(resource["resource"])["service.name"]
             for span in (span for scope in resource["scopeSpans"] for span in scope["spans"]):
                 ids = [span.get(name, "") for name in ("traceId", "spanId", "parentSpanId")]
@@ -77,7 +77,7 @@ class Collector:
                 self.spans.append(Span(service, span["name"], *ids, *times, attributes_of(span), whole))
 
     def wait_for(self, service: str, name: str, count: int = 1, **about: str) -> list[Span]:
-        """Spans of a name, and a trace or a conversation; fewer than `count` where no more come in time."""
+        """Return spans of a name, and of a trace or conversation; fewer than `count` if no more arrive in time."""
         deadline = time.monotonic() + SENT_WITHIN_S
         while True:
             found = [
@@ -118,7 +118,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The one command with a collector, to which spans are sent at once."""
+    """Run `./sca serve` with a collector, to which spans are sent at once."""
     environment = serve_environment("turn") | {
         "SCA_BRIDGE_TRACES_URL": collector.url,
         "OTEL_BSP_SCHEDULE_DELAY": "200",
@@ -127,7 +127,7 @@ def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def converse(running: Served | RunningBridge, pcm: np.ndarray) -> tuple[str, str]:
-    """A spoken turn and a typed one, and the answer; the conversation's id and the answer's words."""
+    """Hold a conversation of a spoken and a typed turn; returns its id and the words of the answer."""
     events: list[dict] = []
     query = urlencode({"detection": "manual", "answer_tokens": 40, "answer_frames": 16, "system_prompt": PROMPT})
     with connect(f"{running.websocket}?{query}") as socket:
@@ -144,7 +144,7 @@ def children(collector: Collector, parents: list[Span]) -> list[Span]:
     return [span for span in collector.spans if span.parent in ids]
 
 
-def test_the_spans_of_bridge_and_triton_are_one_trace(traced: Served, collector: Collector, pcm):
+def test_spans_of_bridge_and_triton_are_one_trace(traced: Served, collector: Collector, pcm):
     words = {PROMPT, TYPED}
     for _ in range(ATTEMPTS):
         conversation, text = converse(traced, pcm)
@@ -168,10 +168,10 @@ def test_the_spans_of_bridge_and_triton_are_one_trace(traced: Served, collector:
 
     traces = {span.trace for span in collector.spans if span.service == BRIDGE}
     assert {span.trace for span in collector.spans} == traces, "the bridge's own questions are not traced"
-    assert not [span for span in collector.spans for said in words if said in span.whole]
+    assert not [span for span in collector.spans for word in words if word in span.whole]
 
 
-def test_a_conversation_of_the_realtime_protocol_is_a_span(traced: Served, collector: Collector, pcm):
+def test_session_of_the_realtime_protocol_is_a_span(traced: Served, collector: Collector, pcm):
     with OpenAI(api_key="none", base_url=f"{traced.http}/v1").realtime.connect(model="sca") as connection:
         session = next(iter(connection)).session
         connection.session.update(session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
@@ -184,7 +184,7 @@ def test_a_conversation_of_the_realtime_protocol_is_a_span(traced: Served, colle
     assert [span.parent for span in collector.wait_for(BRIDGE, "response", trace=root.trace)] == [root.id]
 
 
-def test_what_the_sampler_leaves_out_triton_leaves_out_too(traced: Served, collector: Collector, pcm, tmp_path):
+def test_triton_leaves_out_what_the_sampler_leaves_out(traced: Served, collector: Collector, pcm, tmp_path):
     environment = {"SCA_ENGINE_DIALECT": "turn", "OTEL_TRACES_SAMPLER": "always_off"}
     with bridge(traced, tmp_path / "log", environment, traces_url=collector.url) as running:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
@@ -194,7 +194,7 @@ def test_what_the_sampler_leaves_out_triton_leaves_out_too(traced: Served, colle
         assert len(collector.spans) == before
 
 
-def test_a_collector_that_does_not_answer_holds_up_nobody(traced: Served, pcm, tmp_path):
+def test_collector_that_does_not_answer_delays_no_conversation_and_no_end(traced: Served, pcm, tmp_path):
     with create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
         environment = {"SCA_ENGINE_DIALECT": "turn", "OTEL_BSP_SCHEDULE_DELAY": "100"}

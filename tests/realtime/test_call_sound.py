@@ -24,7 +24,7 @@ NO_SERVERS = RTCConfiguration(iceServers=[])
 
 
 def given(numbers: list[int]) -> list[list[int]]:
-    """What a buffer gives at each of the packets that come in this order, by their numbers."""
+    """Return the numbers of the packets that a buffer releases at each packet of this order."""
     found: list[list[int]] = []
     buffer = PacketBuffer(lambda packet: found[-1].append(packet.timestamp))
     for number in numbers:
@@ -39,20 +39,20 @@ def given(numbers: list[int]) -> list[list[int]]:
     [
         ([0, 1, 2, 3], [[0], [1], [2], [3]]),
         ([0, 2, 1, 5, 4, 3, 6], [[0], [], [1, 2], [], [], [3, 4, 5], [6]]),
-        ([0, 2, 3, 4, 5, 6, 7], [[0], [], [], [], [2, 3, 4, 5], [6], [7]]),  # from then on nothing waits
+        ([0, 2, 3, 4, 5, 6, 7], [[0], [], [], [], [2, 3, 4, 5], [6], [7]]),  # nothing waits from then on
         ([0, 2, 3, 4, 5, 1, 6], [[0], [], [], [], [2, 3, 4, 5], [], [6]]),
         ([0, 1, 1, 0, 2], [[0], [1], [], [], [2]]),
         ([1000, 0, 1, 2, 3, 4], [[1000], [], [], [], [0, 1, 2, 3], [4]]),
     ],
     ids=["in order", "overtaken", "lost", "too late", "twice", "numbers of a new stream"],
 )
-def test_a_packet_is_given_as_soon_as_none_before_it_is_missing_and_a_lost_one_holds_up_little(
+def test_packet_is_released_as_soon_as_no_earlier_one_is_missing(
     first: int, came: list[int], expected: list[list[int]]
 ):
     assert given([first + number for number in came]) == [[first + number for number in each] for each in expected]
 
 
-def test_aiortc_loses_no_more_than_the_network_does():
+def test_aiortc_loses_no_more_packets_than_the_network():
     """A real receiver of aiortc, whose own buffer drops what came behind a lost packet."""
 
     async def listen() -> tuple[int, int]:
@@ -82,7 +82,7 @@ def test_aiortc_loses_no_more_than_the_network_does():
     assert 5 < missing <= 1.5 * lost + HELD_PACKETS
 
 
-def test_an_empty_packet_is_not_for_the_decoder():
+def test_empty_packet_does_not_reach_the_decoder():
     """Which would take it for the end."""
 
     async def decoded() -> list[tuple[bytes, int]]:
@@ -129,7 +129,7 @@ def listened(numbers: list[int]) -> np.ndarray:
     return np.frombuffer(asyncio.run(listen()), np.int16)
 
 
-def test_time_goes_on_where_packets_are_lost():
+def test_lost_packets_become_silence():
     whole, holed = listened(list(range(50))), listened([*range(20), *range(25, 50)])
     assert len(whole) == len(holed)
     delay = round(16 * Resampler(OPUS_HZ, 16_000, at_once=True).delay_ms)
@@ -141,15 +141,15 @@ def test_time_goes_on_where_packets_are_lost():
         assert np.abs(whole[same].astype(int) - holed[same]).max() <= 1, "a rounding of the filter"
 
 
-def test_a_clock_that_jumps_is_no_silence_of_hours():
+def test_jump_of_the_clients_clock_is_no_silence():
     assert len(listened([*range(25), *range(10**6, 10**6 + 25)])) == len(listened(list(range(50))))
 
 
-def test_a_response_that_is_cleared_stays_silent_and_the_next_is_announced():
-    told: list[tuple[str, str]] = []
+def test_cleared_response_stays_silent_and_the_next_one_is_reported():
+    reported: list[tuple[str, str]] = []
 
     async def listen() -> None:
-        player = Loudspeaker(lambda event: told.append((event["type"].rsplit(".")[1], event["response_id"])))
+        player = Loudspeaker(lambda event: reported.append((event["type"].rsplit(".")[1], event["response_id"])))
         second = b"\1\0" * 24_000
         player.play("first", second, False)
         played = [(await player.recv()).to_ndarray().any() for _ in range(8)]
@@ -163,4 +163,4 @@ def test_a_response_that_is_cleared_stays_silent_and_the_next_is_announced():
 
     asyncio.run(listen())
     expected = [("started", "first"), ("cleared", "first")]
-    assert told == [*expected, *[(what, which) for which in ("second", "third") for what in ("started", "stopped")]]
+    assert reported == [*expected, *[(what, which) for which in ("second", "third") for what in ("started", "stopped")]]

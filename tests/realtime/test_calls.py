@@ -21,17 +21,17 @@ ORDER = "Can I get a medium dark roast latte with soy milk?"
 CHANGE = "Make it large."
 FRAMES_A_SECOND = 50
 CUT_S = 12.0  # longer than two of ICE's questions for consent
-GONE_S = 3  # in which the place of a call that has ended is free
-LOUD = 300  # of 32768: a frame with sound in it
+GONE_S = 3  # timeout until the place of an ended call is free
+LOUD = 300  # smallest peak of a frame with speech, of 32768
 
 
 def loud_frames(caller: Caller, first: int = 0) -> int:
-    """How many of the frames of 20 ms that were heard hold sound."""
+    """Return the number of received frames of 20 ms that hold speech."""
     return sum(int(np.abs(frame).max()) > LOUD for frame in caller.heard[first:])
 
 
 @pytest.mark.parametrize(("loss", "jitter_s"), [(0.0, 0.0), (0.03, 0.06)], ids=["good network", "bad network"])
-def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: float, jitter_s: float):
+def test_user_speaks_twice_and_interrupts_in_a_call(served_barista: Served, loss: float, jitter_s: float):
     async def talk() -> None:
         network = Network(loss, jitter_s) if loss else None
         async with calling(served_barista.http, network) as caller:
@@ -57,7 +57,7 @@ def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: floa
             await caller.wait_for("output_audio_buffer.stopped", before)
             await asyncio.sleep(0.3)
             spoken = done["usage"]["output_token_details"]["audio_tokens"] * 4  # frames of 20 ms
-            rest = FRAMES_A_SECOND  # of the first answer, until it fell silent
+            rest = FRAMES_A_SECOND  # frames of the first answer before its interruption
             assert 0.6 * spoken < loud_frames(caller, heard) <= spoken + rest
             assert "response.output_audio.delta" not in caller.kinds()
             assert "error" not in caller.kinds()
@@ -68,7 +68,7 @@ def test_a_caller_speaks_twice_and_interrupts(served_barista: Served, loss: floa
     asyncio.run(asyncio.wait_for(talk(), 90))
 
 
-def test_a_call_outlives_a_network_that_is_gone_for_a_while(served_barista: Served):
+def test_call_survives_a_temporary_loss_of_the_network(served_barista: Served):
     """With all that was said: ICE gives up after 30 s."""
 
     async def talk() -> None:
@@ -91,7 +91,7 @@ def test_a_call_outlives_a_network_that_is_gone_for_a_while(served_barista: Serv
     asyncio.run(asyncio.wait_for(talk(), 90))
 
 
-def test_the_output_can_be_cleared_and_the_place_is_free_at_once(served_barista: Served):
+def test_output_can_be_cleared_and_a_call_that_ends_frees_its_place(served_barista: Served):
     async def talk() -> None:
         async with calling(served_barista.http) as caller:
             caller.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
@@ -119,7 +119,7 @@ def read_json(address: str) -> dict:
         return json.load(answer)
 
 
-def test_a_call_can_be_looked_at_and_ended_by_http(served_barista: Served):
+def test_call_is_reported_and_ended_over_http(served_barista: Served):
     async def talk() -> None:
         async with calling(served_barista.http) as caller:
             about = f"{served_barista.http}{caller.location}"
@@ -138,7 +138,7 @@ def test_a_call_can_be_looked_at_and_ended_by_http(served_barista: Served):
     asyncio.run(asyncio.wait_for(talk(), 60))
 
 
-def test_the_openai_package_makes_a_call_with_its_session(served_barista: Served):
+def test_openai_package_makes_a_call_with_its_session(served_barista: Served):
     """Its form has the SDP and the session."""
 
     async def offer() -> str:
@@ -169,7 +169,7 @@ def test_the_openai_package_makes_a_call_with_its_session(served_barista: Served
         (b"no form", "multipart/form-data", 400, "invalid_form"),
     ],
 )
-def test_what_is_no_offer_is_an_error_that_says_so(served_barista: Served, body, kind, status, code):
+def test_invalid_offer_is_an_error_with_a_reason(served_barista: Served, body, kind, status, code):
     request = urllib.request.Request(f"{served_barista.http}/v1/realtime/calls", body, {"Content-Type": kind})
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=10)
@@ -178,7 +178,7 @@ def test_what_is_no_offer_is_an_error_that_says_so(served_barista: Served, body,
     assert health(served_barista)["sockets"] == 0
 
 
-def test_what_is_not_served_of_an_offer_is_not_received(served_barista: Served):
+def test_unsupported_parts_of_an_offer_are_inactive(served_barista: Served):
     """A camera's pictures would pile up unread."""
 
     async def call() -> None:
@@ -197,7 +197,7 @@ def test_what_is_not_served_of_an_offer_is_not_received(served_barista: Served):
 
 
 @pytest.mark.parametrize("what", ["sound by G.711", "a text section", "a session without end"])
-def test_an_offer_that_cannot_be_answered_is_refused_and_its_place_is_free(served_barista: Served, what: str):
+def test_offer_that_cannot_be_answered_is_refused_and_frees_its_place(served_barista: Served, what: str):
     async def offer() -> str:
         caller = Caller()
         if what == "sound by G.711":
@@ -224,7 +224,7 @@ def test_an_offer_that_cannot_be_answered_is_refused_and_its_place_is_free(serve
     wait_until_empty(served_barista, "sockets", GONE_S)
 
 
-def test_who_never_connects_gives_the_place_back(served_barista: Served):
+def test_client_that_never_connects_frees_its_place(served_barista: Served):
     async def call() -> None:
         caller = Caller()
         await caller.peer.setLocalDescription(await caller.peer.createOffer())

@@ -29,18 +29,18 @@ def by_libsndfile(codes: bytes, kind: str) -> np.ndarray:
 
 
 def resampled(samples: np.ndarray, rate: int, to: int) -> np.ndarray:
-    """A whole sound at another rate, not rounded and not clipped; then cut to what int16 holds."""
+    """Return audio at another rate, clipped to the range of int16."""
     stream = soxr.ResampleStream(rate, to, 1, dtype="float32", vr=True)
     return np.clip(stream.resample_chunk(samples.astype(np.float32), last=True), -32768, 32767)
 
 
 def tone(rate: int, hz: float) -> np.ndarray:
-    """Two seconds, int16."""
+    """Return two seconds of int16."""
     return np.rint(10_000 * np.sin(2 * np.pi * hz * np.arange(2 * rate) / rate)).astype(np.int16)
 
 
 @pytest.mark.parametrize(("rate", "to"), [(24_000, 16_000), (8_000, 16_000), (48_000, 16_000), (24_000, 8_000)])
-def test_speech_passes_what_would_fold_does_not_and_a_sample_is_soon_there(rate: int, to: int):
+def test_resampler_passes_speech_and_removes_aliases_with_a_short_delay(rate: int, to: int):
     band = min(rate, to) / 2
     for hz in (100, 0.45 * band, 0.9 * band):
         found = Resampler(rate, to).feed(tone(rate, hz), last=True)
@@ -59,7 +59,7 @@ def test_speech_passes_what_would_fold_does_not_and_a_sample_is_soon_there(rate:
 
 
 @pytest.mark.parametrize("kind", G711)
-def test_every_g711_code_is_heard_as_libsndfile_reads_it(kind: str):
+def test_each_g711_code_expands_as_in_libsndfile(kind: str):
     codes = bytes(range(256)) * 8
     expected = resampled(by_libsndfile(codes, kind), 8000, 16_000)
     microphone = AudioDecoder(kind, at_once=False)
@@ -69,7 +69,7 @@ def test_every_g711_code_is_heard_as_libsndfile_reads_it(kind: str):
 
 
 @pytest.mark.parametrize("kind", G711)
-def test_g711_that_is_sent_is_within_half_a_step_of_the_sound(kind: str):
+def test_g711_codes_are_within_half_a_step_of_the_samples(kind: str):
     codes = base64.b64decode(AudioEncoder(kind).feed(SOUND.tobytes(), last=True))
     wanted = resampled(SOUND, 24_000, 8000)
     found = by_libsndfile(codes, kind).astype(int)
@@ -77,7 +77,7 @@ def test_g711_that_is_sent_is_within_half_a_step_of_the_sound(kind: str):
     assert (np.abs(found - wanted) <= np.maximum(16, np.abs(wanted) / 16)).all()
 
 
-def test_sound_is_the_same_however_it_is_cut():
+def test_audio_is_independent_of_the_cuts():
     """In pieces of odd numbers of bytes."""
     data, whole, cut = SOUND.tobytes(), AudioDecoder("audio/pcm"), AudioDecoder("audio/pcm")
     pieces = b"".join(cut.feed(encoded(data[start : start + 977])) for start in range(0, len(data), 977))
@@ -86,7 +86,7 @@ def test_sound_is_the_same_however_it_is_cut():
 
 
 @pytest.mark.parametrize(("rate", "frame"), [(24_000, 480), (24_000, 100), (8_000, 160), (8_000, 40), (48_000, 960)])
-def test_sound_that_is_being_spoken_is_there_at_once_and_a_filter_later(rate: int, frame: int):
+def test_audio_in_real_time_is_delayed_only_by_the_filter(rate: int, frame: int):
     """Whoever waits for a tick waits for no frame more than it is long."""
     samples, stream, found = tone(rate, 440), Resampler(rate, 16_000, at_once=True), np.zeros(0, np.int16)
     for start in range(0, len(samples), frame):
@@ -100,6 +100,6 @@ def test_sound_that_is_being_spoken_is_there_at_once_and_a_filter_later(rate: in
 
 
 @pytest.mark.parametrize("audio", ["no base64!", 7, None])
-def test_what_is_no_base64_is_refused(audio: object):
+def test_audio_that_is_not_base64_is_refused(audio: object):
     with pytest.raises(AudioError, match="expected base64"):
         AudioDecoder("audio/pcm").feed(audio)
