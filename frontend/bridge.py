@@ -83,7 +83,7 @@ class Bridge:
 
     async def close(self) -> None:
         """Close what the optional parts have opened, then the channels to the engine."""
-        for close in self._plugins.closers:
+        for close in reversed(self._plugins.closers):
             await close()
         await self.engine.close()
 

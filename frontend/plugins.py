@@ -61,7 +61,9 @@ class Plugins:
     engine: Callable[[Settings, Tracer], Engine] = Server
     decorators: list[Callable[[Converse], Converse]] = field(default_factory=list)  # innermost first
     routes: list[Callable[[FastAPI, Bridge], None]] = field(default_factory=list)
-    closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # run at the bridge's end, in order
+    closers: list[Callable[[], Awaitable[None]]] = field(
+        default_factory=list
+    )  # run at the bridge's end, the latest first
 
 
 class Part(NamedTuple):
