@@ -63,7 +63,7 @@ class Plugins:
     routes: list[Callable[[FastAPI, Bridge], None]] = field(default_factory=list)
     closers: list[Callable[[], Awaitable[None]]] = field(
         default_factory=list
-    )  # run at the bridge's end, the latest first
+    )  # at the bridge's end, the latest first
 
 
 class Part(NamedTuple):
