@@ -47,7 +47,7 @@ class HealthProbe:
         except TickError as error:
             return None if error.code is ErrorCode.FULL else f"the engine does not answer: {error}"
         except Exception as error:  # reported, and probed again
-            return f"the engine cannot be asked: {error!r}"
+            return f"the engine cannot be probed: {error!r}"
         return None
 
     def _note(self, problem: str | None) -> None:
