@@ -6,20 +6,25 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 from commands.audit import NOT_RUN
 from commands.console import ROOT, console
 from commands.debian import install_missing
 
+PYTEST = [sys.executable, "-m", "pytest"]
 CHECKS = {
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "format": [sys.executable, "-m", "ruff", "format", "--check", "--quiet", "."],
     "types": [sys.executable, "-m", "mypy"],
     "audit": [sys.executable, "-m", "commands", "audit"],
-    "tests": [sys.executable, "-m", "pytest"],
 }
 NOT_LONG = ["-m", "not long"]
-PROCESSES = ["--numprocesses", "2", "--dist", "loadgroup"]  # see `pytest_collection_modifyitems` in tests/conftest.py
+# Groups of tests, longest first: `group_of` in tests/groups.py. Tests of one server run in one process.
+GROUPS = ("other", "running_pair", "served", "turn", "served_barista", "served_turns")
+PROCESSES = 2  # groups at once: many tests wait for real time, and leave a core to the other group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,17 +37,27 @@ def run(arguments: argparse.Namespace) -> int:
     """Run every check, even after a failure; return 1 if one failed."""
     install_missing()
     if arguments.pytest_arguments:
-        return subprocess.run([*CHECKS["tests"], *arguments.pytest_arguments], cwd=ROOT, check=False).returncode
-    failed = []
-    for name, command in CHECKS.items():
-        selection = (PROCESSES + NOT_LONG * (not arguments.long)) if name == "tests" else []
-        started_s = time.monotonic()
-        status = subprocess.run([*command, *selection], cwd=ROOT, check=False).returncode
-        is_not_run = name == "audit" and status == NOT_RUN  # exit status of the audit without a network
-        mark = "– not run:" if is_not_run else "[green]✓[/green]" if status == 0 else "[red]✗[/red]"
-        console.print(f"{mark} {name} [dim]({time.monotonic() - started_s:.1f} s)[/dim]")
-        if status != 0 and not is_not_run:
-            failed.append(name)
+        return subprocess.run([*PYTEST, *arguments.pytest_arguments], cwd=ROOT, check=False).returncode
+    failed = [name for name, command in CHECKS.items() if not _passes(name, command)]
+    selection = [] if arguments.long else NOT_LONG
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        names = [f"tests: {group}" for group in GROUPS]
+        commands = [[*PYTEST, *selection, "--group", group] for group in GROUPS]
+        passed = pool.map(_passes, names, commands, repeat(True))
+        failed += [name for name, is_passed in zip(names, passed, strict=True) if not is_passed]
     if failed:
         console.print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def _passes(name: str, command: Sequence[str], at_once: bool = False) -> bool:
+    """Run a check and return whether it passed; `at_once`: print its output at its end, not between another's."""
+    started_s = time.monotonic()
+    output, errors = (subprocess.PIPE, subprocess.STDOUT) if at_once else (None, None)
+    run = subprocess.run(command, cwd=ROOT, stdout=output, stderr=errors, text=True, check=False)
+    is_not_run = name == "audit" and run.returncode == NOT_RUN  # exit status of the audit without a network
+    mark = "– not run:" if is_not_run else "[green]✓[/green]" if run.returncode == 0 else "[red]✗[/red]"
+    if run.stdout:
+        console.print(run.stdout, markup=False, soft_wrap=True)
+    console.print(f"{mark} {name} [dim]({time.monotonic() - started_s:.1f} s)[/dim]")
+    return run.returncode == 0 or is_not_run

@@ -41,25 +41,15 @@ RESUME_S = 4
 GREEDY = {"text_temperature": 0.0, "temperature": 0.0, "repetition_penalty": 1.0}
 CPU = QwenSettings(model_id="random", device_map="cpu", torch_dtype="float32", lora="")
 
-pytest_plugins = ("tests.pair", "tests.page")
+pytest_plugins = ("tests.groups", "tests.pair", "tests.page")
 
 CHANCE = random.SystemRandom()  # hypothesis seeds the global generator, the same in every process
-SERVERS = ("served", "served_turns", "served_barista", "running_pair")  # fixtures of servers that tests share
 PORTS = range(10_000, 32_000)  # below the ports that the system gives to outgoing connections
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 torch.manual_seed(0)
 torch.set_num_threads(1)  # as in the engine: two are no faster, and torch's idle threads slow the servers down
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the group of its server, else of its file: `--dist loadgroup` runs a group in one process."""
-    for item in items:
-        used = getattr(item, "fixturenames", ())
-        group = next((server for server in SERVERS if server in used), item.path.name)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

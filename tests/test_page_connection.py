@@ -69,7 +69,7 @@ def test_page_of_another_origin_is_refused_with_the_reason(served: Served, brows
     browser.find_element(By.ID, "talk").click()
     body = browser.find_element(By.TAG_NAME, "body")
     wait_for(lambda: body.get_attribute("data-state") == "error", "error")
-    assert "may not talk to this server (bridge.allowed_origins)" in browser.find_element(By.ID, "status").text
+    assert "has no access to this server (bridge.allowed_origins)" in browser.find_element(By.ID, "status").text
 
 
 def test_full_server_is_reported(served: Served, browser, pcm):

@@ -23,8 +23,8 @@ from frontend.tick import TickError, TickIn, TickOut
 from frontend.tracer import Tracer
 from frontend.triton import EngineFacts
 from tests.conftest import Served, sca, serve, serve_environment
-from tests.probes import BACK_S, answer_kind, descendants, expect_nothing_left, speak, tritons_of, wait_until
-from tests.sockets import send_unless_closed
+from tests.probes import BACK_S, EMPTY_S, answer_kind, descendants, expect_nothing_left, speak, tritons_of, wait_until
+from tests.sockets import send_unless_closed, wait_until_empty
 
 END_S = 60  # timeout of the command's end
 FULL = "all 2 slots hold a conversation (engine.slots), try again later"
@@ -163,6 +163,7 @@ def test_one_command_keeps_two_servers_up_and_leaves_nothing_behind(tmp_path: Pa
     with contextmanager(serve)(environment, log, tmp_path / "build", "--servers", "2") as served:
         expect_both(served, log, pcm)
         processes = descendants(served.process.pid)
+        wait_until_empty(served, seconds=EMPTY_S)
         with connect(served.websocket) as client:
             speak(client, pcm)
             served.process.send_signal(signal.SIGINT)
