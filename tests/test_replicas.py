@@ -45,9 +45,10 @@ def test_conversations_at_once_are_as_alone_and_on_both_servers(pair: Pair, ques
         return [np.concatenate(client.sounds) for client in clients]
 
     alone = [ask(pair.servers[0].websocket, [sound], 1, 0)[0] for sound in spoken]
-    for found, expected in zip(ask(pair.bridge.websocket, spoken, 2, 2), alone, strict=True):
+    together = ask(pair.bridge.websocket, spoken, 2, 2)
+    assert sum(bool(expected.any()) for expected in alone) > 1, "expected answers with audio"
+    for found, expected in zip(together, alone, strict=True):
         length = min(len(found), len(expected))
-        assert expected[:length].any()
         assert np.abs(found[:length].astype(int) - expected[:length]).max() <= 1, "one step of PCM16"
 
 
