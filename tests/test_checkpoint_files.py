@@ -179,6 +179,13 @@ def test_shards_with_an_index_are_loaded(copy, checkpoint):
     assert load_code2wav(str(copy))
 
 
+def test_other_files_of_a_trainer_are_ignored(copy):
+    (copy / "log.json").write_text('{"loss": 1}\n{"loss": 2}\n')
+    (copy / "optimizer.safetensors").write_text(POINTER)
+    (copy / "notes.txt").write_text("")
+    assert loading.check_source(copy) == copy
+
+
 def test_links_into_a_mounted_cache_are_followed(copy, tmp_path):
     (tmp_path / "blobs").mkdir()
     for file in list(copy.iterdir()):
