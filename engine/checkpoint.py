@@ -38,8 +38,6 @@ def load_checkpoint(source: str | Path, settings: QwenSettings) -> Checkpoint:
     """
     folder = check_source(source)
     adapter = read_adapter(settings.lora, folder) if settings.lora else None
-    # transformers warns about rope keys of Qwen's config files.
-    logging.getLogger("transformers.modeling_rope_utils").setLevel(logging.ERROR)
     device = resolve_device(settings.device_map)
     select_device(device)
     try:
@@ -102,6 +100,8 @@ def check_source(source: str | Path, lora: str = "") -> Path:
     """
     folder = find_folder(source)
     check_checkpoint(folder)
+    # transformers warns about rope keys of Qwen's config files.
+    logging.getLogger("transformers.modeling_rope_utils").setLevel(logging.ERROR)
     try:
         AutoConfig.from_pretrained(folder)
         load_tokenizer(folder)
