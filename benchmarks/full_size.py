@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from engine.checkpoint import Checkpoint, resolve_device, select_device
+from engine.checkpoint_files import INDEX_FILE
 from export.byte_tokenizer import make_tokenizer
 from export.chat_format import modality_ids, turn_ids
 from export.random_checkpoint import SEED, draw
-from export.weights import INDEX_FILE
 
 WEIGHT_STD = 0.02  # standard deviation of the weights, the config's initializer_range
 SHARD_BYTES = 4 * 10**9

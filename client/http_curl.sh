@@ -10,32 +10,48 @@ if [ $# -lt 2 ]; then
     echo "usage: client/http_curl.sh IN.wav OUT.pcm [HOST:PORT]" >&2
     exit 2
 fi
+fail() { # reason
+    echo "$in: $1" >&2
+    exit 1
+}
 in=$1 out=$2 url=http://${3:-127.0.0.1:8010}/v2/models/duplex/infer
 tick_samples=5120
 tick_bytes=$((tick_samples * 2)) answer_bytes=$((tick_samples * 3))
 conversation=$((RANDOM << 15 | RANDOM | 1))
-number() { od -An -t "u$2" -j "$1" -N "$2" "$in" | tr -d ' '; } # unsigned integer: byte offset in the file, size in bytes
+number() { od -An -t "u$2" -j "$1" -N "$2" "$in" 2> /dev/null | tr -d ' ' || true; } # offset in the file, size in bytes
+name() { tail -c +$(($1 + 1)) "$in" | head -c 4 | tr -d '\0' || true; } # name of the chunk at an offset
 chunk() { # byte offset and size of a chunk of the WAV; the data chunk is seldom the first one
     local at=12 size
-    while size=$(number $((at + 4)) 4) && [ -n "$size" ]; do
-        [ "$(tail -c +$((at + 1)) "$in" | head -c 4 | tr -d '\0' || true)" != "$1" ] || { echo $((at + 8)) "$size"; return; }
+    while size=$(number $((at + 4)) 4) && [ -n "$size" ] && [ $((at + 8)) -le "$bytes" ]; do
+        [ "$(name $at)" != "$1" ] || { echo $((at + 8)) "$size"; return; }
         at=$((at + 8 + size + size % 2))
     done
-    echo "$in: expected a WAV, got a file without a chunk '$1'" >&2
-    exit 1
+    fail "expected a WAV, got a file without a chunk '$1'"
 }
-format=$(chunk "fmt ") && sound=$(chunk data)
-read -r at _ <<< "$format"
-if [ "$(number $((at + 4)) 4) $(number $((at + 2)) 2) $(number $((at + 14)) 2)" != "16000 1 16" ]; then
-    echo "$in: expected 16000 Hz, 1 channel, 16 bits, got $(number $((at + 4)) 4) Hz," \
-        "$(number $((at + 2)) 2) channels, $(number $((at + 14)) 2) bits" >&2
-    exit 1
+[ -f "$in" ] && [ -r "$in" ] || fail "expected a WAV, got no file that can be read"
+bytes=$(wc -c < "$in")
+case "$(name 0)$(name 8)" in
+    RIFFWAVE | RF64WAVE) ;;
+    *) fail "expected a WAV, got another format or an empty file" ;;
+esac
+format=$(chunk "fmt ")
+sound=$(chunk data)
+read -r at format_bytes <<< "$format"
+kind=$(number "$at" 2)
+[ "$kind" != 65534 ] || [ "$format_bytes" -lt 26 ] || kind=$(number $((at + 24)) 2) # WAVE_FORMAT_EXTENSIBLE
+if [ "$(number $((at + 4)) 4) $(number $((at + 2)) 2) $(number $((at + 14)) 2) $kind" != "16000 1 16 1" ]; then
+    fail "expected 16000 Hz, 1 channel, 16 bits, format 1 (PCM), got $(number $((at + 4)) 4) Hz,\
+ $(number $((at + 2)) 2) channels, $(number $((at + 14)) 2) bits, format $kind"
 fi
+read -r at size <<< "$sound"
+# Programs that write to a pipe leave 0 or the largest number as the size: the samples reach to the end of the file.
+[ "$size" -ne 0 ] || [ "$(name "$at")" = LIST ] || size=$((bytes - at))
+[ $((at + size)) -le "$bytes" ] || size=$((bytes - at))
+[ "$size" -ge 2 ] || fail "it has no samples"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-read -r at size <<< "$sound"
-tail -c +$((at + 1)) "$in" | head -c "$size" > "$work/sound" || true # head ends before tail does
+tail -c +$((at + 1)) "$in" | head -c $((size / 2 * 2)) > "$work/sound" || true # head ends before tail does
 ticks=$((($(wc -c < "$work/sound") + tick_bytes - 1) / tick_bytes))
 truncate -s $((ticks * tick_bytes)) "$work/sound" # pads the last tick with silence
 : > "$out"

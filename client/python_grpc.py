@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import random
+import struct
 import sys
 import wave
 from typing import Any
@@ -16,6 +17,7 @@ import tritonclient.grpc as triton
 
 URL = "127.0.0.1:8001"
 TICK_SAMPLES = 5120  # 320 ms at 16 kHz
+FORMAT = "16-bit PCM, 1 channel(s), 16000 Hz"  # format of IN.wav
 OPTIONS: dict[str, str | int | float] = {}  # options of the conversation, for example {"voice": "ethan", "seed": 7}
 
 
@@ -48,15 +50,49 @@ def converse(url: str, samples: np.ndarray) -> tuple[np.ndarray, str]:
     return np.concatenate(sound), text
 
 
+def read_wav(path: str) -> bytes:
+    """Return the samples of a WAV; raise `ValueError` if it is not 16-bit mono 16 kHz.
+
+    Programs that write to a pipe leave 0 or the largest number as the size of the samples, which then reach to the end.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    if content[:4] not in (b"RIFF", b"RF64") or content[8:12] != b"WAVE":
+        raise ValueError("it is empty" if not content else "it is no WAV")
+    at, found = 12, "no format"
+    while at + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, at)
+        at += 8
+        if name == b"fmt " and at + max(size, 16) <= len(content):
+            kind, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", content, at)
+            if kind == 0xFFFE and size >= 26:  # WAVE_FORMAT_EXTENSIBLE has the format in its first subformat bytes
+                (kind,) = struct.unpack_from("<H", content, at + 24)
+            found = f"{bits}-bit {'PCM' if kind == 1 else f'format {kind}'}, {channels} channel(s), {rate} Hz"
+        elif name == b"data":
+            if found != FORMAT:
+                break
+            is_streamed = size == 0 and content[at : at + 4] != b"LIST"
+            pcm = content[at:] if is_streamed else content[at : at + size]
+            if len(pcm) < 2:
+                raise ValueError("it has no samples")
+            return pcm[: len(pcm) // 2 * 2]
+        at += size + size % 2
+    else:
+        raise ValueError("it has no samples")
+    raise ValueError(
+        f"expected {FORMAT}, got {found}; convert it: ffmpeg -i FILE -ac 1 -ar 16000 -c:a pcm_s16le IN.wav"
+    )
+
+
 def main() -> None:
     """Read IN.wav, hold the conversation, write OUT.wav, print the text."""
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    with wave.open(sys.argv[1], "rb") as wav:
-        if (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) != (16000, 1, 2):
-            sys.exit(f"{sys.argv[1]}: expected 16-bit mono 16 kHz, got {wav.getparams()}")
-        samples = np.frombuffer(wav.readframes(wav.getnframes()), np.int16)
-    sound, text = converse(sys.argv[3] if len(sys.argv) > 3 else URL, samples)
+    try:
+        pcm = read_wav(sys.argv[1])
+    except (OSError, ValueError) as error:
+        sys.exit(f"{sys.argv[1]} cannot be used: {error}")
+    sound, text = converse(sys.argv[3] if len(sys.argv) > 3 else URL, np.frombuffer(pcm, "<i2"))
     with wave.open(sys.argv[2], "wb") as output:
         output.setparams((1, 2, 24000, 0, "NONE", ""))
         output.writeframes(sound.tobytes())

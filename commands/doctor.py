@@ -214,14 +214,33 @@ def _gpu(settings: Settings) -> Finding:
 
 
 def _checkpoint(settings: Settings) -> Finding:
-    from engine.checkpoint import check_model_type
+    """Read all small files of the checkpoint and its adapter; the hub is not asked."""
+    from engine.checkpoint import check_source
+    from engine.checkpoint_files import check_checkpoint
     from engine.errors import CheckpointError
+    from export.fetch import HFValidationError, cached_folder
 
-    source = settings.qwen.model_id
-    if not source or source == RANDOM:
-        return Finding("checkpoint", "of random weights, made locally" if source else "the barista, in the repository")
+    source, lora = settings.qwen.model_id, settings.qwen.lora
+    if source == RANDOM:
+        return Finding("checkpoint", "of random weights, made locally")
+    found = f"{source or 'the barista, in the repository'}{f' with the adapter {lora}' if lora else ''}"
+    remedy = "correct it, or set SCA_QWEN_MODEL_ID to another folder or hub name, or leave it empty"
     try:
-        check_model_type(source)
+        folder = settings.qwen.folder
+        if folder is None:
+            folder = None if Path(source).exists() else cached_folder(source)
+            if folder is None:
+                expected = "expected a folder with config.json or a hub name"
+                if Path(source).exists():
+                    return Finding("checkpoint", f"no checkpoint at {source}, {expected}", remedy)
+                return Finding("checkpoint", f"{source} is not in the cache", "serve downloads it", fatal=False)
+            try:
+                check_checkpoint(folder)
+            except CheckpointError as error:
+                return Finding("checkpoint", f"the copy in the cache: {error}", "serve downloads the rest", fatal=False)
+        check_source(folder, lora)
+    except HFValidationError:
+        return Finding("checkpoint", f"no checkpoint at {source}: expected a folder or a hub name", remedy)
     except CheckpointError as error:
-        return Finding("checkpoint", str(error), "set SCA_QWEN_MODEL_ID to a folder or a hub name, or leave it empty")
-    return Finding("checkpoint", source)
+        return Finding("checkpoint", str(error), remedy)
+    return Finding("checkpoint", found)

@@ -48,16 +48,21 @@ class SamplingSettings:
 def checkpoint_sampling(folder: Path) -> dict[str, Any]:
     """Return the values of [sampling] that the checkpoint in `folder` sets; `do_sample` false is a temperature of 0.
 
-    Raises `SettingsError` for a file that is not JSON.
+    A `top_k` of -1 is all, as in vLLM: 0. Raises `SettingsError` for a file that is not a JSON object.
     """
     file = folder / FILE
     if not file.is_file():
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SettingsError(f"{file} is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file} is not JSON: {error}; download it again") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"{file}: expected a JSON object, got {type(found).__name__}")
     sampling = {setting: found[name] for name, setting in SETTING_OF.items() if found.get(name) is not None}
+    for setting in ("text_top_k", "top_k"):
+        if sampling.get(setting) == -1:
+            sampling[setting] = 0
     for name, setting in (("do_sample", "text_temperature"), ("talker_do_sample", "temperature")):
         if found.get(name) is False:
             sampling[setting] = 0.0

@@ -14,9 +14,9 @@ from config.audio import CODE2WAV_DELAY, CODEC_FRAME_MS, INPUT_HZ, MEL_HOP, OUTP
 from config.bridge import BridgeSettings
 from config.build import BuildSettings
 from config.engine import MAX_PROMPT_CHARACTERS, MAX_TYPED, EngineSettings
-from config.loader import expect, from_environment, merge, read_toml, typed
+from config.loader import SettingsError, expect, from_environment, merge, read_toml, typed
 from config.qwen import BARISTA, RANDOM, QwenSettings
-from config.sampling import SamplingSettings, checkpoint_sampling
+from config.sampling import FILE, SamplingSettings, checkpoint_sampling
 from config.triton import TritonSettings
 from config.turn import TURN_OPTIONS, TurnSettings
 
@@ -102,7 +102,10 @@ class Settings:
         folder = settings.qwen.folder
         if folder is None:
             return settings
-        return settings.with_values(sampling={**checkpoint_sampling(folder), **chosen["sampling"]})
+        try:
+            return settings.with_values(sampling={**checkpoint_sampling(folder), **chosen["sampling"]})
+        except SettingsError as error:
+            raise SettingsError(f"{error} (from {folder / FILE}: correct it there, or set another value)") from error
 
     @classmethod
     def from_json(cls, text: str) -> Settings:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, WhisperFeatureExtractor
 
 from config import Settings
 from config.settings import BARISTA, RANDOM
-from engine.checkpoint import check_model_type, resolve_device, resolve_dtype
+from engine.checkpoint import check_source, resolve_device, resolve_dtype
 from engine.memory import expect_context, resolve_slots
 from export import triton_config
 from export.code2wav import Code2Wav
@@ -113,16 +113,17 @@ def settle_slots(settings: Settings, checkpoint: str) -> Settings:
 def find_checkpoint(settings: Settings, build: Path, report: Report) -> str:
     """Return the folder of the checkpoint in `qwen.model_id`; by default the barista's.
 
-    For `random` the checkpoint of random weights is created if need be. Raises `CheckpointError`.
+    For `random` the checkpoint of random weights is created if need be. Raises `CheckpointError` for files of the
+    checkpoint or of its adapter that cannot be served.
     """
     source = settings.qwen.model_id
     if source == RANDOM:
-        return str(_random_checkpoint(settings, build, report).resolve())
-    if not source:
-        return str(BARISTA)
-    check_model_type(source)
-    folder = Path(source) if Path(source).exists() else fetch_checkpoint(source, report)
-    return str(folder.resolve())
+        folder = _random_checkpoint(settings, build, report)
+    elif not source:
+        folder = BARISTA
+    else:
+        folder = Path(source) if Path(source).exists() else fetch_checkpoint(source, report)
+    return str(check_source(folder, settings.qwen.lora).resolve())
 
 
 def _random_checkpoint(settings: Settings, build: Path, report: Report) -> Path:

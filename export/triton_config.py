@@ -82,9 +82,13 @@ def gpu_of(device_map: str) -> int:
     return int(device_map.partition(":")[2] or 0)
 
 
+def checkpoint_voices(checkpoint: str) -> list[str]:
+    """Return the names of a checkpoint's voices in small letters, in which clients choose them."""
+    return [name.lower() for name in AutoConfig.from_pretrained(checkpoint).talker_config.speaker_id]
+
+
 def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) -> None:
     """Write the dims of a tick, the settings, and the checkpoint's folder and voices into the config."""
-    voices = list(AutoConfig.from_pretrained(checkpoint).talker_config.speaker_id)
     complete_batching(config, settings)
     config.sequence_batching.oldest.max_queue_delay_microseconds = settings.triton.queue_delay_us
     set_dims(config.input, "LOG_MEL", [128, settings.audio.mel_frames])
@@ -92,7 +96,7 @@ def complete_thinker_talker(config: Any, checkpoint: str, settings: Settings) ->
     set_dims(config.output, "CODES", [16, settings.audio.codec_frames])
     config.parameters["settings"].string_value = settings.to_json()
     config.parameters["checkpoint"].string_value = checkpoint
-    config.parameters["voices"].string_value = json.dumps(voices)
+    config.parameters["voices"].string_value = json.dumps(checkpoint_voices(checkpoint))
 
 
 def complete_ensemble(config: Any, settings: Settings) -> None:

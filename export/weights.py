@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,18 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeCode2Wav,
     Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
 )
-from transformers.utils import cached_file
 
-from engine.checkpoint import check_model_type
+from engine.checkpoint import find_folder
+from engine.checkpoint_files import check_checkpoint, weight_files
 from engine.errors import CheckpointError
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 CODE2WAV = "code2wav."  # first part of the names of a module's weights
 PREDICTOR_PARTS = ("talker.code_predictor.", "talker.model.codec_embedding.")
 
 
 def load_code2wav(source: str, dtype: torch.dtype = torch.float32) -> Any:
     """Load transformers' code2wav with the weights of the checkpoint `source`, on the CPU; raise `CheckpointError`."""
-    check_model_type(source)
+    check_checkpoint(find_folder(source))
     return _load(Qwen3OmniMoeCode2Wav(AutoConfig.from_pretrained(source).code2wav_config), source, CODE2WAV, dtype)
 
 
@@ -51,7 +48,7 @@ class PredictorParts:
 
 def load_predictor(source: str) -> PredictorParts:
     """Load transformers' code predictor and the talker's embedding of first codes, in float32, on the CPU."""
-    check_model_type(source)
+    check_checkpoint(find_folder(source))
     config = AutoConfig.from_pretrained(source).talker_config
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration(config.code_predictor_config)
     embedding = torch.nn.Embedding(config.text_config.vocab_size, config.text_config.hidden_size)
@@ -69,7 +66,7 @@ def weights_digest(source: str, *prefixes: str) -> str:
     The digest follows from the content: a copy of the checkpoint has the same one, and so has a checkpoint that only
     differs in other modules. Raises `CheckpointError`.
     """
-    digest = hashlib.sha256(Path(cached_file(source, "config.json")).read_bytes())
+    digest = hashlib.sha256((find_folder(source) / "config.json").read_bytes())
     for prefix in prefixes:
         for name, tensor in sorted(_tensors(source, prefix), key=lambda named: named[0]):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -97,12 +94,5 @@ def _tensors(source: str, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _files(source: str, prefix: str) -> list[Path]:
     """Return the checkpoint's files with weights whose names begin with `prefix`."""
-    index = cached_file(source, INDEX_FILE, _raise_exceptions_for_missing_entries=False)
-    if index is None:
-        single = cached_file(source, SINGLE_FILE, _raise_exceptions_for_missing_entries=False)
-        if single is None:
-            raise CheckpointError(f"the checkpoint {source} has neither {SINGLE_FILE} nor {INDEX_FILE}")
-        return [Path(single)]
-    weight_map: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    names = sorted({file for weight, file in weight_map.items() if weight.startswith(prefix)})
-    return [Path(cached_file(source, name)) for name in names]
+    files = weight_files(find_folder(source))
+    return sorted(file for file, names in files.items() if not names or any(name.startswith(prefix) for name in names))

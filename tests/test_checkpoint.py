@@ -119,21 +119,17 @@ def test_lora_adapter_is_merged(checkpoint_folder, tmp_path):
     assert not torch.allclose(expected, before, atol=1e-2)
 
 
-def test_lora_adapter_with_other_names_is_refused(checkpoint_folder, tmp_path):
-    """peft would merge zeros, without an error, for an adapter that was trained on a separate thinker."""
-    base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
-    get_peft_model(base, LoraConfig(r=4, target_modules=[ADAPTED])).save_pretrained(tmp_path)
-    adapter = load_file(tmp_path / "adapter_model.safetensors")
-    renamed = {key.replace("thinker.", ""): tensor for key, tensor in adapter.items()}
-    save_file(renamed, tmp_path / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="does not fit the checkpoint: missing keys: .*lora_A"):
-        load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))
+def trained(base, name: str):
+    """Return peft's model with an adapter of the module `name` that changes its weight."""
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=[name]))
+    torch.nn.init.ones_(adapted.base_model.model.get_submodule(name).lora_B["default"].weight)
+    return adapted
 
 
 def adapter_with_full_weight(base, folder: Path, name: str) -> str:
     """Save an adapter that also contains a full weight of ones called `name`; return its folder."""
     head = torch.ones_like(base.thinker.lm_head.weight)
-    get_peft_model(base, LoraConfig(r=4, target_modules=[ADAPTED])).save_pretrained(folder)
+    trained(base, ADAPTED).save_pretrained(folder)
     adapter = load_file(folder / "adapter_model.safetensors")
     adapter[f"base_model.model.{name}.weight"] = head
     save_file(adapter, folder / "adapter_model.safetensors", {"format": "pt"})
@@ -179,11 +175,11 @@ def test_lora_adapter_may_name_modules_by_a_regular_expression(checkpoint_folder
 def test_lora_adapter_of_code2wav_is_refused(checkpoint_folder, tmp_path):
     base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
     name = "code2wav.pre_transformer.layers.0.self_attn.q_proj"
-    get_peft_model(base, LoraConfig(r=4, target_modules=[name])).save_pretrained(tmp_path)
+    trained(base, name).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="it adapts code2wav, which is exported to ONNX without adapters"):
         load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))
 
 
 def test_lora_folder_without_an_adapter_is_refused(checkpoint_folder, tmp_path):
-    with pytest.raises(CheckpointError, match="expected a folder with adapter_config.json"):
+    with pytest.raises(CheckpointError, match=r"expected a folder with adapter_config\.json"):
         load_checkpoint(checkpoint_folder, dataclasses.replace(CPU, lora=str(tmp_path)))

@@ -107,6 +107,29 @@ def test_client_sends_only_the_data_chunk_of_a_wav(served: Served, wav, expected
     assert is_same_sound(sound, expected[0])
 
 
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_node_client_reads_a_wav_whose_size_was_unknown(served: Served, wav, expected, tmp_path, size: int):
+    install_node_packages()
+    plain, unknown = wav.read_bytes(), size.to_bytes(4, "little")
+    at = plain.index(b"data") + 4
+    (tmp_path / "in.wav").write_bytes(plain[:4] + unknown + plain[8:at] + unknown + plain[at + 4 :])
+    run("node", "client/node/converse.js", tmp_path / "in.wav", tmp_path / "out.wav", served.triton_grpc)
+    sound, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+    assert is_same_sound(sound, expected[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVEfmt \x02\0\0\0\1\0", None])
+def test_node_client_refuses_another_file_in_one_sentence(content: bytes | None, tmp_path):
+    install_node_packages()
+    if content is not None:
+        (tmp_path / "in.wav").write_bytes(content)
+    command = ["node", "client/node/converse.js", tmp_path / "in.wav", tmp_path / "out.wav"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert len(found.stderr.splitlines()) == 1
+    assert "in.wav" in found.stderr
+
+
 def test_curl_client_prints_the_error_of_triton(served: Served, wav, tmp_path):
     script = (ROOT / "client" / "http_curl.sh").read_text().replace("tick_samples=5120", "tick_samples=100")
     wrong = tmp_path / "wrong.sh"

@@ -18,11 +18,16 @@ const definition = protoLoader.loadSync(new URL("kserve.proto", import.meta.url)
 const { inference } = grpc.loadPackageDefinition(definition);
 const client = new inference.GRPCInferenceService(address, grpc.credentials.createInsecure());
 
-const file = readFileSync(input);
+const file = readInput();
 const header = chunk("fmt ");
-const format = [header.readUInt32LE(4), header.readUInt16LE(2), header.readUInt16LE(14)]; // Hz, channels, bits
-if (format.join() !== "16000,1,16") fail(`${input}: expected 16000 Hz, 1 channel, 16 bits, got ${format.join(", ")}`);
+if (header.length < 16) fail(`${input}: expected a WAV, got a format of ${header.length} bytes`);
+const isExtensible = header.readUInt16LE(0) === 0xfffe && header.length >= 26;
+const kind = header.readUInt16LE(isExtensible ? 24 : 0);
+const format = [header.readUInt32LE(4), header.readUInt16LE(2), header.readUInt16LE(14), kind];
+if (format.join() !== "16000,1,16,1")
+  fail(`${input}: expected 16000 Hz, 1 channel, 16 bits, format 1 (PCM), got ${format.join(", ")}`);
 const sound = chunk("data");
+if (sound.length < 2) fail(`${input}: it has no samples`);
 const ticks = Math.ceil(sound.length / TICK_BYTES);
 const conversation = `node-${process.pid}-${Date.now()}`;
 const received = [];
@@ -60,11 +65,27 @@ for (let tick = 0; tick < ticks; tick++) {
 }
 stream.end();
 
-// Returns a chunk of the WAV; other chunks may be before and after it.
+function readInput() {
+  try {
+    const content = readFileSync(input);
+    const isWav = /^(RIFF|RF64)$/.test(content.toString("latin1", 0, 4)) && content.toString("latin1", 8, 12) === "WAVE";
+    if (!isWav) fail(`${input}: expected a WAV, got another format or an empty file`);
+    return content;
+  } catch (error) {
+    fail(`${input}: ${error.message}`);
+  }
+}
+
+// Returns a chunk of the WAV; other chunks may be before and after it. Programs that write to a pipe leave 0 or the
+// largest number as the size of the samples, which then reach to the end of the file.
 function chunk(name) {
   for (let at = 12; at + 8 <= file.length; ) {
     const size = file.readUInt32LE(at + 4);
-    if (file.toString("latin1", at, at + 4) === name) return file.subarray(at + 8, at + 8 + size);
+    if (file.toString("latin1", at, at + 4) === name) {
+      const isStreamed = name === "data" && size === 0 && file.toString("latin1", at + 8, at + 12) !== "LIST";
+      const bytes = Math.min(isStreamed ? file.length : size, file.length - at - 8);
+      return file.subarray(at + 8, at + 8 + (name === "data" ? bytes - (bytes % 2) : bytes));
+    }
     at += 8 + size + (size % 2);
   }
   fail(`${input}: expected a WAV, got a file without a chunk '${name}'`);
