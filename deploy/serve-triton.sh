@@ -6,7 +6,10 @@ set -euo pipefail
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SCA_ENGINE_CPU_THREADS:-1}}"
 repository=$(python3 -m commands export ${TENSORRT:+--tensorrt} --build "${BUILD_FOLDER:-/var/lib/sca}")
-traces=${SCA_BRIDGE_TRACES_URL:+--trace-config=opentelemetry,url=$SCA_BRIDGE_TRACES_URL}
+traces=${SCA_BRIDGE_TRACES_URL:-}
+# Triton reads the URL, which may contain a password, from the environment: users of the machine can read command lines.
+[ -z "$traces" ] || export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="$traces"
+unset SCA_BRIDGE_API_KEYS SCA_BRIDGE_ICE_SERVERS SCA_BRIDGE_TRACES_URL # secrets of the bridge
 exec tritonserver \
     --model-repository="$repository" \
     --http-port="${SCA_TRITON_HTTP_PORT:-8010}" \
@@ -14,5 +17,5 @@ exec tritonserver \
     --metrics-port="${SCA_TRITON_METRICS_PORT:-8002}" \
     --disable-auto-complete-config \
     --exit-on-error=true \
-    ${traces:+--trace-config=mode=opentelemetry --trace-config=level=TIMESTAMPS --trace-config=rate=0 "$traces"} \
+    ${traces:+--trace-config=mode=opentelemetry --trace-config=level=TIMESTAMPS --trace-config=rate=0} \
     "$@"
