@@ -17,6 +17,7 @@ from config import Settings, SettingsError
 from config.secret import redact, secrets_in
 
 ROOT = Path(__file__).parent.parent
+ENTRY = [sys.executable, str(ROOT / "commands" / "entry")]  # beginning of the command line of `./sca`
 console = Console(stderr=True, highlight=False)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from commands.bridge import BridgeServer, address, bridge_server, run_until_stopped
-from commands.console import Steps, UserError, add_build_argument, console, load_settings, steps
+from commands.console import ENTRY, Steps, UserError, add_build_argument, console, load_settings, steps
 from commands.ports import needed_ports
 from config import Settings
 from launch.triton_install import TritonMissingError
@@ -92,7 +92,7 @@ def devices_of(arguments: argparse.Namespace, settings: Settings) -> list[str]:
 
 def gpu_count() -> int:
     """Return the number of GPUs. A subprocess imports torch, so that the process of the bridge does not."""
-    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    command = [sys.executable, "-I", "-c", "import torch; print(torch.cuda.device_count())"]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
@@ -126,7 +126,7 @@ def _show_progress(shown: Steps, name: str, progress: str) -> None:
 
 def export(build: Path, device: str) -> Path:
     """Return the repository that `./sca export` builds. A subprocess imports torch, so that the bridge's does not."""
-    command = [sys.executable, "-m", "commands", "export", "--build", str(build)]
+    command = [*ENTRY, "export", "--build", str(build)]
     environment = {**os.environ, "SCA_QWEN_DEVICE_MAP": device}
     made = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode != 0:

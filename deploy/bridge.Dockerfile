@@ -21,4 +21,4 @@ USER 65534
 EXPOSE 8000
 HEALTHCHECK --interval=10s --start-period=15m \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://localhost:8000/healthz')"]
-ENTRYPOINT ["python3", "-m", "commands", "bridge"]
+ENTRYPOINT ["python3", "/opt/sca/commands/entry", "bridge"]

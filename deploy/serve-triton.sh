@@ -4,8 +4,10 @@
 # polygraphy have to be on PATH, as in NVIDIA's TensorRT container.
 set -euo pipefail
 
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SCA_ENGINE_CPU_THREADS:-1}}"
-repository=$(python3 -m commands export ${TENSORRT:+--tensorrt} --build "${BUILD_FOLDER:-/var/lib/sca}")
+repository=$(python3 "$root/commands/entry" export ${TENSORRT:+--tensorrt} --build "${BUILD_FOLDER:-/var/lib/sca}")
+cd "$root" # the Python backend imports packages from its working directory first
 traces=${SCA_BRIDGE_TRACES_URL:-}
 # Triton reads the URL, which may contain a password, from the environment: users of the machine can read command lines.
 [ -z "$traces" ] || export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="$traces"
