@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from config import Settings, SettingsError
+from config.proxy import bypass_proxies
 from config.secret import redact, secrets_in
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,7 @@ def load_settings() -> Settings:
     except SettingsError as error:
         raise UserError(str(error)) from error
     hide(settings.secrets)
+    bypass_proxies(os.environ, [url.rpartition(":")[0].strip("[]") for url in settings.triton.urls])
     return settings
 
 
