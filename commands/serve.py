@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM; restart a Triton that fails, up to `triton.max_restarts` times."""
+    check_build_path(arguments.build)
     settings = load_settings()
     each = settings_of_each(settings, devices_of(arguments, settings))
     others = ", ".join(filter(None, [*(one.triton.urls[0] for one in each[1:]), settings.triton.others]))
@@ -107,6 +109,17 @@ def settings_of_each(settings: Settings, devices: Sequence[str]) -> list[Setting
         )
         for number, device in enumerate(devices)
     ]
+
+
+def check_build_path(build: Path) -> None:
+    """Raise `UserError` for a path that Triton cannot use: it starts the Python backend by an unquoted shell line."""
+    path = str(build.resolve())
+    if bad := sorted(set(re.findall(r"[^\w@%+=:,./-]", path))):
+        shown = " ".join(map(repr, bad))
+        raise UserError(
+            f"--build: expected a path that Triton's shell line can contain, got {path!r} with {shown}; choose another "
+            "folder: --build FOLDER"
+        )
 
 
 def lock_build(build: Path) -> IO[str]:
