@@ -34,5 +34,5 @@ VOLUME /var/lib/sca
 EXPOSE 8010 8001 8002
 # The first start may download and export for up to an hour; compose waits for it.
 HEALTHCHECK --interval=10s --start-period=60m \
-    CMD ["sh", "-c", "curl --fail --silent http://localhost:${SCA_TRITON_HTTP_PORT:-8010}/v2/health/ready"]
+    CMD ["sh", "-c", "curl --noproxy '*' --fail --silent http://localhost:${SCA_TRITON_HTTP_PORT:-8010}/v2/health/ready"]
 ENTRYPOINT ["deploy/serve-triton.sh"]

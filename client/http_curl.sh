@@ -65,7 +65,7 @@ for ((tick = 0; tick < ticks; tick++)); do
         printf '%s' "$header"
         tail -c +$((tick * tick_bytes + 1)) "$work/sound" | head -c "$tick_bytes" || true # head ends before tail does
     } > "$work/request"
-    if ! curl --silent --show-error --fail-with-body --output "$work/answer" --data-binary "@$work/request" \
+    if ! curl --noproxy '*' --silent --show-error --fail-with-body --output "$work/answer" --data-binary "@$work/request" \
         --header "Content-Type: application/octet-stream" \
         --header "Inference-Header-Content-Length: ${#header}" "$url"; then
         [ ! -f "$work/answer" ] || cat "$work/answer" >&2

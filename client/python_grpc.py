@@ -18,6 +18,7 @@ import tritonclient.grpc as triton
 URL = "127.0.0.1:8001"
 TICK_SAMPLES = 5120  # 320 ms at 16 kHz
 FORMAT = "16-bit PCM, 1 channel(s), 16000 Hz"  # format of IN.wav
+NO_PROXY = [("grpc.enable_http_proxy", 0)]  # a proxy does not reach a server on this machine or in its network
 OPTIONS: dict[str, str | int | float] = {}  # options of the conversation, for example {"voice": "ethan", "seed": 7}
 
 
@@ -27,7 +28,7 @@ def converse(url: str, samples: np.ndarray) -> tuple[np.ndarray, str]:
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     conversation = random.getrandbits(62) + 1
     sound, text = [], ""
-    with triton.InferenceServerClient(url) as client:
+    with triton.InferenceServerClient(url, channel_args=NO_PROXY) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         for i, tick in enumerate(ticks):
             audio = triton.InferInput("AUDIO_IN", [1, TICK_SAMPLES], "INT16")

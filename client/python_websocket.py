@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import struct
 import sys
 import wave
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -57,6 +59,15 @@ class Answer:
             self.speakers.discard("assistant")
 
 
+def is_near(url: str) -> bool:
+    """Return whether the host is this machine or in its network: a private address, or a name without a domain."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith(".localhost")
+
+
 async def talk(
     url: str, pcm: bytes, realtime: bool = False, progress: Callable[[int], None] = lambda _: None, key: str = ""
 ) -> Answer:
@@ -66,7 +77,8 @@ async def talk(
     """
     answer = Answer()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with connect(url, max_size=None, additional_headers=headers) as socket:
+    proxy: Literal[True] | None = None if is_near(url) else True  # True: the proxy of the environment
+    async with connect(url, max_size=None, additional_headers=headers, proxy=proxy) as socket:
         answer.note(json.loads(await socket.recv()))  # conversation.opened, or an error
         await asyncio.gather(_send(socket, pcm, realtime, answer), _receive(socket, progress, answer))
     return answer

@@ -9,7 +9,8 @@ import signal
 import sys
 
 from commands import VERSION
-from commands.console import UserError
+from commands.console import UserError, hide_secrets
+from config.proxy import bypass_proxies
 
 COMMANDS = {
     "serve": "start Triton and the bridge, and print the address",
@@ -28,6 +29,8 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that the command line names, and return its exit status."""
+    hide_secrets()
+    bypass_proxies(os.environ)
     parser = argparse.ArgumentParser(prog="./sca", description="Full-duplex Qwen3-Omni on NVIDIA Triton.")
     parser.add_argument("--version", action="version", version=f"sca {VERSION}")
     parser.add_argument("--config", metavar="TOML", help="file of settings that differ from config/default.toml")

@@ -14,6 +14,7 @@ import uvicorn
 from commands.console import UserError, console, load_settings
 from commands.ports import needed_ports
 from config import Settings, SettingsError
+from config.loader import shown_of
 from frontend.app import create_app
 from frontend.bridge import Bridge
 from frontend.connections import BoundedHttp
@@ -68,7 +69,7 @@ def bridge_server(settings: Settings) -> BridgeServer:
         raise UserError(str(error)) from error
     for name in ("tls_certificate", "tls_key"):
         if (path := getattr(bridge, name)) and not Path(path).is_file():
-            raise UserError(f"bridge.{name}: expected a PEM file, got {path!r}")
+            raise UserError(f"bridge.{name}: expected a PEM file, got {shown_of(f'bridge.{name}', path)}")
     config = uvicorn.Config(
         app,
         host=bridge.host,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar, TextIO, cast
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from config import Settings, SettingsError
+from config.proxy import bypass_proxies
+from config.secret import redact, secrets_in
 
 ROOT = Path(__file__).parent.parent
+ENTRY = [sys.executable, str(ROOT / "commands" / "entry")]  # beginning of the command line of `./sca`
 console = Console(stderr=True, highlight=False)
 
 
@@ -22,12 +26,49 @@ class UserError(Exception):
     """An error that the user can fix; printed as one line."""
 
 
+class RedactedStream:
+    """A text stream that hides secrets: those of the environment, and those of the settings once they are loaded."""
+
+    secrets: ClassVar[set[str]] = set()
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text without its secrets."""
+        self._stream.write(redact(text, self.secrets))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts without their secrets."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Add secrets to those that `hide_secrets` removes."""
+    RedactedStream.secrets.update(filter(None, secrets))
+
+
+def hide_secrets() -> None:
+    """Remove secrets from everything that this process writes to its standard output and standard error."""
+    hide(secrets_in(os.environ))
+    sys.stdout = cast(TextIO, RedactedStream(sys.stdout))
+    sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
+
+
 def load_settings() -> Settings:
     """Return the settings; raise `UserError` if they are invalid."""
     try:
-        return Settings.load()
+        settings = Settings.load()
     except SettingsError as error:
         raise UserError(str(error)) from error
+    hide(settings.secrets)
+    bypass_proxies(os.environ, [url.rpartition(":")[0].strip("[]") for url in settings.triton.urls])
+    return settings
 
 
 def add_build_argument(parser: object) -> None:

@@ -21,6 +21,7 @@ from commands.console import ROOT, UserError, add_build_argument, console, load_
 from commands.ports import needed_ports
 from config import Settings
 from config.loader import NOT_SETTINGS, tomllib
+from config.secret import HIDDEN, SECRET_VARIABLES
 from config.settings import RANDOM
 from launch.triton_install import TritonInstall, TritonMissingError
 
@@ -158,7 +159,11 @@ def _triton() -> Finding:
 
 def _environment() -> Finding:
     names = sorted(name for name in os.environ if name.startswith("SCA_") and name not in NOT_SETTINGS)
-    return Finding("settings", "defaults" + "".join(f", {name}={os.environ[name]}" for name in names))
+    return Finding("settings", "defaults" + "".join(f", {name}={_shown(name)}" for name in names))
+
+
+def _shown(variable: str) -> str:
+    return HIDDEN if variable in SECRET_VARIABLES else os.environ[variable]
 
 
 def _ports(settings: Settings) -> Finding:

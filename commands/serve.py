@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from commands.bridge import BridgeServer, address, bridge_server, run_until_stopped
-from commands.console import Steps, UserError, add_build_argument, console, load_settings, steps
+from commands.console import ENTRY, Steps, UserError, add_build_argument, console, load_settings, steps
 from commands.ports import needed_ports
 from config import Settings
 from launch.triton_install import TritonMissingError
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM; restart a Triton that fails, up to `triton.max_restarts` times."""
+    check_build_path(arguments.build)
     settings = load_settings()
     each = settings_of_each(settings, devices_of(arguments, settings))
     others = ", ".join(filter(None, [*(one.triton.urls[0] for one in each[1:]), settings.triton.others]))
@@ -92,7 +94,7 @@ def devices_of(arguments: argparse.Namespace, settings: Settings) -> list[str]:
 
 def gpu_count() -> int:
     """Return the number of GPUs. A subprocess imports torch, so that the process of the bridge does not."""
-    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    command = [sys.executable, "-I", "-c", "import torch; print(torch.cuda.device_count())"]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
@@ -107,6 +109,17 @@ def settings_of_each(settings: Settings, devices: Sequence[str]) -> list[Setting
         )
         for number, device in enumerate(devices)
     ]
+
+
+def check_build_path(build: Path) -> None:
+    """Raise `UserError` for a path that Triton cannot use: it starts the Python backend by an unquoted shell line."""
+    path = str(build.resolve())
+    if bad := sorted(set(re.findall(r"[^\w@%+=:,./-]", path))):
+        shown = " ".join(map(repr, bad))
+        raise UserError(
+            f"--build: expected a path that Triton's shell line can contain, got {path!r} with {shown}; choose another "
+            "folder: --build FOLDER"
+        )
 
 
 def lock_build(build: Path) -> IO[str]:
@@ -126,7 +139,7 @@ def _show_progress(shown: Steps, name: str, progress: str) -> None:
 
 def export(build: Path, device: str) -> Path:
     """Return the repository that `./sca export` builds. A subprocess imports torch, so that the bridge's does not."""
-    command = [sys.executable, "-m", "commands", "export", "--build", str(build)]
+    command = [*ENTRY, "export", "--build", str(build)]
     environment = {**os.environ, "SCA_QWEN_DEVICE_MAP": device}
     made = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if made.returncode != 0:

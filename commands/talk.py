@@ -14,7 +14,8 @@ from websockets.exceptions import WebSocketException
 
 from client.python_websocket import Answer, talk
 from client.sound import SoundError, read_sound, to_pcm16
-from commands.console import UserError, console, load_settings
+from commands.console import UserError, console, hide, load_settings
+from config.secret import passwords, public_url
 from config.settings import INPUT_HZ, OUTPUT_HZ
 
 
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_settings()
     url = arguments.url or f"{settings.bridge.url}/ws/pcm16"
     key = arguments.key or next(iter(settings.bridge.read_keys()), "")
+    hide({key, *passwords(url)})
     if arguments.output.suffix.lower() != ".wav":
         raise UserError(f"{arguments.output} must end in .wav")
     if not arguments.output.resolve().parent.is_dir():
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             answer: Answer = asyncio.run(talk(url, pcm.tobytes(), arguments.realtime, show, key))
         except (OSError, RuntimeError, WebSocketException) as error:
-            raise UserError(f"no conversation with {url}: {error}") from error
+            raise UserError(f"no conversation with {public_url(url)}: {error}") from error
     soundfile.write(arguments.output, np.frombuffer(answer.pcm, np.int16), OUTPUT_HZ, subtype="PCM_16")
     seconds = len(answer.pcm) / 2 / OUTPUT_HZ
     sent, took = len(pcm) / INPUT_HZ, time.monotonic() - begun

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
 from commands.audit import NOT_RUN
-from commands.console import ROOT, console
+from commands.console import ENTRY, ROOT, console
 from commands.debian import install_missing
 
 PYTEST = [sys.executable, "-m", "pytest"]
@@ -19,7 +19,7 @@ CHECKS = {
     "lint": [sys.executable, "-m", "ruff", "check", "."],
     "format": [sys.executable, "-m", "ruff", "format", "--check", "--quiet", "."],
     "types": [sys.executable, "-m", "mypy"],
-    "audit": [sys.executable, "-m", "commands", "audit"],
+    "audit": [*ENTRY, "audit"],
 }
 NOT_LONG = ["-m", "not long"]
 # Groups of tests, longest first: `group_of` in tests/groups.py. Tests of one server run in one process.

@@ -31,11 +31,11 @@ class BridgeSettings:
     host: str
     port: int
     api_keys: str = field(repr=False)
-    api_keys_file: str
+    api_keys_file: str = field(repr=False)
     require_api_key: str
     allowed_origins: str
     tls_certificate: str
-    tls_key: str
+    tls_key: str = field(repr=False)
     ice_servers: str = field(repr=False)
     sockets: int
     conversations_per_client: int
@@ -50,7 +50,7 @@ class BridgeSettings:
     move_within_s: float
     drain_s: float
     record_folder: str
-    traces_url: str
+    traces_url: str = field(repr=False)
     log_level: str
 
     def __post_init__(self) -> None:
@@ -77,9 +77,8 @@ class BridgeSettings:
             is_origin = origin == "*" or origin.startswith(("http://", "https://"))
             expect(is_origin, "bridge.allowed_origins", origin, "origins such as https://shop.example, or *")
         for server in listed(self.ice_servers):
-            is_known = bool(ICE_SERVER.fullmatch(server))  # the value is not quoted: it may hold a password
             expected = "stun:HOST:PORT, turn:USER:PASSWORD@HOST:PORT, or turns:"
-            expect(is_known, "bridge.ice_servers", "a server", expected)
+            expect(bool(ICE_SERVER.fullmatch(server)), "bridge.ice_servers", server, expected)
         both = bool(self.tls_certificate) == bool(self.tls_key)
         expect(both, "bridge.tls_certificate", self.tls_certificate, "a file, with bridge.tls_key, or neither")
 
@@ -122,7 +121,8 @@ class BridgeSettings:
             try:
                 lines = Path(self.api_keys_file).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"bridge.api_keys_file {self.api_keys_file} cannot be read: {error}") from None
+                problem = error.strerror if isinstance(error, OSError) else "expected UTF-8"
+                raise SettingsError(f"bridge.api_keys_file: the file cannot be read: {problem}") from None
             keys += tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
         if any(len(key) < MIN_KEY or not (key.isascii() and key.isprintable()) or " " in key for key in keys):
             raise SettingsError(

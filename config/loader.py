@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from config.secret import HIDDEN, is_secret
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -29,10 +31,15 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
+def shown_of(name: str, value: object) -> str:
+    """Return the value of the setting `name` as an error quotes it; a secret is not quoted."""
+    return f"a value {HIDDEN}" if value and is_secret(name) else shown(value)
+
+
 def expect(holds: bool, name: str, value: object, expected: str) -> None:
     """Raise `SettingsError` unless the condition `holds`."""
     if not holds:
-        raise SettingsError(f"{name}: expected {expected}, got {shown(value)}")
+        raise SettingsError(f"{name}: expected {expected}, got {shown_of(name, value)}")
 
 
 def listed(text: str) -> tuple[str, ...]:
@@ -56,7 +63,7 @@ def merge(values: dict[str, Any], changes: Mapping[str, Any], source: str) -> No
         if section not in values:
             raise SettingsError(f"unknown section [{section}] in {source}: expected one of {', '.join(values)}")
         if not isinstance(keys, dict):
-            raise SettingsError(f"[{section}] in {source}: expected a table of settings, got {keys!r}")
+            raise SettingsError(f"[{section}] in {source}: expected a table of settings, got {type(keys).__name__}")
         for key, value in keys.items():
             if key not in values[section]:
                 known = ", ".join(values[section])
@@ -89,10 +96,10 @@ def typed(name: str, value: Any, expected: type) -> Any:
         try:
             number = expected(value)
         except (TypeError, ValueError, OverflowError) as error:
-            raise SettingsError(f"{name}: expected {words}, got {shown(value)}") from error
+            raise SettingsError(f"{name}: expected {words}, got {shown_of(name, value)}") from error
         value = number if isinstance(value, str) or number == value or number != number else value
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise SettingsError(f"{name}: expected {words}, got {shown(value)}")
+        raise SettingsError(f"{name}: expected {words}, got {shown_of(name, value)}")
     return value
 
 

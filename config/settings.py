@@ -17,6 +17,7 @@ from config.engine import MAX_PROMPT_CHARACTERS, MAX_TYPED, EngineSettings
 from config.loader import SettingsError, expect, from_environment, merge, read_toml, typed
 from config.qwen import BARISTA, RANDOM, QwenSettings
 from config.sampling import FILE, SamplingSettings, checkpoint_sampling
+from config.secret import secrets_of
 from config.triton import TritonSettings
 from config.turn import TURN_OPTIONS, TurnSettings
 
@@ -109,14 +110,22 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Return the settings of a `to_json`: the way of the settings into Triton's model processes."""
-        return cls._from_values(json.loads(text))
+        """Return the settings of a `to_json`, with the defaults of [bridge]."""
+        return cls._from_values({**read_toml(DEFAULTS), **json.loads(text)})
 
     def to_json(self) -> str:
-        """Return all settings as one line of JSON, without the API keys: only the bridge may know them."""
+        """Return the settings of Triton's model processes as one line of JSON, which files of the repository contain.
+
+        The section [bridge], which contains secrets, is absent: only the bridge needs it.
+        """
         values = dataclasses.asdict(self)
-        values["bridge"]["api_keys"] = ""
+        del values["bridge"]
         return json.dumps(values)
+
+    @property
+    def secrets(self) -> set[str]:
+        """The texts that no program may show."""
+        return secrets_of(dataclasses.asdict(self))
 
     def with_values(self, **sections: dict[str, Any]) -> Settings:
         """Return a validated copy with some values replaced: `with_values(audio={"tick_ms": 80})`."""

@@ -20,5 +20,5 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 65534
 EXPOSE 8000
 HEALTHCHECK --interval=10s --start-period=15m \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://localhost:8000/healthz')"]
-ENTRYPOINT ["python3", "-m", "commands", "bridge"]
+    CMD ["python3", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://localhost:8000/healthz')"]
+ENTRYPOINT ["python3", "/opt/sca/commands/entry", "bridge"]

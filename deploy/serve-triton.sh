@@ -4,9 +4,14 @@
 # polygraphy have to be on PATH, as in NVIDIA's TensorRT container.
 set -euo pipefail
 
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SCA_ENGINE_CPU_THREADS:-1}}"
-repository=$(python3 -m commands export ${TENSORRT:+--tensorrt} --build "${BUILD_FOLDER:-/var/lib/sca}")
-traces=${SCA_BRIDGE_TRACES_URL:+--trace-config=opentelemetry,url=$SCA_BRIDGE_TRACES_URL}
+repository=$(python3 "$root/commands/entry" export ${TENSORRT:+--tensorrt} --build "${BUILD_FOLDER:-/var/lib/sca}")
+cd "$root" # the Python backend imports packages from its working directory first
+traces=${SCA_BRIDGE_TRACES_URL:-}
+# Triton reads the URL, which may contain a password, from the environment: users of the machine can read command lines.
+[ -z "$traces" ] || export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="$traces"
+unset SCA_BRIDGE_API_KEYS SCA_BRIDGE_ICE_SERVERS SCA_BRIDGE_TRACES_URL # secrets of the bridge
 exec tritonserver \
     --model-repository="$repository" \
     --http-port="${SCA_TRITON_HTTP_PORT:-8010}" \
@@ -14,5 +19,5 @@ exec tritonserver \
     --metrics-port="${SCA_TRITON_METRICS_PORT:-8002}" \
     --disable-auto-complete-config \
     --exit-on-error=true \
-    ${traces:+--trace-config=mode=opentelemetry --trace-config=level=TIMESTAMPS --trace-config=rate=0 "$traces"} \
+    ${traces:+--trace-config=mode=opentelemetry --trace-config=level=TIMESTAMPS --trace-config=rate=0} \
     "$@"

@@ -11,6 +11,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from config.secret import SECRET_VARIABLES
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -53,7 +55,7 @@ class TritonInstall:
             "OMP_NUM_THREADS": str(
                 threads
             ),  # torch.set_num_threads does not suffice: idle threads cost a third of a tick
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES},
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
             "PATH": f"{python}:{os.environ.get('PATH', '')}",
             "PYTHONDONTWRITEBYTECODE": "1",

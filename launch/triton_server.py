@@ -21,6 +21,7 @@ from config.settings import TritonSettings
 from launch.triton_install import TritonInstall
 
 BOUND = Path(__file__).with_name("bound.py")
+TRACES_VARIABLE = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 EXIT_TIMEOUT_S = 3  # time that Triton waits at shutdown for open conversations
 STOP_TIMEOUT_S = 15
 LOG_TAIL = 25  # lines of the log that an error quotes
@@ -62,6 +63,8 @@ class TritonServer:
             f"--log-verbose={int(verbose)}",
             *trace_arguments(settings.bridge.traces_url),
         ]
+        # The environment, unlike the command line, is readable only by the same user; the URL may contain a password.
+        self._environment = {TRACES_VARIABLE: settings.bridge.traces_url} if settings.bridge.traces_url else {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> TritonServer:
@@ -70,7 +73,7 @@ class TritonServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
-                env=self._install.environment(self._threads),
+                env=self._install.environment(self._threads) | self._environment,
                 cwd=self._runtime / "python",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -187,8 +190,11 @@ def http_arguments(settings: TritonSettings) -> list[str]:
 
 
 def trace_arguments(url: str) -> list[str]:
-    """Return the arguments for traces to the collector `url`, only of requests that carry a span of the bridge."""
+    """Return the arguments for traces, if `url` is a collector, only of requests that carry a span of the bridge.
+
+    Triton reads the URL from the environment variable `TRACES_VARIABLE`.
+    """
     if not url:
         return []
-    values = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0", f"opentelemetry,url={url}")
+    values = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=0")
     return [f"--trace-config={value}" for value in values]
