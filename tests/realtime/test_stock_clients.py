@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 
 from config.settings import CODE2WAV_DELAY
 from tests.conftest import Served
-from tests.guest import guest
+from tests.lockstep import open_client
 from tests.sound import is_same_sound
 from tests.turns import TICK
 from training.judges.flite import synthesize
@@ -103,10 +103,10 @@ async def talking(served_barista: Served, **session: Any):
 def test_openai_speaks_twice_and_interrupts(served_barista: Served):
     async def talk() -> None:
         async with talking(served_barista) as talker:
-            await talker.say(pcm24(ORDER))
+            await talker.send_audio(pcm24(ORDER))
             await talker.wait_for("response.output_audio.delta")
             before = len(talker.events)
-            await talker.say(pcm24(CHANGE, 0.3))
+            await talker.send_audio(pcm24(CHANGE, 0.3))
             first = (await talker.wait_for("response.done", before)).response
             assert (first.status, first.status_details.reason) == ("cancelled", "turn_detected")
             kinds = talker.kinds(before)
@@ -115,7 +115,7 @@ def test_openai_speaks_twice_and_interrupts(served_barista: Served):
             await talker.connection.conversation.item.truncate(item_id=item, content_index=0, audio_end_ms=300)
             truncated = await talker.wait_for("conversation.item.truncated", before)
             assert (truncated.item_id, truncated.content_index, truncated.audio_end_ms) == (item, 0, 300)
-            await talker.say(bytes(48_000))
+            await talker.send_audio(bytes(48_000))
             committed = await talker.wait_for("input_audio_buffer.committed", before)
             after = len(talker.events)
             second = (await talker.wait_for("response.done", after)).response
@@ -137,7 +137,7 @@ def test_a_response_out_of_band_leaves_the_conversation_as_it_was(served_barista
 
     async def talk() -> None:
         async with talking(served_barista) as talker:
-            await talker.say(pcm24(ORDER))
+            await talker.send_audio(pcm24(ORDER))
             first = (await talker.wait_for("response.done")).response
             before = len(talker.events)
             await talker.connection.response.create(
@@ -153,7 +153,7 @@ def test_a_response_out_of_band_leaves_the_conversation_as_it_was(served_barista
             assert apart.output[0].content[0].text
             assert not [kind for kind in talker.kinds(before) if kind.startswith("conversation.")]
             before = len(talker.events)
-            await talker.say(pcm24(CHANGE, 0.8))
+            await talker.send_audio(pcm24(CHANGE, 0.8))
             second = (await talker.wait_for("response.done", before)).response
             order = first.output[0].content[0].transcript.split(". ")[0].split(", ", 1)[1]
             assert order.replace("medium", "large") in second.output[0].content[0].transcript
@@ -189,10 +189,10 @@ def test_a_response_has_the_whole_ladder_in_order(served_barista: Served):
 def test_the_sound_is_that_of_ws_pcm16_to_the_sample(served_barista: Served):
     """Without what code2wav is behind by, and without the silence after it."""
     words = "I would like a large latte please"
-    client = guest(served_barista, "detection=manual")
-    client.ask("message", text=words)
+    client = open_client(served_barista, "detection=manual")
+    client.send_event("message", text=words)
     done = client.wait_for("answer_done")
-    client.say(np.zeros(TICK, np.int16))
+    client.send_audio(np.zeros(TICK, np.int16))
     client.socket.close()
     expected = np.concatenate(client.sounds)[CODE2WAV_DELAY:][: done["spoken_ms"] * 24]
 
@@ -285,7 +285,7 @@ def test_turns_are_detected_after_others_were_not(served_barista: Served, before
                 )
             for _ in range(2):
                 known = len(talker.events)
-                await talker.say(pcm24(ORDER, 1.5))
+                await talker.send_audio(pcm24(ORDER, 1.5))
                 started = await talker.wait_for("input_audio_buffer.speech_started", known)
                 assert said_ms - 300 <= started.audio_start_ms <= said_ms + 100, "with 300 ms before it"
                 stopped = await talker.wait_for("input_audio_buffer.speech_stopped", known)
