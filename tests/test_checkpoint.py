@@ -120,7 +120,7 @@ def test_lora_adapter_is_merged(checkpoint_folder, tmp_path):
 
 
 def test_lora_adapter_with_other_names_is_refused(checkpoint_folder, tmp_path):
-    """peft would merge zeros, without an error, for an adapter that was trained on a separate thinker."""
+    """An adapter trained on a separate thinker has other names, for which peft would merge zeros without an error."""
     base = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint_folder, dtype=torch.float32)
     get_peft_model(base, LoraConfig(r=4, target_modules=[ADAPTED])).save_pretrained(tmp_path)
     adapter = load_file(tmp_path / "adapter_model.safetensors")
