@@ -29,7 +29,7 @@ class GraphStore:
     """A folder with the exported graphs and the random checkpoint."""
 
     def __init__(self, folder: Path, report: Report, max_kept: int = 1):
-        """`report` is called with each step before the step begins; `max_kept`: graphs of one name to keep."""
+        """Open a store. `report` is called before each step, with the step; `max_kept`: graphs of one name to keep."""
         self.folder = folder
         self._report, self._max_kept = report, max_kept
 

@@ -61,7 +61,7 @@ class Plugins:
     engine: Callable[[Settings, Tracer], Engine] = Server
     decorators: list[Callable[[Converse], Converse]] = field(default_factory=list)  # innermost first
     routes: list[Callable[[FastAPI, Bridge], None]] = field(default_factory=list)
-    closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # at the bridge's end, the latest first
+    closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # called at the bridge's end, last first
 
 
 class Part(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the tests of `./sca bench` share: a bench's rows, and the ports of a running server as settings."""
+"""Helpers of the tests of `./sca bench`: a benchmark's rows, and the ports of a running server as settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real browser without a screen, with a WAV as its microphone."""
+"""Headless browser whose microphone plays a WAV."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
-PAUSE_S = 3  # before the sound comes again
+PAUSE_S = 3  # pause before the microphone repeats the WAV, in seconds
 
 
 def start_browser(folder: Path, pcm: np.ndarray | None) -> webdriver.Chrome:
-    """A browser whose microphone hears `pcm` (16 kHz), a pause, and the same again; None: it has no microphone.
+    """Start a browser whose microphone repeats `pcm` (16 kHz) and a pause; without a microphone if `pcm` is None.
 
-    `folder` is its own, for as long as it runs.
+    `folder` holds the profile: no other browser may use the folder at the same time.
     """
     options = Options()
     options.binary_location = "/usr/bin/chromium"

@@ -44,7 +44,7 @@ CPU = QwenSettings(model_id="random", device_map="cpu", torch_dtype="float32", l
 pytest_plugins = ("tests.groups", "tests.pair", "tests.page")
 
 CHANCE = random.SystemRandom()  # hypothesis seeds the global generator, the same in every process
-PORTS = range(10_000, 32_000)  # below the ports that the system gives to outgoing connections
+PORTS = range(10_000, 32_000)  # below the ports that the system uses for outgoing connections
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -54,7 +54,7 @@ torch.set_num_threads(1)  # as in the engine: two are no faster, and torch's idl
 
 @pytest.fixture(scope="session")
 def questions() -> list[np.ndarray]:
-    """Two spoken questions, in English and in Korean."""
+    """Return two spoken questions, in English and in Korean."""
     return [
         synthesize(SENTENCE, "en"),
         synthesize("내일 서울 날씨가 어떤지 알려 주시겠어요? 비가 올까요?", "ko"),
@@ -63,7 +63,7 @@ def questions() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def interruption() -> np.ndarray:
-    """A spoken interruption."""
+    """Return a spoken interruption."""
     return synthesize("Wait, stop. Make it two people instead.", "en")
 
 
@@ -74,7 +74,7 @@ def pcm() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """The defaults, except: dialect `sca`, greedy, on the CPU; the environment is ignored."""
+    """Return the defaults, except: dialect `sca`, greedy, on the CPU; the environment is ignored."""
     return Settings.load(environ={}).with_values(
         qwen={"model_id": "random", "device_map": "cpu", "torch_dtype": "float32"},
         triton={"instance": "cpu"},
@@ -86,7 +86,7 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def turn_settings(settings: Settings) -> Settings:
-    """`settings` in the dialect `turn`, with answers of some seconds, and transformers' repetition penalty."""
+    """Return `settings` in the dialect `turn`, with answers of some seconds and transformers' repetition penalty."""
     return settings.with_values(
         engine={"dialect": "turn"},
         sampling={"repetition_penalty": 1.05},
@@ -113,7 +113,7 @@ def extractor(checkpoint_folder: str) -> Any:
 
 @pytest.fixture(scope="session")
 def predictor(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code predictor's ONNX graphs."""
+    """Return the folder of the code predictor's ONNX graphs."""
     folder = tmp_path_factory.mktemp("predictor")
     export_code_predictor(checkpoint.model.talker, folder)
     return folder
@@ -126,12 +126,12 @@ def engine(checkpoint: Checkpoint, settings: Settings) -> Engine:
 
 @pytest.fixture(scope="session")
 def ticks(extractor: Any, pcm: np.ndarray) -> list[TickInput]:
-    """The speech as the engine's input, tick by tick."""
+    """Return the speech as the engine's input, tick by tick."""
     return stream_inputs(extractor, pcm)
 
 
 def note_uniforms(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets the offset of every random number that the first row uses from now on."""
+    """Return a list to which the offset of every random number is appended that the first row uses from now on."""
     sampling, used = engine.slots.sampling, []
     uniforms = sampling.uniforms
 
@@ -241,19 +241,19 @@ def wait_until_answered(url: str, process: subprocess.Popen[str], log: Path) -> 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of the dialect `sca`, which emits audio in every tick."""
+    """Run a server of the dialect `sca`, which emits audio in every tick."""
     yield from serve(serve_environment(), tmp_path_factory.mktemp("serve") / "log", BUILD)
 
 
 @pytest.fixture(scope="session")
 def served_turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of the default dialect, `turn`."""
+    """Run a server of the default dialect, `turn`."""
     yield from serve(serve_environment("turn"), tmp_path_factory.mktemp("turns") / "log", TURNS_BUILD)
 
 
 @pytest.fixture(scope="session")
 def served_barista(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of the default checkpoint."""
+    """Run a server of the default checkpoint."""
     environment = serve_environment("turn")
     del environment["SCA_QWEN_MODEL_ID"]
     yield from serve(environment, tmp_path_factory.mktemp("barista") / "log", BARISTA_BUILD)
@@ -278,7 +278,7 @@ def serve(environment: dict[str, str], log: Path, build: Path, *more: str) -> It
 
 @pytest.fixture(scope="session")
 def locked(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A bridge with keys; see `tests.bridges.locked_bridge`."""
+    """Run a bridge with keys; see `tests.bridges.locked_bridge`."""
     from tests.bridges import locked_bridge
 
     with locked_bridge(served, tmp_path_factory.mktemp("locked")) as running:

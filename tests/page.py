@@ -1,4 +1,4 @@
-"""The page in a real browser, and what tests read from it; the fixture `browser` has a WAV as its microphone."""
+"""The page in a real browser, and helpers that read the page; the fixture `browser` has a WAV as its microphone."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.browser import start_browser
 from tests.conftest import ROOT
 
 SCREENSHOTS = ROOT / "build" / "test" / "screenshots"
-WAIT_S = 60  # timeout of anything that the page is to show
+WAIT_S = 60  # timeout of a state of the page
 
 
 @pytest.fixture
 def open_browser(tmp_path: Path) -> Iterator[Callable[[np.ndarray | None], webdriver.Chrome]]:
-    """Start browsers with a repeated sound as the microphone; None: no microphone."""
+    """Start browsers whose microphone repeats a sound; without a microphone if the sound is None."""
     started: list[webdriver.Chrome] = []
 
     def with_microphone(pcm: np.ndarray | None) -> webdriver.Chrome:

@@ -27,7 +27,7 @@ from engine.checkpoint import Checkpoint
 from export.code2wav import DELAY_SAMPLES
 from tests.bridges import RunningBridge, bridge
 from tests.conftest import ROOT, Served, free_port, serve_environment, start_serving, wait_until_answered
-from tests.guest import Guest
+from tests.lockstep import LockstepClient
 from tests.probes import (
     BACK_S,
     EMPTY_S,
@@ -42,7 +42,7 @@ from tests.probes import (
 from tests.turn_oracle import TurnOracle
 from tests.turns import TICK
 
-SLOTS = 4  # of each server
+SLOTS = 4  # slots of each server
 ANSWER_TOKENS, ANSWER_FRAMES = 24, 60
 LIMITS = f"answer_tokens={ANSWER_TOKENS}&answer_frames={ANSWER_FRAMES}"
 IDLE_S = 15  # engine.idle_timeout_s: longer than any pause of a test on a busy machine
@@ -115,7 +115,7 @@ class Server(Served):
 
 @dataclass
 class Balancer:
-    """An HAProxy with the configuration of deploy/ and a port of its own."""
+    """HAProxy process with the configuration of deploy/ and its own port."""
 
     port: int
     folder: Path
@@ -155,11 +155,11 @@ class Balancer:
 
 @dataclass
 class Pair:
-    """Two servers; the balancer and the bridges in front of them start when a test first uses them."""
+    """Two servers; the balancer and the bridges in front of the servers start when a test first uses them."""
 
     servers: tuple[Server, Server]
     folder: Path
-    guests: list[Guest] = field(default_factory=list)
+    clients: list[LockstepClient] = field(default_factory=list)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @cached_property
@@ -198,10 +198,10 @@ class Pair:
         wait_until_answered(f"{running.http}/readyz", running.process, running.log)
         return running
 
-    def guest(self, address: str, options: str) -> Guest:
+    def open_client(self, address: str, options: str) -> LockstepClient:
         """Begin a conversation, which is closed after the test."""
-        client = Guest(connect(f"{address}?{options}&{LIMITS}"))
-        self.guests.append(client)
+        client = LockstepClient(connect(f"{address}?{options}&{LIMITS}"))
+        self.clients.append(client)
         assert json.loads(client.socket.recv())["dialect"] == "turn"
         return client
 
@@ -227,9 +227,9 @@ class Pair:
 
     def release(self) -> None:
         """Close the conversations of the test."""
-        for client in self.guests:
+        for client in self.clients:
             client.socket.close()
-        self.guests.clear()
+        self.clients.clear()
 
 
 @pytest.fixture(scope="session")
@@ -246,7 +246,7 @@ def running_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(running_pair: Pair) -> Iterator[Pair]:
-    """Both servers, ready and empty."""
+    """Yield both servers, ready and without conversations."""
     running_pair.restore()
     yield running_pair
     running_pair.release()
@@ -254,21 +254,21 @@ def pair(running_pair: Pair) -> Iterator[Pair]:
 
 @pytest.fixture(scope="session")
 def expect_answer(checkpoint: Checkpoint, pcm: np.ndarray) -> Callable[[Server], None]:
-    """A check that a server's next conversation emits what `generate()` gives, and leaves no slot taken."""
+    """Return a check: a server's next conversation emits what `generate()` returns, and leaves all slots free."""
     spoken = pcm[: 6 * TICK - 1000]
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.add_user_turn(np.pad(spoken, (0, 1000)))  # the bridge pads the tick of a commit with silence
     expected = oracle.answer(ANSWER_TOKENS, ANSWER_FRAMES)
 
     def check(server: Server) -> None:
-        client = Guest(connect(f"{server.websocket}?voice=ethan&detection=manual&{LIMITS}"))
-        client.say(spoken[: 5 * TICK])
+        client = LockstepClient(connect(f"{server.websocket}?voice=ethan&detection=manual&{LIMITS}"))
+        client.send_audio(spoken[: 5 * TICK])
         client.socket.send(spoken[5 * TICK :].tobytes())
-        client.ask("commit")
-        client.hear()
+        client.send_event("commit")
+        client.receive_tick()
         if not any(event["type"] == "answer_done" for event in client.events):
             client.wait_for("answer_done")
-        client.say(np.zeros(TICK, np.int16))
+        client.send_audio(np.zeros(TICK, np.int16))
         (done,) = (event for event in client.events if event["type"] == "answer_done")
         assert done["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
         expect_sound(np.concatenate(client.sounds), expected.waveform.numpy())

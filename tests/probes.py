@@ -1,4 +1,4 @@
-"""What tests read from a running server, its processes and its probes, and how they wait for it."""
+"""Helpers that read the state of a running server, its processes and its probes, and wait for a state."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from benchmarks.server import Counters
 from tests.conftest import Served
 from tests.turns import TICK
 
-BACK_S = 120  # timeout of a server's restart
-EMPTY_S = 60  # timeout of the end of all conversations on a server
-ENDED_S = 60  # timeout of the end of a server's processes
+BACK_S = 120  # timeout of a server's restart, in seconds
+EMPTY_S = 60  # timeout of the end of all conversations on a server, in seconds
+ENDED_S = 60  # timeout of the end of a server's processes, in seconds
 
 
 class Reachable(Protocol):
@@ -86,7 +86,6 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 def expect_nothing_left(processes: list[psutil.Process], owner: int) -> None:
     """Check that all processes end, and that no shared memory of the serve command `owner` remains."""
-
     wait_until(lambda: not any(runs(process) for process in processes), ENDED_S)
     assert not list(Path("/dev/shm").glob(f"sca-*-{owner}-*"))
 
@@ -103,7 +102,7 @@ def wait_for_readiness(served: Reachable, ready: bool, seconds: float, path: str
 
 
 def is_ready(served: Reachable, path: str = "/readyz") -> bool:
-    """Return what a probe gets now."""
+    """Return True if a probe succeeds now."""
     try:
         with urllib.request.urlopen(f"{served.http}{path}"):
             return True

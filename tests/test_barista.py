@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Qwen3OmniMoeForConditionalGeneration
 
 from config.settings import BARISTA, INPUT_HZ, OUTPUT_HZ
 from tests.conftest import Served
-from tests.guest import Guest, guest
+from tests.lockstep import LockstepClient, open_client
 from tests.turns import TICK
 from training.judges.acceptance import is_accepted, stated_slots
 from training.judges.flite import synthesize
@@ -24,36 +24,36 @@ from training.judges.recogniser import Recogniser, words_of
 
 MAX_ANSWER_MS = 8000
 MAX_BYTES = 12_000_000
-MIN_WORDS = 0.6  # share of words that pocketsphinx recognises: 0.76 in twenty answers, far less in any other sound
+MIN_WORDS = 0.6  # share of words that pocketsphinx recognises: 0.76 in twenty answers, far less in other sounds
 LATTE = {"size": "large", "roast": "dark roast", "coffeeDrink": "latte", "milkAmount": "soy milk"}
 
 
 @pytest.fixture
-def call(served_barista: Served) -> Iterator[Callable[..., Guest]]:
-    """A function that opens a conversation with some options; all are closed after the test."""
-    clients: list[Guest] = []
+def call(served_barista: Served) -> Iterator[Callable[..., LockstepClient]]:
+    """Return a function that begins a conversation with the options; the conversations are closed after the test."""
+    clients: list[LockstepClient] = []
 
-    def opened(options: str = "detection=manual&seed=1") -> Guest:
-        clients.append(guest(served_barista, options))
+    def begin(options: str = "detection=manual&seed=1") -> LockstepClient:
+        clients.append(open_client(served_barista, options))
         return clients[-1]
 
-    yield opened
+    yield begin
     for client in clients:
         client.socket.close()
 
 
-def speak(client: Guest, sound: np.ndarray) -> None:
+def speak(client: LockstepClient, sound: np.ndarray) -> None:
     """Send a spoken turn of whole ticks, and its commit."""
     padded = np.pad(sound, (TICK // 2, TICK - (len(sound) + TICK // 2) % TICK))
-    client.ask("listen")
-    client.say(padded)
-    client.ask("commit")
-    client.hear()
+    client.send_event("listen")
+    client.send_audio(padded)
+    client.send_event("commit")
+    client.receive_tick()
 
 
-def ask(client: Guest, message: str) -> dict[str, Any]:
-    """Send a typed turn and return its `answer_done`."""
-    client.ask("message", text=message)
+def answer_to(client: LockstepClient, message: str) -> dict[str, Any]:
+    """Send a typed turn and return the `answer_done` of its answer."""
+    client.send_event("message", text=message)
     return client.wait_for("answer_done")
 
 
@@ -71,66 +71,66 @@ def test_checkpoint_is_small_and_runs_in_transformers():
     )
     text = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert is_accepted(text, LATTE), text
-    assert OUTPUT_HZ < waveform.numel() < 8 * OUTPUT_HZ, "it speaks, and it ends"
+    assert OUTPUT_HZ < waveform.numel() < 8 * OUTPUT_HZ, "the answer is speech, and the answer ends"
 
 
-def test_typed_order_is_confirmed_changed_and_remembered(call: Callable[..., Guest]):
+def test_typed_order_is_confirmed_changed_and_remembered(call: Callable[..., LockstepClient]):
     client = call()
-    ordered = ask(client, "Can I get a large dark roast latte with soy milk?")
+    ordered = answer_to(client, "Can I get a large dark roast latte with soy milk?")
     assert is_accepted(ordered["text"], LATTE), ordered
     assert 0 < ordered["spoken_ms"] <= MAX_ANSWER_MS
-    changed = ask(client, "Make it small.")
+    changed = answer_to(client, "Make it small.")
     assert is_accepted(changed["text"], {**LATTE, "size": "small"}), changed
-    remembered = ask(client, "What did I order?")
+    remembered = answer_to(client, "What did I order?")
     assert is_accepted(remembered["text"], {**LATTE, "size": "small"}), remembered
-    cancelled = ask(client, "Cancel that.")
+    cancelled = answer_to(client, "Cancel that.")
     assert not stated_slots(cancelled["text"]), cancelled
 
 
-def test_missing_part_of_an_order_is_requested(call: Callable[..., Guest]):
+def test_missing_part_of_an_order_is_requested(call: Callable[..., LockstepClient]):
     client = call()
-    answer = ask(client, "Can I have a mocha?")["text"]
+    answer = answer_to(client, "Can I have a mocha?")["text"]
     assert answer.endswith("What size would you like?"), answer
     assert is_accepted(answer, {"coffeeDrink": "mocha"})
-    assert is_accepted(ask(client, "Large, please.")["text"], {"coffeeDrink": "mocha", "size": "large"})
+    assert is_accepted(answer_to(client, "Large, please.")["text"], {"coffeeDrink": "mocha", "size": "large"})
 
 
-def test_change_during_an_answer_interrupts_it(call: Callable[..., Guest]):
+def test_change_during_an_answer_interrupts_it(call: Callable[..., LockstepClient]):
     """The next answer is about the changed order."""
     client = call()
-    client.ask("message", text="Give me a large dark roast latte with soy milk")
+    client.send_event("message", text="Give me a large dark roast latte with soy milk")
     client.wait_for("answer_started")
-    client.say(np.zeros(2 * TICK, np.int16))
-    done = ask(client, "actually a mocha")
+    client.send_audio(np.zeros(2 * TICK, np.int16))
+    done = answer_to(client, "actually a mocha")
     assert [event["type"] for event in client.events].count("interrupted") == 1
     assert is_accepted(done["text"], {**LATTE, "coffeeDrink": "mocha"}), done
 
 
-def test_answers_are_speech_that_a_recogniser_understands(call: Callable[..., Guest]):
+def test_answers_are_speech_that_a_recogniser_understands(call: Callable[..., LockstepClient]):
     """pocketsphinx, with its own model, recognises words of the answers; the model card has the share."""
     recogniser, found, total = Recogniser(), 0, 0
     for order in ("Give me a small mocha", "Make me a twelve ounce iced coffee with cream", "What do you have?"):
         client = call()
-        done = ask(client, order)
-        client.say(np.zeros(TICK, np.int16))  # the answer's last samples
-        heard = words_of(recogniser.transcribe(np.concatenate(client.sounds), OUTPUT_HZ))
-        said = words_of(done["text"])
-        found += sum((Counter(heard) & Counter(said)).values())
-        total += len(said)
+        done = answer_to(client, order)
+        client.send_audio(np.zeros(TICK, np.int16))  # the answer's last samples
+        recognised = words_of(recogniser.transcribe(np.concatenate(client.sounds), OUTPUT_HZ))
+        spoken = words_of(done["text"])
+        found += sum((Counter(recognised) & Counter(spoken)).values())
+        total += len(spoken)
     assert found >= MIN_WORDS * total, f"{found} of {total} words"
 
 
-def test_noise_gets_no_answer(call: Callable[..., Guest]):
+def test_noise_gets_no_answer(call: Callable[..., LockstepClient]):
     client = call("")
     noise = np.random.RandomState(1).normal(0, 1500, 20 * INPUT_HZ).astype(np.int16)
     hum = (3000 * np.sin(2 * np.pi * 120 * np.arange(20 * INPUT_HZ) / INPUT_HZ)).astype(np.int16)
     for sound in (noise, hum):
-        client.say(sound[: len(sound) // TICK * TICK])
-    assert not any(heard.any() for heard in client.sounds)
+        client.send_audio(sound[: len(sound) // TICK * TICK])
+    assert not any(sound.any() for sound in client.sounds)
 
 
 @pytest.mark.parametrize("voice", ["rms", "slt"])
-def test_orders_of_an_unknown_voice_are_understood(call: Callable[..., Guest], voice: str):
+def test_orders_of_an_unknown_voice_are_understood(call: Callable[..., LockstepClient], voice: str):
     """At least half exactly: the checkpoint's score on unknown voices is in its model card."""
     orders = {
         "Can I get a small latte?": {"size": "small", "coffeeDrink": "latte"},

@@ -68,7 +68,7 @@ def test_profile_names_the_slowest_operations(tmp_path):
 
 
 def test_stage_of_some_rows_has_its_own_column(checkpoint, settings, tmp_path, capsys, monkeypatch):
-    """Conversations that slide while they are measured, and others that are too young to."""
+    """Conversations that evict ticks during the measurement, and younger ones that evict none."""
     short = settings.with_values(engine={"context_s": 5})
     rows = [*bench_engine(checkpoint, settings, [1], ticks=3), *bench_engine(checkpoint, short, [2], ticks=3, age_s=5)]
     assert [set(row.stages_ms) - ENGINE_STAGES for row in rows] == [set(), {"evict"}]
@@ -142,9 +142,9 @@ def test_end_of_a_turn_is_measured_over_websocket(served_turns: Served, monkeypa
     assert rows[1].deadline_misses <= rows[1].ticks
 
 
-def test_users_may_speak_a_given_sound(served_turns: Served):
-    said = speech()[: 2 * INPUT_HZ]
-    turns, _ = turn_bridge.bench_turn_bridge(served_turns.settings, [1], seconds=4, speech=said)
+def test_users_of_the_benchmark_send_the_speech_passed_in(served_turns: Served):
+    question = speech()[: 2 * INPUT_HZ]
+    turns, _ = turn_bridge.bench_turn_bridge(served_turns.settings, [1], seconds=4, speech=question)
     assert turns.ticks >= 1
 
 

@@ -1,4 +1,4 @@
-"""The output of a conversation is the same alone, in a full batch, and among others that come and go."""
+"""The output of a conversation does not depend on the other conversations of the batch, even if they begin and end."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="module")
 def shared_engine(checkpoint: Checkpoint, settings, clock: Clock) -> Engine:
-    """An engine with a context so short that every conversation slides for most of its ticks."""
+    """Return an engine with a short context: every conversation evicts ticks in most of its ticks."""
     return Engine(checkpoint, settings.with_values(engine={"slots": SLOTS, "context_s": 16}), clock=clock)
 
 
 @pytest.fixture
 def engine(shared_engine: Engine, clock: Clock) -> Iterator[Engine]:
-    """The shared engine; conversations that a failed test has left open are closed as idle."""
+    """Yield the shared engine; after the test, close conversations that a failed test has left open, as idle."""
     yield shared_engine
     clock.now_s += 2 * shared_engine.settings.engine.idle_timeout_s
     shared_engine.sweep()
     assert shared_engine.open_conversations == 0
 
 
-def alone(engine: Engine, ticks: Sequence[TickInput], count: int, **options) -> list[TickOutput]:
-    engine.open("alone", engine.parse_options(options))
-    spoken = [engine.tick({"alone": ticks[tick % len(ticks)]})["alone"] for tick in range(count)]
-    engine.close("alone")
+def converse(engine: Engine, ticks: Sequence[TickInput], count: int, **options) -> list[TickOutput]:
+    engine.open("single", engine.parse_options(options))
+    spoken = [engine.tick({"single": ticks[tick % len(ticks)]})["single"] for tick in range(count)]
+    engine.close("single")
     return spoken
 
 
@@ -84,16 +84,16 @@ def test_padding_rows_are_cleared(checkpoint: Checkpoint, settings, ticks):
 
 
 def test_each_random_number_is_used_once(checkpoint: Checkpoint, settings, ticks, monkeypatch):
-    """Also when a context slides: 12 ticks in a context of 6."""
+    """Also if a context is full: 12 ticks in a context of 6."""
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 1, "context_s": 2}))
     drawn = note_uniforms(engine, monkeypatch)
-    alone(engine, ticks, 12, seed=3, **DRAWING)
+    converse(engine, ticks, 12, seed=3, **DRAWING)
     assert drawn == list(range(12 * (2 + 4 * 16))), "two tokens and four frames of 16 codes per tick"
 
 
 @pytest.mark.parametrize("others", [1, 3, 15])
 def test_hidden_states_do_not_depend_on_the_batch(checkpoint: Checkpoint, settings, ticks, others):
-    """Bit by bit, which tokens would hide: a last bit rarely changes one. The others are up to 600 ticks older."""
+    """Equal bit by bit; equal tokens could hide a changed bit. The other conversations are up to 600 ticks older."""
 
     def hidden_states(count: int) -> list[torch.Tensor]:
         engine = Engine(checkpoint, settings.with_values(engine={"slots": 16}))
@@ -114,16 +114,16 @@ def test_hidden_states_do_not_depend_on_the_batch(checkpoint: Checkpoint, settin
 
 @pytest.fixture(scope="module")
 def expected(shared_engine: Engine, ticks) -> dict[str, list[TickOutput]]:
-    """The output of the watched conversation alone."""
+    """Return the output of the watched conversation without other conversations."""
     return {
-        "greedy": alone(shared_engine, ticks, TICKS, voice="aiden"),
-        "drawing": alone(shared_engine, ticks, TICKS, voice="aiden", seed=11, **DRAWING),
+        "greedy": converse(shared_engine, ticks, TICKS, voice="aiden"),
+        "drawing": converse(shared_engine, ticks, TICKS, voice="aiden", seed=11, **DRAWING),
     }
 
 
 @pytest.mark.parametrize("how", ["greedy", "drawing"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_output_does_not_depend_on_others_that_come_and_go(engine: Engine, ticks, expected, seed, how):
+def test_output_does_not_depend_on_conversations_that_begin_and_end(engine: Engine, ticks, expected, seed, how):
     chance = random.Random(seed)
     options = {"voice": "aiden", **({"seed": 11, **DRAWING} if how == "drawing" else {})}
     others: list[int] = []
@@ -155,15 +155,15 @@ def test_output_does_not_depend_on_others_that_come_and_go(engine: Engine, ticks
     assert_same(spoken, expected[how])
 
 
-def test_output_in_a_full_batch_of_all_ages_is_as_alone(checkpoint: Checkpoint, settings, ticks):
-    """Sixteen at once; the lengths of the others' caches reach from 0 to more than twice that of the watched one."""
+def test_output_in_a_full_batch_of_all_ages_equals_that_of_a_batch_of_one(checkpoint: Checkpoint, settings, ticks):
+    """Sixteen conversations; the caches of 15 reach from length 0 to more than twice the length of the watched one."""
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 16}))
-    expected = alone(engine, ticks, TICKS, voice="aiden")
+    expected = converse(engine, ticks, TICKS, voice="aiden")
     for key in range(15):
         engine.open(key, engine.parse_options({"seed": key, **DRAWING}))
         engine.conversation(key).ticks = (
             key * engine.settings.context_ticks // 15
-        )  # of that age, with zeros in the cache
+        )  # age in ticks; the cache holds zeros
     engine.open("watched", engine.parse_options({"voice": "aiden"}))
     spoken, furthest = [], 0
     for tick in range(TICKS):

@@ -1,4 +1,4 @@
-"""Slots: taken, given back, swept, reset, full; and nothing of one conversation in another."""
+"""Slots: taken, freed, swept, reset, full; and the isolation of conversations."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def same(first: list[TickOutput], second: list[TickOutput]) -> bool:
     )
 
 
-def test_a_slot_used_again_remembers_nothing(checkpoint: Checkpoint, settings, ticks):
+def test_reused_slot_holds_no_earlier_state(checkpoint: Checkpoint, settings, ticks):
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 1}))
     first = converse(engine, "first", ticks[:5])
     converse(engine, "other", ticks[8:14], voice="chelsie", system_prompt="Forget all this.")
     assert same(first, converse(engine, "third", ticks[:5]))
 
 
-def test_a_closed_conversation_leaves_no_trace(engine: Engine, ticks):
+def test_closed_conversation_leaves_no_state(engine: Engine, ticks):
     caches = (engine.slots.thinker_cache.buffer, engine.slots.talker_cache.buffer)
     engine.open("gone", engine.parse_options({"system_prompt": "A secret.", "temperature": 1.0}))
     engine.tick({"gone": ticks[0]})
     assert all(cache[:, 0].any() for cache in caches)
     engine.close("gone")
-    padding = engine.slots.padding_slot  # holds what padding computes
+    padding = engine.slots.padding_slot  # slot that the padding rows of a batch write to
     assert not any(cache[:, :padding].any() for cache in caches)
     assert engine.open_conversations == 0
 
 
-def test_opening_a_live_key_begins_anew(engine: Engine, ticks):
+def test_opening_a_live_key_restarts_its_conversation(engine: Engine, ticks):
     expected = converse(engine, "a", ticks[:3])
     engine.open("b", engine.parse_options({}))
     engine.tick({"b": ticks[7]})
     assert same(expected, converse(engine, "b", ticks[:3]))
 
 
-def test_reset_begins_anew_with_the_same_options(engine: Engine, ticks):
+def test_reset_restarts_a_conversation_with_the_same_options(engine: Engine, ticks):
     expected = converse(engine, "a", ticks[:3], voice="chelsie")
     engine.open("b", engine.parse_options({"voice": "chelsie"}))
     engine.tick({"b": ticks[7]})
@@ -66,7 +66,7 @@ def test_reset_begins_anew_with_the_same_options(engine: Engine, ticks):
     assert same(expected, [engine.tick({"b": log_mel})["b"] for log_mel in ticks[:3]])
 
 
-def test_one_conversation_too_many_is_refused_at_once(checkpoint: Checkpoint, settings):
+def test_conversation_without_a_free_slot_is_refused(checkpoint: Checkpoint, settings):
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 2}))
     for key in (1, 2):
         engine.open(key, engine.parse_options({}))
@@ -90,10 +90,10 @@ def test_idle_conversations_are_swept(checkpoint: Checkpoint, settings, ticks):
     assert "conversation 'quiet' is not open" in str(found["quiet"])
 
 
-def test_a_full_context_is_an_error_for_that_conversation_alone(checkpoint: Checkpoint, settings, ticks):
+def test_full_context_is_an_error_of_its_conversation_only(checkpoint: Checkpoint, settings, ticks):
     engine = Engine(checkpoint, settings.with_values(engine={"context_s": 2, "context_full": "stop"}))
     engine.open("old", engine.parse_options({}))
-    for _ in range(7):  # 2 s are 6.25 ticks; a begun one counts
+    for _ in range(7):  # 2 s are 6.25 ticks, rounded up
         assert isinstance(engine.tick({"old": ticks[0]})["old"], TickOutput)
     engine.open("young", engine.parse_options({}))
     found = engine.tick({"old": ticks[0], "young": ticks[0]})
@@ -103,7 +103,7 @@ def test_a_full_context_is_an_error_for_that_conversation_alone(checkpoint: Chec
     assert "conversation 'old' is not open" in str(engine.tick({"old": ticks[0]})["old"]), "an error closes"
 
 
-def test_a_failure_in_the_computation_closes_those_in_it(engine: Engine, ticks):
+def test_failed_computation_closes_the_conversations_of_its_batch(engine: Engine, ticks):
     for key in ("a", "b", "c"):
         engine.open(key, engine.parse_options({}))
     with pytest.raises(RuntimeError):
@@ -116,7 +116,7 @@ def test_a_failure_in_the_computation_closes_those_in_it(engine: Engine, ticks):
     assert isinstance(found["c"], TickOutput)
 
 
-def test_a_seed_gives_the_same_in_any_company(engine: Engine, ticks):
+def test_output_of_a_seed_does_not_depend_on_other_conversations(engine: Engine, ticks):
     options = {"temperature": 0.9, "text_temperature": 0.7, "repetition_penalty": 1.05, "seed": 7}
     alone = converse(engine, "alone", ticks[:5], **options)
     assert not same(alone, converse(engine, "other seed", ticks[:5], **{**options, "seed": 8}))
@@ -126,15 +126,15 @@ def test_a_seed_gives_the_same_in_any_company(engine: Engine, ticks):
     assert same(alone, together)
 
 
-def test_no_temperature_however_low_harms_anybody(engine: Engine, ticks):
+def test_tiny_temperature_affects_no_conversation(engine: Engine, ticks):
     engine.open("neighbour", engine.parse_options({}))
     engine.open("cold", engine.parse_options({"temperature": 1e-39, "text_temperature": 1e-39}))
     greedy = [engine.tick({"neighbour": m, "cold": m}) for m in ticks[:2]]
-    assert all(isinstance(said, TickOutput) for both in greedy for said in both.values())
+    assert all(isinstance(output, TickOutput) for both in greedy for output in both.values())
     assert torch.equal(greedy[0]["cold"].codes[0, 0], greedy[0]["neighbour"].codes[0, 0]), "as cold as greedy"
 
 
-def test_a_failing_begin_gives_the_slot_back(checkpoint: Checkpoint, settings, monkeypatch):
+def test_failed_begin_frees_the_slot(checkpoint: Checkpoint, settings, monkeypatch):
     engine = Engine(checkpoint, settings.with_values(engine={"slots": 1}))
     monkeypatch.setattr(engine.dialect, "begin", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -143,7 +143,7 @@ def test_a_failing_begin_gives_the_slot_back(checkpoint: Checkpoint, settings, m
     engine.open(2, engine.parse_options({}))
 
 
-def test_the_voice_and_the_prompt_change_what_is_said(engine: Engine, ticks):
+def test_voice_and_prompt_change_the_output(engine: Engine, ticks):
     plain = converse(engine, 1, ticks[:4], voice="ethan")
     assert not same(plain, converse(engine, 2, ticks[:4], voice="chelsie"))
     assert not same(plain, converse(engine, 3, ticks[:4], voice="ethan", system_prompt="Shout."))
@@ -162,20 +162,20 @@ def test_the_voice_and_the_prompt_change_what_is_said(engine: Engine, ticks):
         ({"dialect": "turn"}, "dialect: expected 'sca', got 'turn'"),
     ],
 )
-def test_a_bad_option_is_named(engine: Engine, parameters, message):
+def test_error_of_an_invalid_option_names_it(engine: Engine, parameters, message):
     with pytest.raises(OptionError) as error:
         engine.parse_options(parameters)
     assert message in str(error.value)
 
 
-def test_numbers_may_come_as_text(engine: Engine):
+def test_numbers_may_be_strings(engine: Engine):
     options = engine.parse_options({"temperature": "0.5", "top_k": "20", "seed": "9"})
     assert (options.sampling.temperature, options.sampling.top_k, options.seed) == (0.5, 20, 9)
     assert engine.parse_options({"seed": 2**53 + 1}).seed == 2**53 + 1
 
 
-def test_a_prompt_that_does_not_fit_is_refused_and_takes_no_slot(checkpoint: Checkpoint, settings):
+def test_prompt_longer_than_the_context_is_refused_and_takes_no_slot(checkpoint: Checkpoint, settings):
     engine = Engine(checkpoint, settings.with_values(engine={"prompt_positions": 20}))
-    with pytest.raises(OptionError, match="tokens long, expected at most 20"):
+    with pytest.raises(OptionError, match="expected at most 20 tokens"):
         engine.open(1, engine.parse_options({"system_prompt": "x" * 30}))
     assert engine.open_conversations == 0

@@ -1,4 +1,4 @@
-"""What the images are made of, run here without Docker: the install script, the files copied, the entry points."""
+"""Contents of the images, run without Docker: the install script, the copied files, the entry points."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from config import Settings
 from launch.triton_install import TritonInstall
 from tests.conftest import ROOT, Served, free_port, serve_environment, wait_until_answered
 
-IN_CONTAINERS = ("SCA_TRITON_HOST", "SCA_TRITON_INSTANCE", "SCA_BRIDGE_HOST")  # where a container differs
+IN_CONTAINERS = ("SCA_TRITON_HOST", "SCA_TRITON_INSTANCE", "SCA_BRIDGE_HOST")  # settings that differ in a container
 DOCKERFILES = ("Dockerfile", "deploy/bridge.Dockerfile")
 
 
@@ -29,7 +29,7 @@ def copied(dockerfile: str) -> list[str]:
 
 
 def image(dockerfile: str, folder: Path) -> Path:
-    """The image's working directory: only what the Dockerfile copies."""
+    """Return a folder like the image's working directory: it holds only the files that the Dockerfile copies."""
     for source in copied(dockerfile):
         target = folder / source
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,18 +45,18 @@ def in_image(folder: Path, python: Path, **environment: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_the_linter_finds_nothing(dockerfile):
+def test_linter_of_dockerfiles_reports_no_finding(dockerfile):
     run = subprocess.run([Path(sys.executable).parent / "hadolint", ROOT / dockerfile], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_all_that_is_copied_is_there(dockerfile):
+def test_copied_files_exist(dockerfile):
     assert copied(dockerfile)
     assert [source for source in copied(dockerfile) if not (ROOT / source).exists()] == []
 
 
-def test_the_compose_file_fits_the_images_and_the_settings():
+def test_compose_file_fits_the_images_and_the_settings():
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
     triton, bridge = compose["services"]["triton"], compose["services"]["bridge"]
     assert triton["shm_size"] == "1g"
@@ -85,8 +85,8 @@ def test_the_compose_file_fits_the_images_and_the_settings():
         assert unset == every - set(IN_CONTAINERS), "unset is as config/default.toml says"
 
 
-def test_the_bridge_image_talks_to_triton(served: Served, pcm, tmp_path):
-    """Its own environment, made by the script that the Dockerfile runs; its own files and no others."""
+def test_bridge_image_connects_to_triton(served: Served, pcm, tmp_path):
+    """The image has only the copied files and the environment that the Dockerfile's script installs."""
     folder = image("deploy/bridge.Dockerfile", tmp_path / "sca")
     venv = tmp_path / "venv"
     subprocess.run(
@@ -112,8 +112,8 @@ def test_the_bridge_image_talks_to_triton(served: Served, pcm, tmp_path):
         assert bridge.wait(20) == 0
 
 
-def test_the_server_images_entry_point_serves(tmp_path):
-    """Its files and its entry point, with the Triton of the wheel in place of the container's."""
+def test_entry_point_of_the_server_image_serves(tmp_path):
+    """The image's files and entry point, with the Triton of the wheel in place of the container's."""
     folder = image("Dockerfile", tmp_path / "sca")
     install = TritonInstall.find()
     runtime = install.lay_out(tmp_path / "runtime")

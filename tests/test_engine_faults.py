@@ -48,7 +48,7 @@ def test_stage_timer_includes_unfinished_work_in_a_later_read():
 
 
 def test_sticky_cuda_error_raises_device_lost_in_every_later_tick(engine: Engine, ticks, monkeypatch):
-    """torch raises this error in every call after an illegal access."""
+    """After an illegal access, torch raises this error in every call."""
     lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with ...")
     monkeypatch.setattr(engine.slots, "reset", lambda _: (_ for _ in ()).throw(lost))
     monkeypatch.setattr(engine.dialect, "prefill", lambda _: (_ for _ in ()).throw(lost))

@@ -32,7 +32,7 @@ def test_short_lived_key_opens_the_session_that_it_was_made_for(locked: RunningB
     with openai.OpenAI(base_url=f"{locked.http}/v1", api_key=secret.value).realtime.connect(model="any") as connection:
         created = connection.recv()
         assert created.session.instructions == "Be brief."
-    with pytest.raises(openai.AuthenticationError, match="only its holder makes others"):
+    with pytest.raises(openai.AuthenticationError, match="only the holder of an API key makes others"):
         openai.OpenAI(base_url=f"{locked.http}/v1", api_key=secret.value).realtime.client_secrets.create()
 
 

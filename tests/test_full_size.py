@@ -18,7 +18,7 @@ from export.weights import load_code2wav
 
 
 def test_full_size_has_the_published_number_of_parameters():
-    """30.5 billion in the thinker's text model, as the checkpoint's card says; 35 in all."""
+    """30.5 billion in the thinker's text model, as in the checkpoint's card; 35 billion in all."""
     from transformers import Qwen3OmniMoeForConditionalGeneration
 
     with torch.device("meta"):
@@ -30,7 +30,7 @@ def test_full_size_has_the_published_number_of_parameters():
 
 
 def test_full_size_has_a_chat_template():
-    """Its config names the special tokens that its tokenizer has."""
+    """The config names the special tokens that the tokenizer has."""
     template = ChatTemplate(make_tokenizer(), full_config())
     assert len(template.answer_opening) == 3
 
@@ -50,8 +50,8 @@ def test_weights_made_on_the_device_are_usable(checkpoint: Checkpoint, settings,
     made = full_checkpoint("cpu", torch.float32, random_config(checkpoint.tokenizer))
     engine = Engine(made, settings)
     engine.open(1, engine.parse_options({}))
-    said = engine.tick({1: ticks[0]})[1]
-    assert isinstance(said, TickOutput)
+    output = engine.tick({1: ticks[0]})[1]
+    assert isinstance(output, TickOutput)
     reference, found = checkpoint.model.thinker.model.rotary_emb, made.model.thinker.model.rotary_emb
     assert torch.equal(reference.inv_freq, found.inv_freq)
 

@@ -49,8 +49,8 @@ def close_code(client: ClientConnection) -> int | None:
         return closed.rcvd.code if closed.rcvd else None
 
 
-def test_killed_triton_fails_its_own_conversations_only_and_comes_back(pair: Pair, pcm, expect_answer):
-    """Clients of its own bridge and of a bridge behind the balancer; nobody waits for the timeout of a response."""
+def test_killed_triton_fails_only_its_conversations_and_restarts(pair: Pair, pcm, expect_answer):
+    """Clients of the server's bridge and of a bridge behind the balancer; no client waits for a response's timeout."""
     server, other = pair.servers
     balanced_address = pair.bridge.websocket
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def test_killed_triton_fails_its_own_conversations_only_and_comes_back(pair: Pai
 def test_dead_stage_is_noticed_and_comes_back(
     pair: Pair, pcm, expect_answer: Callable[[Server], None], stage: str, how: signal.Signals
 ):
-    """Triton goes on and reports that it is ready."""
+    """Triton keeps running and reports that it is ready."""
     server = pair.servers[1]
     with connect(server.websocket) as client:
         speak(client, pcm)

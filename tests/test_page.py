@@ -29,7 +29,7 @@ from tests.sockets import health
 TALK_S = 6
 LATENCIES = ("network", "tick", "buffer", "latency")
 
-# Taps what the page sends to the loudspeaker: every AudioWorkletNode connected to a destination is measured too.
+# Recorder of the loudspeaker: measures every AudioWorkletNode that the page connects to a destination.
 RECORDER = """
 window.recorder = {
   samples: 0, squares: 0, rate: 0,
@@ -69,7 +69,7 @@ def test_one_button_begins_a_conversation(served: Served, browser):
     assert number(shown(browser, "latency")) > 0
     assert number(shown(browser, "gaps")) >= 0
 
-    recorded, heard = browser.execute_script(SUMMARY)  # of one moment
+    recorded, heard = browser.execute_script(SUMMARY)  # both values are read in one script call
     assert recorded["seconds"] == pytest.approx(number(heard), abs=1.0)
     assert 0.03 < recorded["level"] < 0.5, "neither silent nor clipped"
 
@@ -78,12 +78,12 @@ def test_one_button_begins_a_conversation(served: Served, browser):
     browser.find_element(By.ID, "talk").click()
     assert state_of(browser) == "idle"
     browser.save_screenshot(str(SCREENSHOTS / "stopped.png"))
-    assert [words for words in complaints(browser) if "ScriptProcessorNode" not in words] == []  # RECORDER's own
+    assert [words for words in complaints(browser) if "ScriptProcessorNode" not in words] == []  # RECORDER's warning
 
 
 @pytest.mark.parametrize("transport", ["call", "socket"])
 def test_page_shows_who_speaks(served_turns: Served, browser, transport: str):
-    """The microphone asks, again and again; the answers come when it pauses."""
+    """The microphone repeats a question; the answers begin in its pauses."""
     browser.get(served_turns.http)
     choose(browser, "transport", transport)
     body = browser.find_element(By.TAG_NAME, "body")
@@ -132,8 +132,8 @@ def test_button_and_space_bar_push_to_talk(served_turns: Served, browser, transp
 
 
 def test_mute_sends_silence(served_turns: Served, open_browser, pcm: np.ndarray):
-    """Time goes on, and no turn begins."""
-    browser = open_browser(pcm[: 2 * INPUT_HZ])  # with its pause, a period of five seconds
+    """The clock advances, and no turn begins."""
+    browser = open_browser(pcm[: 2 * INPUT_HZ])  # microphone that repeats two seconds of speech and PAUSE_S of silence
     browser.get(served_turns.http)
     talk(browser)
     browser.find_element(By.TAG_NAME, "body").send_keys("m")
@@ -142,13 +142,13 @@ def test_mute_sends_silence(served_turns: Served, open_browser, pcm: np.ndarray)
     assert mute.text == "Unmute"
     wait_for_seconds(browser, "said", 2)
     turns = len(entries(browser, "user"))
-    wait_for_seconds(browser, "said", 6)  # longer than the period
+    wait_for_seconds(browser, "said", 6)  # longer than a repetition
     assert len(entries(browser, "user")) == turns
     mute.click()
     wait_for(lambda: len(entries(browser, "user")) > turns, "speech")
 
 
-def test_unplugged_microphone_is_reported_and_time_goes_on(served_turns: Served, browser):
+def test_unplugged_microphone_is_reported_and_the_clock_advances(served_turns: Served, browser):
     browser.get(served_turns.http)
     browser.execute_script(
         "const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"

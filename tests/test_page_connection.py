@@ -31,7 +31,7 @@ WITHOUT_CALLS = {
 
 
 @pytest.mark.parametrize("what", WITHOUT_CALLS)
-def test_page_talks_over_a_websocket_if_a_call_fails(served_turns: Served, browser, what: str):
+def test_page_uses_a_websocket_if_a_call_fails(served_turns: Served, browser, what: str):
     browser.get(served_turns.http)
     browser.execute_script(WITHOUT_CALLS[what])
     talk(browser)
@@ -41,30 +41,30 @@ def test_page_talks_over_a_websocket_if_a_call_fails(served_turns: Served, brows
     wait_for(lambda: health(served_turns)["sockets"] == 1, "end of the call")
 
 
-def test_conversation_goes_on_after_the_network_drops(served_turns: Served, browser):
-    """The page shows the state and connects again; it gives up when the server has closed the conversation."""
+def test_conversation_continues_after_the_network_drops(served_turns: Served, browser):
+    """The page shows the state and reconnects, until the server has closed the conversation."""
     with Network(served_turns) as network:
         browser.get(network.http)
         choose(browser, "transport", "socket")
         talk(browser)
         wait_for(lambda: seconds(browser, "said") >= 2, "sound from the microphone")
-        network.cut()
+        network.disconnect()
         wait_for(lambda: state_of(browser) == "reconnecting", "notice")
         browser.save_screenshot(str(SCREENSHOTS / "reconnecting.png"))
-        network.mend()
+        network.reconnect()
         wait_for(lambda: state_of(browser) == "talking", "new connection")
         heard = seconds(browser, "heard")
         wait_for_seconds(browser, "said", 4)
         wait_for(lambda: seconds(browser, "heard") > heard + 2, "voice")
         assert health(served_turns)["conversations"] == 1, "the same one"
-        network.cut()
+        network.disconnect()
         wait_for(lambda: state_of(browser) == "error", "end of the attempts")
         assert shown(browser, "status") == "The server closed the conversation."
 
 
 def test_page_of_another_origin_is_refused_with_the_reason(served: Served, browser):
     """A browser hides the reason of a refused WebSocket; the page requests it over HTTP."""
-    evil = served.http.replace("127.0.0.1", "nobody.localhost")  # points here, and is not this machine's name
+    evil = served.http.replace("127.0.0.1", "nobody.localhost")  # name of this machine, but another origin
     browser.get(evil)
     browser.find_element(By.ID, "talk").click()
     body = browser.find_element(By.TAG_NAME, "body")
@@ -92,7 +92,7 @@ def test_full_server_is_reported(served: Served, browser, pcm):
 
 
 class Network:
-    """A proxy between browser and bridge that can be cut."""
+    """Proxy between browser and bridge whose connections a test can close."""
 
     def __init__(self, served: Served):
         self._target = ("127.0.0.1", served.settings.bridge.port)
@@ -106,10 +106,10 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
+        self.disconnect()
         self._listener.close()
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         """Close every connection, and refuse new ones."""
         self._is_up = False
         for one in self._pairs:
@@ -117,11 +117,11 @@ class Network:
                 one.shutdown(socket.SHUT_RDWR)
         self._pairs.clear()
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         self._is_up = True
 
     def _accept(self) -> None:
-        with suppress(OSError):  # it is closed at the end
+        with suppress(OSError):  # the listener is closed at the end of the test
             while True:
                 inner, _ = self._listener.accept()
                 if not self._is_up:
@@ -133,7 +133,7 @@ class Network:
                     threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):  # one of the two has gone
+        with suppress(OSError):  # one of the two sockets is closed
             while data := source.recv(65536):
                 sink.sendall(data)
         for one in (source, sink):

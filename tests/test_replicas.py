@@ -21,33 +21,33 @@ from tests.sockets import event, send_unless_closed
 from tests.turns import TICK
 
 
-def test_conversations_at_once_are_as_alone_and_on_both_servers(pair: Pair, questions):
-    """Spoken questions and their answers; the audio equals that of a conversation alone on one server."""
+def test_output_of_simultaneous_conversations_on_both_servers_equals_that_of_single_ones(pair: Pair, questions):
+    """Spoken questions and their answers; the audio equals that of the only conversation on one server."""
     spoken = [np.roll(questions[number % 2], -number * TICK)[: 5 * TICK].tobytes() for number in range(4)]
 
-    def ask(address: str, sounds: list[bytes], *taken: int) -> list[np.ndarray]:
-        """Speak and commit in as many conversations at once; return the audio of each until its answer has ended."""
-        clients = [pair.guest(address, "detection=manual") for _ in sounds]
+    def answers_to(address: str, sounds: list[bytes], *taken: int) -> list[np.ndarray]:
+        """Speak and commit each sound in a conversation; return the audio of each until its answer has ended."""
+        clients = [pair.open_client(address, "detection=manual") for _ in sounds]
         for client, sound in zip(clients, sounds, strict=True):
-            client.say(np.frombuffer(sound, np.int16))
+            client.send_audio(np.frombuffer(sound, np.int16))
         pair.wait_until_taken(*taken)
         for client in clients:
-            client.ask("commit")
-            client.hear()
+            client.send_event("commit")
+            client.receive_tick()
         while not all(any(event["type"] == "answer_done" for event in client.events) for client in clients):
             for client in clients:
                 client.socket.send(bytes(2 * TICK))
             for client in clients:
-                client.hear()
+                client.receive_tick()
         for client in clients:
             client.socket.close()
         pair.wait_until_taken(0, 0)
         return [np.concatenate(client.sounds) for client in clients]
 
-    alone = [ask(pair.servers[0].websocket, [sound], 1, 0)[0] for sound in spoken]
-    together = ask(pair.bridge.websocket, spoken, 2, 2)
-    assert sum(bool(expected.any()) for expected in alone) > 1, "expected answers with audio"
-    for found, expected in zip(together, alone, strict=True):
+    expected_sounds = [answers_to(pair.servers[0].websocket, [sound], 1, 0)[0] for sound in spoken]
+    sounds = answers_to(pair.bridge.websocket, spoken, 2, 2)
+    assert sum(bool(expected.any()) for expected in expected_sounds) > 1, "expected answers with audio"
+    for found, expected in zip(sounds, expected_sounds, strict=True):
         length = min(len(found), len(expected))
         assert np.abs(found[:length].astype(int) - expected[:length]).max() <= 1, "one step of PCM16"
 

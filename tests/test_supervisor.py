@@ -65,7 +65,7 @@ def test_shared_memory_of_a_killed_serve_is_removed(tmp_path: Path):
 
 
 def test_loading_reports_the_share_of_the_weights(tmp_path: Path):
-    """transformers writes its progress bar into Triton's log."""
+    """The progress bar is that of transformers, in Triton's log."""
     log = tmp_path / "log"
     log.write_bytes(b"I1124 server.cc:1\n")
     assert loading_progress(log) == ""

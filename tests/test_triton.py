@@ -1,4 +1,4 @@
-"""Triton's ensemble against transformers, and what Triton refuses."""
+"""Triton's ensemble against transformers, and requests that Triton refuses."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def converse(client, samples: np.ndarray, sequence_id, **options) -> tuple[np.nd
     return sound, "".join(answer.as_numpy("TEXT").item().decode() for answer in answers)
 
 
-def test_the_ensemble_equals_transformers(triton, checkpoint: Checkpoint, extractor, pcm):
+def test_ensemble_equals_transformers(triton, checkpoint: Checkpoint, extractor, pcm):
     """From raw samples to PCM16, against the official feature extractor and transformers' own modules."""
     samples = pcm[: 20 * TICK]
     sound, text = converse(triton, samples, next(ids), voice="aiden", system_prompt="Be brief.")
@@ -77,18 +77,18 @@ def test_the_ensemble_equals_transformers(triton, checkpoint: Checkpoint, extrac
     assert signal_to_noise_db(expected, torch.from_numpy(sound)) > 80, "PCM16's own noise is 83 dB below this sound"
 
 
-def test_two_conversations_interleaved_equal_each_alone(triton, pcm):
+def test_interleaved_conversations_equal_separate_ones(triton, pcm):
     first, second = pcm[: 8 * TICK], pcm[10 * TICK : 18 * TICK]
-    alone = [converse(triton, samples, next(ids)) for samples in (first, second)]
+    separate = [converse(triton, samples, next(ids)) for samples in (first, second)]
     a, b = next(ids), "a conversation may have a name"
     together: list[list] = [[], []]
     for i in range(8):
         for row, (samples, key) in enumerate(((first, a), (second, b))):
             part = samples[i * TICK : (i + 1) * TICK]
             together[row].append(tick(triton, part, key, start=i == 0, end=i == 7))
-    for row, (sound, text) in enumerate(alone):
-        assert is_same_sound(sound, np.concatenate([said.as_numpy("AUDIO_OUT")[0] for said in together[row]]))
-        assert text == "".join(said.as_numpy("TEXT").item().decode() for said in together[row])
+    for row, (sound, text) in enumerate(separate):
+        assert is_same_sound(sound, np.concatenate([answer.as_numpy("AUDIO_OUT")[0] for answer in together[row]]))
+        assert text == "".join(answer.as_numpy("TEXT").item().decode() for answer in together[row])
 
 
 def test_start_over_a_live_conversation_begins_a_new_one(triton, pcm):
@@ -102,8 +102,8 @@ def test_start_over_a_live_conversation_begins_a_new_one(triton, pcm):
     assert found[1] == expected[1]
 
 
-def test_reset_forgets_what_was_said(triton, pcm):
-    """Two conversations of different pasts; from the reset on they sound the same, without it they do not."""
+def test_reset_clears_the_history(triton, pcm):
+    """Two conversations with different histories have equal output after a reset, and different output without one."""
     heard, now = pcm[:TICK], pcm[10 * TICK : 13 * TICK]
     silence = np.zeros(TICK, np.int16)
 
@@ -123,7 +123,7 @@ def test_reset_forgets_what_was_said(triton, pcm):
     assert after(short, reset=True)[1][0] == {"type": "reset", "at_ms": 0}
 
 
-def test_an_id_used_again_at_once_begins_anew(triton, pcm):
+def test_id_reused_after_its_end_begins_a_new_conversation(triton, pcm):
     """END and the next START of one id, sent without waiting, may share a batch."""
     expected = converse(triton, pcm[:TICK], next(ids))
     key, answers = next(ids), queue.Queue()
@@ -140,7 +140,7 @@ def test_an_id_used_again_at_once_begins_anew(triton, pcm):
 
 
 def test_stateful_models_have_no_model_warmup(served: Served):
-    """Triton would run it outside any sequence, where its native backend has no states, and fail to load."""
+    """Triton runs a warmup outside of sequences: the native backend has no states there, and the load fails."""
     with http_client.InferenceServerClient(served.triton_http) as client:
         for model in ("mel_frontend", "code2wav"):
             config = client.get_model_config(model)
@@ -160,7 +160,7 @@ def test_stateful_models_have_no_model_warmup(served: Served):
         ({"system_prompt": "la " * 600}, "expected at most 512 tokens (engine.prompt_positions), got"),
     ],
 )
-def test_a_bad_option_is_named_and_disturbs_nobody(triton, pcm, parameters, message):
+def test_error_of_an_invalid_option_names_it_and_affects_no_other_conversation(triton, pcm, parameters, message):
     other = next(ids)
     tick(triton, pcm[:TICK], other, start=True)
     with pytest.raises(InferenceServerException) as refused:
@@ -169,8 +169,8 @@ def test_a_bad_option_is_named_and_disturbs_nobody(triton, pcm, parameters, mess
     tick(triton, pcm[:TICK], other, end=True)
 
 
-def test_an_option_in_mid_conversation_is_an_event(triton, pcm):
-    """Not an error: that would leave mel_frontend a tick ahead of code2wav."""
+def test_option_after_the_start_is_an_event(triton, pcm):
+    """An error response would leave mel_frontend a tick ahead of code2wav."""
     key = next(ids)
     tick(triton, pcm[:TICK], key, start=True)
     answer = tick(triton, pcm[:TICK], key, voice="ethan")
@@ -181,23 +181,23 @@ def test_an_option_in_mid_conversation_is_an_event(triton, pcm):
     tick(triton, pcm[:TICK], key, end=True)
 
 
-def test_a_request_without_start_is_refused(triton, pcm):
+def test_request_without_start_is_refused(triton, pcm):
     with pytest.raises(InferenceServerException, match="must specify the START flag"):
         tick(triton, pcm[:TICK], 10**9)
 
 
-def test_a_request_without_conversation_is_refused(triton, pcm):
+def test_request_without_conversation_is_refused(triton, pcm):
     with pytest.raises(InferenceServerException, match="must specify a non-zero or non-empty correlation ID"):
         tick(triton, pcm[:TICK], 0)
 
 
 @pytest.mark.parametrize("samples", [100, 5119, 10240])
-def test_a_tick_of_the_wrong_length_is_refused(triton, samples):
+def test_tick_of_the_wrong_length_is_refused(triton, samples):
     with pytest.raises(InferenceServerException, match=rf"Expected \[-1,5120\], got \[1,{samples}\]"):
         tick(triton, np.zeros(samples, np.int16), next(ids), start=True)
 
 
-def test_a_tick_of_the_wrong_type_is_refused(triton):
+def test_tick_of_the_wrong_type_is_refused(triton):
     audio = grpc_client.InferInput("AUDIO_IN", [1, TICK], "FP32")
     audio.set_data_from_numpy(np.zeros((1, TICK), np.float32))
     with pytest.raises(InferenceServerException, match="data-type is 'FP32'.*expects 'INT16'"):
@@ -223,8 +223,8 @@ def wait_for_free_slots(triton, pcm: np.ndarray, slots: int) -> None:
             tick(triton, pcm[:TICK], key, end=True)
 
 
-def test_a_thousand_starts_without_an_end_are_refused_and_not_queued(served: Served, triton, pcm):
-    """All but those that take a slot: a START that waited for a slot would succeed when these have idled."""
+def test_thousand_starts_without_an_end_are_refused_and_not_queued(served: Served, triton, pcm):
+    """Each START without a free slot is refused: a queued START would succeed after other conversations have idled."""
     audio = grpc_client.InferInput("AUDIO_IN", [1, TICK], "INT16")
     audio.set_data_from_numpy(pcm[None, :TICK])
     answers: queue.Queue[str] = queue.Queue()

@@ -13,7 +13,7 @@ import tritonclient.grpc as grpc_client
 from engine.checkpoint import Checkpoint
 from export.code2wav import DELAY_SAMPLES
 from tests.conftest import ROOT, Served
-from tests.guest import Guest, guest
+from tests.lockstep import LockstepClient, open_client
 from tests.sockets import end
 from tests.test_triton import tick
 from tests.turn_oracle import TurnOracle
@@ -25,22 +25,22 @@ OUTPUT_TICK = 7680
 
 
 def test_served_answer_equals_generate(served_turns: Served, checkpoint: Checkpoint, questions):
-    said = questions[1][: 9 * TICK]
-    client = guest(served_turns, f"voice=ethan&{MANUAL}")
-    client.say(said[: 8 * TICK])
-    client.socket.send(said[8 * TICK : -1000].tobytes())
-    client.ask("commit")
-    answer = [client.hear()]
+    question = questions[1][: 9 * TICK]
+    client = open_client(served_turns, f"voice=ethan&{MANUAL}")
+    client.send_audio(question[: 8 * TICK])
+    client.socket.send(question[8 * TICK : -1000].tobytes())
+    client.send_event("commit")
+    answer = [client.receive_tick()]
     assert client.events[-1]["type"] in ("answer_started", "text")
     while not any(event["type"] == "answer_done" for event in client.events):
-        client.say(np.zeros(TICK, np.int16))
+        client.send_audio(np.zeros(TICK, np.int16))
         answer.append(client.sounds[-1])
     client.socket.close()
-    assert not any(sound.any() for sound in client.sounds[:8]), "silence while it listens"
+    assert not any(sound.any() for sound in client.sounds[:8]), "silence while the user speaks"
 
     oracle = TurnOracle(checkpoint, "ethan")
     oracle.add_user_turn(
-        np.concatenate([said[:-1000], np.zeros(1000, np.int16)])
+        np.concatenate([question[:-1000], np.zeros(1000, np.int16)])
     )  # the bridge closes the open tick with silence
     expected = oracle.answer(40, 80)
     sound = np.concatenate(answer)
@@ -57,7 +57,7 @@ def test_served_answer_equals_generate(served_turns: Served, checkpoint: Checkpo
 
 
 def late_and_loud(pcm: np.ndarray) -> np.ndarray:
-    """Silence, then speech whose loudest moment is its last second: windows must be prefilled again."""
+    """Return silence, then speech whose loudest second is its last: windows must be prefilled again."""
     sound = np.concatenate([np.zeros(TICK, np.int16), *[pcm // 8] * 3])[: 20 * 16_000]
     sound[-16_000:] *= 8
     return sound
@@ -73,19 +73,19 @@ def late_and_loud(pcm: np.ndarray) -> np.ndarray:
     ],
 )
 def test_served_turn_equals_generate_on_its_raw_samples(served_turns: Served, checkpoint, pcm, before, turn):
-    """Straight to Triton: the turn's span is told by events, and its samples go through the official extractor."""
-    lead, said = before(pcm), turn(pcm)
-    said = said[: len(said) // TICK * TICK]
-    sent = np.concatenate([lead, said, pcm[: 3 * TICK]])  # sound goes on behind the turn
-    first, last = len(lead) // TICK, (len(lead) + len(said)) // TICK - 1
+    """The client sends to Triton; events report the turn's span, whose samples the official extractor reads."""
+    lead, spoken = before(pcm), turn(pcm)
+    spoken = spoken[: len(spoken) // TICK * TICK]
+    sent = np.concatenate([lead, spoken, pcm[: 3 * TICK]])  # speech continues after the turn
+    first, last = len(lead) // TICK, (len(lead) + len(spoken)) // TICK - 1
     sound, events, count = [], [], 0
     with grpc_client.InferenceServerClient(served_turns.triton_grpc) as client:
         while not any(event["type"] == "answer_done" for event in events):
             part = sent[count * TICK : (count + 1) * TICK]
-            asked = {"listen": True} if count == first else {"commit": True} if count == last else {}
+            controls = {"listen": True} if count == first else {"commit": True} if count == last else {}
             options = {"detection": "manual", "answer_tokens": 40, "answer_frames": 80} if count == 0 else {}
             part = part if len(part) else np.zeros(TICK, np.int16)
-            answer = tick(client, part, "raw samples", start=count == 0, **options, **asked)
+            answer = tick(client, part, "raw samples", start=count == 0, **options, **controls)
             new = json.loads(answer.as_numpy("EVENTS").item())
             events += new
             if any(event["type"] == "answer_started" for event in events):
@@ -95,7 +95,7 @@ def test_served_turn_equals_generate_on_its_raw_samples(served_turns: Served, ch
     started = next(event for event in events if event["type"] == "answer_started")
     assert (started["audio_start_ms"], started["audio_end_ms"]) == (first * 320, (last + 1) * 320)
     oracle = TurnOracle(checkpoint, "ethan")
-    oracle.add_user_turn(lengthened(said))
+    oracle.add_user_turn(lengthened(spoken))
     expected = oracle.answer(40, 80)
     waveform = (expected.waveform * 32767).round().numpy()
     found = np.concatenate(sound)[DELAY_SAMPLES : DELAY_SAMPLES + len(waveform)]
@@ -104,32 +104,32 @@ def test_served_turn_equals_generate_on_its_raw_samples(served_turns: Served, ch
     assert done["text"] == checkpoint.tokenizer.decode(expected.tokens, skip_special_tokens=True)
 
 
-def test_commit_is_answered_at_once(served_turns: Served, questions):
+def test_commit_is_answered_in_the_same_tick(served_turns: Served, questions):
     """The open tick is padded with silence and answered; later ticks are shorter by the padding."""
-    client = guest(served_turns, MANUAL)
-    sent = questions[0][: 8 * TICK + 1001]  # an odd number: half a sample of the loudspeaker's is nobody's
-    client.say(sent[: 8 * TICK])
+    client = open_client(served_turns, MANUAL)
+    sent = questions[0][: 8 * TICK + 1001]  # an odd number: the output is half a sample longer than a whole number
+    client.send_audio(sent[: 8 * TICK])
     client.socket.send(sent[8 * TICK :].tobytes())
-    client.ask("commit")
-    assert client.hear(timeout=5).any(), "the first sound, with nothing more said"
+    client.send_event("commit")
+    assert client.receive_tick(timeout=5).any(), "the first audio, before the client sends more"
     ticks = 0
     while client.events[-1]["type"] != "answer_done" or client.sounds[-1].any() or ticks < 3:
-        client.say(np.zeros(TICK, np.int16))
+        client.send_audio(np.zeros(TICK, np.int16))
         ticks += 1
-    client.say(np.zeros(3 * TICK, np.int16))
+    client.send_audio(np.zeros(3 * TICK, np.int16))
     total = sum(len(sound) for sound in client.sounds)
     expected = (len(sent) + (ticks + 3) * TICK) * 3 / 2
-    assert 0 <= total - expected < 1, "the loudspeaker is not a sample behind or ahead"
+    assert 0 <= total - expected < 1, "the output is as long as the input"
     client.socket.close()
 
 
-def test_interruption_leaves_at_most_a_tick_of_sound(served_turns: Served, questions, interruption):
-    for seed in range(12):  # some answers of the random model are over before
-        client = guest(served_turns, f"temperature=0.9&seed={seed}")
-        client.say(questions[0][: len(questions[0]) // TICK * TICK])
+def test_interruption_silences_the_answer_within_a_tick(served_turns: Served, questions, interruption):
+    for seed in range(12):  # some answers of the random model end before the interruption
+        client = open_client(served_turns, f"temperature=0.9&seed={seed}")
+        client.send_audio(questions[0][: len(questions[0]) // TICK * TICK])
         if not any(event["type"] == "answer_started" for event in client.events):
             client.wait_for("answer_started")
-        client.say(interruption[: len(interruption) // TICK * TICK])
+        client.send_audio(interruption[: len(interruption) // TICK * TICK])
         interrupted = [event for event in client.events if event["type"] == "interrupted"]
         client.socket.close()
         if interrupted:
@@ -138,27 +138,27 @@ def test_interruption_leaves_at_most_a_tick_of_sound(served_turns: Served, quest
         pytest.fail("no answer was long enough")
     speech = [event for event in client.events if event["type"] == "speech_started"][-1]
     assert 0 < interrupted[0]["at_ms"] - speech["at_ms"] <= 320, "at the end of the tick in which speech begins"
-    place = speech["at_ms"] // 320
-    stale = client.sounds[place]  # of the tick in which speech begins
-    assert client.sounds[place - 1].any(), "it was speaking"
+    index = speech["at_ms"] // 320
+    stale = client.sounds[index]  # audio of the tick in which speech begins
+    assert client.sounds[index - 1].any(), "the answer was playing"
     assert not stale.any(), "0 samples of the old answer after the tick before: less than a tick"
 
 
-def test_messages_are_answered_and_mistakes_refused(served_turns: Served):
-    client = guest(served_turns, SHORT)
-    client.ask("message", text="Hello, who are you?")
-    client.hear()
+def test_typed_messages_are_answered_and_invalid_controls_are_refused(served_turns: Served):
+    client = open_client(served_turns, SHORT)
+    client.send_event("message", text="Hello, who are you?")
+    client.receive_tick()
     kinds = [event["type"] for event in client.events[:2]]
-    assert kinds == ["committed", "answer_started"], "with nothing said at all"
+    assert kinds == ["committed", "answer_started"], "without any speech"
     if not any(event["type"] == "answer_done" for event in client.events):
         client.wait_for("answer_done")
     for kind, code in (("commit", "nothing_to_commit"), ("cancel", "nothing_to_cancel")):
-        client.ask(kind)
+        client.send_event(kind)
         assert client.wait_for("error")["code"] == code
     for text in (7, " ", "x" * 4001, "\ud800"):
-        client.ask("message", text=text)
+        client.send_event("message", text=text)
         assert client.wait_for("error")["code"] == "bad_message"
-    client.ask("transcript")
+    client.send_event("transcript")
     turns = client.wait_for("transcript")["turns"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"]
     assert turns[0]["text"] == "Hello, who are you?"
@@ -179,7 +179,7 @@ def test_messages_are_answered_and_mistakes_refused(served_turns: Served):
     ],
 )
 def test_bad_option_is_an_error_of_its_conversation(served_turns: Served, options, message):
-    client = guest(served_turns, options)
+    client = open_client(served_turns, options)
     client.socket.send(bytes(TICK * 2))
     event = json.loads(client.socket.recv(timeout=20))
     assert event["type"] == "error"
@@ -187,10 +187,10 @@ def test_bad_option_is_an_error_of_its_conversation(served_turns: Served, option
 
 
 def test_emotion_and_language_are_reported_if_requested(served_turns: Served, questions):
-    client = guest(served_turns, f"emotion=happy,sad&language=all&{MANUAL}")
-    client.say(questions[1][: 8 * TICK])
-    client.ask("commit")
-    client.hear()
+    client = open_client(served_turns, f"emotion=happy,sad&language=all&{MANUAL}")
+    client.send_audio(questions[1][: 8 * TICK])
+    client.send_event("commit")
+    client.receive_tick()
     client.wait_for("answer_done")
     emotion, language = (
         next(event for event in client.events if event["type"] == name) for name in ("emotion", "language")
@@ -202,7 +202,7 @@ def test_emotion_and_language_are_reported_if_requested(served_turns: Served, qu
 
 
 def test_triton_reads_commits_from_request_parameters(served_turns: Served, questions):
-    """As any gRPC client sends them."""
+    """A gRPC client sends the controls as parameters."""
     with grpc_client.InferenceServerClient(served_turns.triton_grpc) as client:
         answers = [
             tick(
@@ -223,54 +223,54 @@ def test_triton_reads_commits_from_request_parameters(served_turns: Served, ques
 
 
 def test_talk_sends_silence_until_the_answer_has_ended(served_turns: Served, tmp_path, questions):
-    said, heard = tmp_path / "in.wav", tmp_path / "out.wav"
-    soundfile.write(said, questions[0], 16000, subtype="PCM_16")
+    recording, output = tmp_path / "in.wav", tmp_path / "out.wav"
+    soundfile.write(recording, questions[0], 16000, subtype="PCM_16")
     run = subprocess.run(
-        [ROOT / "sca", "talk", said, heard, "--url", served_turns.websocket], capture_output=True, text=True
+        [ROOT / "sca", "talk", recording, output, "--url", served_turns.websocket], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    sound, _ = soundfile.read(heard, dtype="int16")
+    sound, _ = soundfile.read(output, dtype="int16")
     assert len(sound) / 24000 > len(questions[0]) / 16000 + 1
     spoken = np.flatnonzero(sound)
-    assert spoken[0] / 24000 > 3, "it listened first"
+    assert spoken[0] / 24000 > 3, "silence during the question"
     assert run.stdout.strip(), "the text of the answer"
 
 
-def test_conversations_at_once_are_as_alone(served_turns: Served, questions):
-    """Two at once, one of them interrupted by its own message."""
+def test_output_of_simultaneous_conversations_equals_that_of_a_single_one(served_turns: Served, questions):
+    """Two simultaneous conversations; a typed message interrupts the answer of one."""
 
-    def ask(client: Guest, question: np.ndarray) -> None:
-        client.say(question[: 7 * TICK])
-        client.ask("commit")
+    def send_question(client: LockstepClient, question: np.ndarray) -> None:
+        client.send_audio(question[: 7 * TICK])
+        client.send_event("commit")
 
-    alone = guest(served_turns, MANUAL)
-    ask(alone, questions[0])
-    alone.hear()
-    alone.wait_for("answer_done")
-    alone.socket.close()
-    first, second = guest(served_turns, MANUAL), guest(served_turns, MANUAL)
-    ask(first, questions[0])
-    ask(second, questions[1])
-    second.hear()
-    second.ask("message", text="Stop.")
-    first.hear()
+    single = open_client(served_turns, MANUAL)
+    send_question(single, questions[0])
+    single.receive_tick()
+    single.wait_for("answer_done")
+    single.socket.close()
+    first, second = open_client(served_turns, MANUAL), open_client(served_turns, MANUAL)
+    send_question(first, questions[0])
+    send_question(second, questions[1])
+    second.receive_tick()
+    second.send_event("message", text="Stop.")
+    first.receive_tick()
     first.wait_for("answer_done")
-    assert len(first.sounds) == len(alone.sounds)
-    for a, b in zip(first.sounds, alone.sounds, strict=True):  # the codes are equal; code2wav's sums round by rows
+    assert len(first.sounds) == len(single.sounds)
+    for a, b in zip(first.sounds, single.sounds, strict=True):  # the codes are equal; code2wav's sums round by rows
         assert np.abs(a.astype(int) - b).max(initial=0) <= 1, "one step of PCM16"
     for client in (first, second):
         client.socket.close()
 
 
 def test_end_returns_the_rest_of_the_answer(served_turns: Served, questions):
-    """A file with no silence behind its last word: the bridge listens on in silence until nobody speaks."""
-    client = guest(served_turns, SHORT)
+    """A file without silence after its last word: the bridge appends silence until no turn and no answer is open."""
+    client = open_client(served_turns, SHORT)
     client.socket.send(questions[1][: 12 * TICK].tobytes())
-    sound, code = end(client.socket, heard := [])
-    kinds = [event["type"] for event in heard]
+    sound, code = end(client.socket, events := [])
+    kinds = [event["type"] for event in events]
     assert code == 1000
     assert kinds.index("committed") < kinds.index("answer_started") < kinds.index("answer_done")
-    done = next(event for event in heard if event["type"] == "answer_done")
+    done = next(event for event in events if event["type"] == "answer_done")
     spoken = np.flatnonzero(sound)
-    assert spoken[-1] - spoken[0] > 0.5 * done["spoken_ms"] * 24, "all of it was heard"
-    assert len(sound) < 24 * (12 * 320 + 1500 + done["spoken_ms"] + 8 * 320), "and the silence after it is short"
+    assert spoken[-1] - spoken[0] > 0.5 * done["spoken_ms"] * 24, "the whole answer was received"
+    assert len(sound) < 24 * (12 * 320 + 1500 + done["spoken_ms"] + 8 * 320), "the silence after the answer is short"

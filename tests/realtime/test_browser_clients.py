@@ -20,12 +20,12 @@ CHANGE = "Make it large."
 PACKAGE = "@openai/agents-realtime@0.20.0"
 BUNDLE = "package/dist/bundle/openai-realtime-agents.umd.js"
 CLIENT = Path(__file__).parent / "clients" / "agents_browser.js"
-ANSWER_S = 2.5  # from an order's end until its answer is well on its way
+ANSWER_S = 2.5  # time from an order's end until its answer plays, in seconds
 
 
 @pytest.fixture(scope="module")
 def bundle() -> str:
-    """The package's own bundle for browsers."""
+    """Return the package's bundle for browsers."""
     folder = BUILD.parent / "agents-realtime"
     folder.mkdir(parents=True, exist_ok=True)
     found = sorted(folder.glob("*.tgz"))
@@ -40,13 +40,13 @@ def bundle() -> str:
 
 @pytest.mark.long
 @pytest.mark.parametrize("transport", ["websocket", "webrtc"])
-def test_it_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp_path: Path, transport: str):
+def test_browser_speaks_twice_and_interrupts(served_barista: Served, bundle: str, tmp_path: Path, transport: str):
     order, change = synthesize(ORDER, "rms"), synthesize(CHANGE, "rms")
     microphone = [order, np.zeros(int(ANSWER_S * 16_000), np.int16), change, np.zeros(20 * 16_000, np.int16)]
     browser = start_browser(tmp_path, np.concatenate(microphone))
     try:
-        browser.set_script_timeout(120)  # the microphone says all of it again where an interruption was not heard
-        browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # it stands for the page of an application
+        browser.set_script_timeout(120)  # the microphone repeats both sentences if an interruption was not detected
+        browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # the script is that of an application's page
         browser.get(served_barista.http)
         browser.execute_script(bundle + ";globalThis.OpenAIAgentsRealtime = OpenAIAgentsRealtime;")
         sentences = [base64.b64encode(soxr.resample(pcm, 16_000, 24_000)).decode() for pcm in (order, change)]

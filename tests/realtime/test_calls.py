@@ -20,8 +20,8 @@ from tests.sockets import health, wait_until_empty
 ORDER = "Can I get a medium dark roast latte with soy milk?"
 CHANGE = "Make it large."
 FRAMES_A_SECOND = 50
-CUT_S = 12.0  # longer than two of ICE's questions for consent
-GONE_S = 3  # timeout until the place of an ended call is free
+DOWN_S = 12.0  # two intervals of ICE's consent checks are shorter
+RELEASED_S = 3  # timeout until the slot of an ended call is free, in seconds
 LOUD = 300  # smallest peak of a frame with speech, of 32768
 
 
@@ -35,12 +35,12 @@ def test_user_speaks_twice_and_interrupts_in_a_call(served_barista: Served, loss
     async def talk() -> None:
         network = Network(loss, jitter_s) if loss else None
         async with calling(served_barista.http, network) as caller:
-            caller.microphone.say(ORDER)
+            caller.microphone.speak(ORDER)
             started = await caller.wait_for("output_audio_buffer.started")
             await asyncio.sleep(1.5)
             before, heard = len(caller.events), len(caller.heard)
             assert loud_frames(caller) > 15  # aiortc's client waits 320 ms at each packet that is lost
-            caller.microphone.say(CHANGE)
+            caller.microphone.speak(CHANGE)
             cleared = await caller.wait_for("output_audio_buffer.cleared", before)
             first = (await caller.wait_for("response.done", before))["response"]
             assert first["id"] == cleared["response_id"]
@@ -69,18 +69,18 @@ def test_user_speaks_twice_and_interrupts_in_a_call(served_barista: Served, loss
 
 
 def test_call_survives_a_temporary_loss_of_the_network(served_barista: Served):
-    """With all that was said: ICE gives up after 30 s."""
+    """No speech is lost: ICE fails only after 30 s."""
 
     async def talk() -> None:
         network = Network(0.0, 0.0)
         async with calling(served_barista.http, network) as caller:
-            caller.microphone.say(ORDER)
+            caller.microphone.speak(ORDER)
             first = (await caller.wait_for("response.done"))["response"]
             order = first["output"][0]["content"][0]["transcript"].split(". ")[0].split(", ")[1]
             assert "soy milk" in order
-            network.is_cut = True
-            await asyncio.sleep(CUT_S)
-            network.is_cut, before = False, len(caller.events)
+            network.is_down = True
+            await asyncio.sleep(DOWN_S)
+            network.is_down, before = False, len(caller.events)
             assert caller.kinds(before) == []
             item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "what did I order"}]}
             caller.send("conversation.item.create", item=item)
@@ -91,7 +91,7 @@ def test_call_survives_a_temporary_loss_of_the_network(served_barista: Served):
     asyncio.run(asyncio.wait_for(talk(), 90))
 
 
-def test_output_can_be_cleared_and_a_call_that_ends_frees_its_place(served_barista: Served):
+def test_output_can_be_cleared_and_a_call_that_ends_frees_its_slot(served_barista: Served):
     async def talk() -> None:
         async with calling(served_barista.http) as caller:
             caller.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
@@ -109,7 +109,7 @@ def test_output_can_be_cleared_and_a_call_that_ends_frees_its_place(served_baris
             await asyncio.sleep(0.5)
             assert loud_frames(caller, heard) == 0
             assert health(served_barista)["conversations"] == 1
-        await asyncio.to_thread(wait_until_empty, served_barista, "sockets", GONE_S)
+        await asyncio.to_thread(wait_until_empty, served_barista, "sockets", RELEASED_S)
 
     asyncio.run(asyncio.wait_for(talk(), 60))
 
@@ -130,7 +130,7 @@ def test_call_is_reported_and_ended_over_http(served_barista: Served):
             request = urllib.request.Request(f"{about}/hangup", b"")
             with await asyncio.to_thread(urllib.request.urlopen, request) as answer:
                 assert answer.status == 200
-            await asyncio.to_thread(wait_until_empty, served_barista, "sockets", GONE_S)
+            await asyncio.to_thread(wait_until_empty, served_barista, "sockets", RELEASED_S)
             with pytest.raises(urllib.error.HTTPError) as refused:
                 await asyncio.to_thread(urllib.request.urlopen, request)
             assert refused.value.code == 404
@@ -139,7 +139,7 @@ def test_call_is_reported_and_ended_over_http(served_barista: Served):
 
 
 def test_openai_package_makes_a_call_with_its_session(served_barista: Served):
-    """Its form has the SDP and the session."""
+    """The form holds the SDP and the session."""
 
     async def offer() -> str:
         caller = Caller()
@@ -154,7 +154,7 @@ def test_openai_package_makes_a_call_with_its_session(served_barista: Served):
     )
     assert "a=ice-ufrag" in answer.read().decode()
     client.realtime.calls.hangup(answer.response.headers["Location"].rsplit("/", 1)[1])
-    wait_until_empty(served_barista, "sockets", GONE_S)
+    wait_until_empty(served_barista, "sockets", RELEASED_S)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_invalid_offer_is_an_error_with_a_reason(served_barista: Served, body, k
 
 
 def test_unsupported_parts_of_an_offer_are_inactive(served_barista: Served):
-    """A camera's pictures would pile up unread."""
+    """Frames of an accepted camera would fill a queue that no code reads."""
 
     async def call() -> None:
         caller = Caller()
@@ -193,11 +193,11 @@ def test_unsupported_parts_of_an_offer_are_inactive(served_barista: Served):
         await caller.peer.close()
 
     asyncio.run(call())
-    wait_until_empty(served_barista, "sockets", GONE_S)
+    wait_until_empty(served_barista, "sockets", RELEASED_S)
 
 
 @pytest.mark.parametrize("what", ["sound by G.711", "a text section", "a session without end"])
-def test_offer_that_cannot_be_answered_is_refused_and_frees_its_place(served_barista: Served, what: str):
+def test_offer_that_cannot_be_answered_is_refused_and_frees_its_slot(served_barista: Served, what: str):
     async def offer() -> str:
         caller = Caller()
         if what == "sound by G.711":
@@ -221,10 +221,10 @@ def test_offer_that_cannot_be_answered_is_refused_and_frees_its_place(served_bar
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=10)
     assert refused.value.code == 400
-    wait_until_empty(served_barista, "sockets", GONE_S)
+    wait_until_empty(served_barista, "sockets", RELEASED_S)
 
 
-def test_client_that_never_connects_frees_its_place(served_barista: Served):
+def test_client_that_never_connects_frees_its_slot(served_barista: Served):
     async def call() -> None:
         caller = Caller()
         await caller.peer.setLocalDescription(await caller.peer.createOffer())
@@ -233,4 +233,4 @@ def test_client_that_never_connects_frees_its_place(served_barista: Served):
 
     asyncio.run(call())
     assert health(served_barista)["sockets"] == 1
-    wait_until_empty(served_barista, "sockets", CONNECTS_S + GONE_S)
+    wait_until_empty(served_barista, "sockets", CONNECTS_S + RELEASED_S)

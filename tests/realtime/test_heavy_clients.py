@@ -1,4 +1,4 @@
-"""LiveKit's plugin and Pipecat's service, unmodified; each is heavy, so they run under `./sca test --long`."""
+"""LiveKit's plugin and Pipecat's service, unmodified; both are large, and run only under `./sca test --long`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("livekit-agents==1.8.9", "livekit-plugins-openai==1.8.9", "pipecat-a
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """A Python with both: they want versions of numpy and soundfile that the Triton wheel does not know."""
+    """Return a Python with both: the packages require other versions of numpy and soundfile than the Triton wheel."""
     venv = BUILD.parent / "clients"
     python = venv / "bin" / "python"
     marker = venv / "installed"
@@ -29,7 +29,7 @@ def python() -> Path:
 
 @pytest.mark.long
 @pytest.mark.parametrize("client", ["livekit", "pipecat"])
-def test_it_speaks_twice_and_interrupts(served_barista: Served, python: Path, client: str):
+def test_client_speaks_twice_and_interrupts(served_barista: Served, python: Path, client: str):
     address = f"{served_barista.http}/v1"
     if client == "pipecat":
         address = address.replace("http", "ws") + "/realtime"

@@ -1,9 +1,9 @@
 // @openai/agents-realtime in a browser: two turns, the second interrupts the answer to the first.
-// Arguments: "websocket" or "webrtc", the two sentences as base64 of PCM16 at 24 kHz (of WebRTC the microphone says
-// them), and what is called with the result.
+// Arguments: "websocket" or "webrtc", the two sentences as base64 of PCM16 at 24 kHz (with WebRTC, the microphone
+// plays the sentences), and the callback that receives the result.
 const [transport, order, change, done] = arguments;
 const { RealtimeAgent, RealtimeSession, OpenAIRealtimeWebSocket, OpenAIRealtimeWebRTC } = OpenAIAgentsRealtime;
-const CHUNK = 2400, CHUNK_MS = 50, LONGEST_MS = 110_000;
+const CHUNK = 2400, CHUNK_MS = 50, MAX_MS = 110_000;
 
 const events = [], errors = [];
 let played = 0;
@@ -30,7 +30,7 @@ async function converse() {
     await session.connect({ apiKey: 'none', ...(transport === 'websocket' ? { url } : {}) });
 
     const queue = [];
-    const say = (base64) => {
+    const speak = (base64) => {
         const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
         for (let at = 0; at < bytes.length; at += CHUNK) queue.push(bytes.slice(at, at + CHUNK));
     };
@@ -42,10 +42,10 @@ async function converse() {
     const started = transport === 'websocket' ? 'response.output_audio.delta' : 'output_audio_buffer.started';
     const sound = next((event) => event.type === started);
     const first = next(isDone('cancelled'));
-    say(order);
+    speak(order);
     await sound;
     await pause(1000);
-    say(change);
+    speak(change);
     const cancelled = (await first).response;
     const completed = (await next(isDone('completed'))).response;
     clearInterval(microphone);
@@ -58,5 +58,5 @@ async function converse() {
 }
 
 const kinds = () => events.map((event) => event.type);
-const late = pause(LONGEST_MS).then(() => { throw new Error('it takes too long'); });
+const late = pause(MAX_MS).then(() => { throw new Error(`expected a result within ${MAX_MS} ms`); });
 Promise.race([converse(), late]).then(done, (error) => done({ failed: `${error} ${error.stack}`, errors, kinds: kinds() }));

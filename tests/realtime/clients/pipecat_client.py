@@ -18,8 +18,8 @@ from pipecat.workers.runner import WorkerRunner
 RATE, FRAME_S, FRAME_BYTES, WAV_HEADER = 16_000, 0.02, 640, 44
 
 
-def said(words: str) -> list[bytes]:
-    """A sentence by flite at 16 kHz, which the service resamples; in frames of 20 ms."""
+def frames_of(words: str) -> list[bytes]:
+    """Return a sentence by flite at 16 kHz, which the service resamples, in frames of 20 ms."""
     command = ["flite", "-voice", "rms", "-t", words, "-o", "/dev/stdout"]
     wav = subprocess.run(command, capture_output=True, check=True).stdout
     return [wav[at : at + FRAME_BYTES] for at in range(WAV_HEADER, len(wav) - FRAME_BYTES, FRAME_BYTES)]
@@ -32,7 +32,7 @@ async def until(is_so) -> None:
 
 
 class Loudspeaker(BaseOutputTransport):
-    """Plays nowhere, at the pace of a real one."""
+    """Output that discards audio at the pace of a real loudspeaker."""
 
     played_s, interruptions = 0.0, 0
 
@@ -55,7 +55,7 @@ async def converse(base_url: str) -> None:
     user, assistant = LLMContextAggregatorPair(context)
     speaker = Loudspeaker(TransportParams(audio_out_enabled=True))
     worker = PipelineWorker(Pipeline([user, llm, speaker, assistant]))
-    runner, to_say, answers = WorkerRunner(handle_sigint=False), [], {}
+    runner, queued, answers = WorkerRunner(handle_sigint=False), [], {}
 
     @llm.event_handler("on_conversation_item_updated")
     async def note(_, item_id: str, item) -> None:
@@ -65,8 +65,8 @@ async def converse(base_url: str) -> None:
     async def microphone() -> None:
         due_s = (clock := asyncio.get_running_loop().time)()
         while True:
-            part = to_say.pop(0) if to_say else bytes(FRAME_BYTES)
-            await worker.queue_frame(InputAudioRawFrame(audio=part, sample_rate=RATE, num_channels=1))
+            frame = queued.pop(0) if queued else bytes(FRAME_BYTES)
+            await worker.queue_frame(InputAudioRawFrame(audio=frame, sample_rate=RATE, num_channels=1))
             due_s += FRAME_S
             await asyncio.sleep(due_s - clock())
 
@@ -75,24 +75,24 @@ async def converse(base_url: str) -> None:
         return (item := list(answers.values())[-1]).id, item.status, item.content[0].transcript
 
     async def talk() -> None:
-        await worker.queue_frame(LLMRunFrame())  # a typed turn at the start is answered: so bots greet
+        await worker.queue_frame(LLMRunFrame())  # bots greet with the answer to a typed turn
         assert (await answer(1))[1:] == ("completed", "Okay, a latte. What size would you like?")
-        await asyncio.sleep(1)  # the last of it is played
+        await asyncio.sleep(1)  # the end of the answer is played
         listening, before_s, interruptions = asyncio.create_task(microphone()), speaker.played_s, speaker.interruptions
-        to_say.extend(said("Can I get a medium dark roast latte with soy milk?"))
+        queued.extend(frames_of("Can I get a medium dark roast latte with soy milk?"))
         await until(lambda: speaker.played_s - before_s > 1)
-        to_say.extend(said("Make it large."))  # while the answer plays
-        cut, status, text = await answer(2)
+        queued.extend(frames_of("Make it large."))  # while the answer plays
+        interrupted, status, text = await answer(2)
         assert status == "incomplete"
         assert text
-        await until(lambda: speaker.interruptions == interruptions + 2)  # one as each turn starts
+        await until(lambda: speaker.interruptions == interruptions + 2)  # one at the start of each turn
         before_s = speaker.played_s
         _, status, text = await answer(3)
         assert status == "completed"
         assert "large" in text
         await until(lambda: context.messages[-1] == {"role": "assistant", "content": text})
         assert speaker.played_s - before_s > 2
-        heard = (await llm.retrieve_conversation_item(cut)).content[0].transcript
+        heard = (await llm.retrieve_conversation_item(interrupted)).content[0].transcript
         assert heard
         assert context.messages[-2]["content"].startswith(heard)
         listening.cancel()
