@@ -123,7 +123,7 @@ def test_adapter_is_merged_as_by_peft(checkpoint_folder, tmp_path, options):
 
 
 def test_adapter_of_one_half_of_fused_weights_is_merged(checkpoint_folder, tmp_path):
-    """peft refuses such targets for the names of transformers' mixtures of experts, in layers of other kinds too."""
+    """Peft refuses such targets for the names of transformers' mixtures of experts, in layers of other kinds too."""
     name = "layers.0.mlp.shared_expert.up_proj"
     reference = base(checkpoint_folder)
     trained = train(reference.talker.model, tmp_path, target_modules=[name])

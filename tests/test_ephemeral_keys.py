@@ -39,7 +39,7 @@ def test_short_lived_key_opens_the_session_that_it_was_made_for(locked: RunningB
 @pytest.mark.parametrize(
     ("body", "message", "param"),
     [
-        (b"{", "not JSON", None),
+        (b"{", "expected JSON", None),
         (b"[]", "expected an object", None),
         (b'{"expires_after": {"seconds": 5}}', "expected 10 to 7200 seconds", "expires_after"),
         (b'{"expires_after": {"anchor": "x"}}', "expected created_at", "expires_after.anchor"),
