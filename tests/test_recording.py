@@ -178,7 +178,7 @@ def test_disk_that_accepts_nothing_ends_no_conversation(served: Served, pcm, tmp
             heard, code = end(socket)
         assert code == 1000
         assert len(heard) == 3 * 7680
-        assert "cannot be written, the conversation goes on" in running.log.read_text()
+        assert "cannot be written, the conversation continues" in running.log.read_text()
 
 
 def test_file_that_is_no_recording_is_refused_by_name(tmp_path):
