@@ -90,7 +90,7 @@ class Server(Served):
         return self.folder / "log"
 
     def jump_to(self, seconds: int) -> None:
-        """Move the server's time of day, at once for all of its processes."""
+        """Shift the time of day of all processes of the server."""
         (self.folder / "next").write_text(str(seconds))
         (self.folder / "next").replace(self.folder / "jump")
 
@@ -145,7 +145,7 @@ class Balancer:
         wait_until(lambda: bool(re.search(rf"^tritons,{name},.*,UP,", self.send("show stat"), re.MULTILINE)), BACK_S)
 
     def restore(self) -> None:
-        """Start the balancer again if it has ended, and let both servers in."""
+        """Start the balancer again if it has ended, and enable both servers."""
         if self.process is None or self.process.poll() is not None:
             self.start()
         for name in ("first", "second"):
@@ -217,7 +217,7 @@ class Pair:
         return server
 
     def restore(self) -> None:
-        """Bring everything back that a test has broken."""
+        """Restart the servers, the balancer and the bridges that a test has broken."""
         for server in self.servers:
             server.restore()
         if "balancer" in vars(self):

@@ -131,7 +131,7 @@ def test_noise_gets_no_answer(call: Callable[..., LockstepClient]):
 
 @pytest.mark.parametrize("voice", ["rms", "slt"])
 def test_orders_of_an_unknown_voice_are_understood(call: Callable[..., LockstepClient], voice: str):
-    """At least half exactly: the checkpoint's score on unknown voices is in its model card."""
+    """At least half of the orders are confirmed exactly; the model card has the score on unknown voices."""
     orders = {
         "Can I get a small latte?": {"size": "small", "coffeeDrink": "latte"},
         "I want a medium roast americano with brown sugar": {

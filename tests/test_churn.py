@@ -161,9 +161,8 @@ def test_output_in_a_full_batch_of_all_ages_equals_that_of_a_batch_of_one(checkp
     expected = converse(engine, ticks, TICKS, voice="aiden")
     for key in range(15):
         engine.open(key, engine.parse_options({"seed": key, **DRAWING}))
-        engine.conversation(key).ticks = (
-            key * engine.settings.context_ticks // 15
-        )  # age in ticks; the cache holds zeros
+        age = key * engine.settings.context_ticks // 15
+        engine.conversation(key).ticks = age  # the cache holds zeros
     engine.open("watched", engine.parse_options({"voice": "aiden"}))
     spoken, furthest = [], 0
     for tick in range(TICKS):

@@ -174,7 +174,7 @@ def test_numbers_may_be_strings(engine: Engine):
     assert engine.parse_options({"seed": 2**53 + 1}).seed == 2**53 + 1
 
 
-def test_prompt_longer_than_the_context_is_refused_and_takes_no_slot(checkpoint: Checkpoint, settings):
+def test_prompt_longer_than_its_limit_is_refused_and_takes_no_slot(checkpoint: Checkpoint, settings):
     engine = Engine(checkpoint, settings.with_values(engine={"prompt_positions": 20}))
     with pytest.raises(OptionError, match="expected at most 20 tokens"):
         engine.open(1, engine.parse_options({"system_prompt": "x" * 30}))

@@ -36,7 +36,7 @@ def test_full_size_has_a_chat_template():
 
 
 def test_full_size_is_written_as_a_complete_checkpoint(tmp_path, settings, checkpoint: Checkpoint, monkeypatch):
-    """With the random checkpoint's sizes, in several shards."""
+    """The model has the random checkpoint's sizes, and is written in several shards."""
     monkeypatch.setattr(full_size, "SHARD_BYTES", 3_000_000)
     full_size.write_checkpoint(tmp_path, "cpu", torch.float32, random_config(checkpoint.tokenizer))
     assert len(list(tmp_path.glob("*.safetensors"))) > 2

@@ -1,4 +1,4 @@
-"""Two servers behind a stock balancer: conversations stay whole, and a full server is not the last answer."""
+"""Two servers behind a stock balancer: no conversation is split, and the other server is tried if one is full."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_conversation_refused_by_a_full_server_begins_on_the_other(pair: Pair, p
 
 
 def test_rolling_restart_loses_no_conversation(pair: Pair, pcm):
-    """As an operator does it: drain, wait until the server is empty, restart, let it in; then the other one."""
+    """An operator's steps: drain a server, wait until the server is empty, restart and enable it; then the other."""
     failures: list[Exception] = []
     lengths: list[int] = []
     over = threading.Event()

@@ -23,7 +23,7 @@ from tests.realtime.caller import Caller, Network
 NO_SERVERS = RTCConfiguration(iceServers=[])
 
 
-def given(numbers: list[int]) -> list[list[int]]:
+def released(numbers: list[int]) -> list[list[int]]:
     """Return the numbers of the packets that a buffer releases at each packet of this order."""
     found: list[list[int]] = []
     buffer = PacketBuffer(lambda packet: found[-1].append(packet.timestamp))
@@ -39,7 +39,7 @@ def given(numbers: list[int]) -> list[list[int]]:
     [
         ([0, 1, 2, 3], [[0], [1], [2], [3]]),
         ([0, 2, 1, 5, 4, 3, 6], [[0], [], [1, 2], [], [], [3, 4, 5], [6]]),
-        ([0, 2, 3, 4, 5, 6, 7], [[0], [], [], [], [2, 3, 4, 5], [6], [7]]),  # nothing waits from then on
+        ([0, 2, 3, 4, 5, 6, 7], [[0], [], [], [], [2, 3, 4, 5], [6], [7]]),  # later packets are released without a wait
         ([0, 2, 3, 4, 5, 1, 6], [[0], [], [], [], [2, 3, 4, 5], [], [6]]),
         ([0, 1, 1, 0, 2], [[0], [1], [], [], [2]]),
         ([1000, 0, 1, 2, 3, 4], [[1000], [], [], [], [0, 1, 2, 3], [4]]),
@@ -49,11 +49,11 @@ def given(numbers: list[int]) -> list[list[int]]:
 def test_packet_is_released_as_soon_as_no_earlier_one_is_missing(
     first: int, came: list[int], expected: list[list[int]]
 ):
-    assert given([first + number for number in came]) == [[first + number for number in each] for each in expected]
+    assert released([first + number for number in came]) == [[first + number for number in each] for each in expected]
 
 
 def test_aiortc_loses_no_more_packets_than_the_network():
-    """A real receiver of aiortc, whose own buffer drops what came behind a lost packet."""
+    """A real receiver of aiortc, whose own buffer drops the packets after a lost one."""
 
     async def listen() -> tuple[int, int]:
         network, server, caller = Network(loss=0.08, jitter_s=0.02), RTCPeerConnection(NO_SERVERS), Caller()
@@ -83,7 +83,7 @@ def test_aiortc_loses_no_more_packets_than_the_network():
 
 
 def test_empty_packet_does_not_reach_the_decoder():
-    """Which would take it for the end."""
+    """For aiortc's decoder, an empty packet is the end of the stream."""
 
     async def decoded() -> list[tuple[bytes, int]]:
         peer = RTCPeerConnection(NO_SERVERS)
