@@ -188,7 +188,7 @@ def test_file_that_is_no_recording_is_refused_by_name(tmp_path):
     with wave.open(str(path), "wb") as wav:
         wav.setparams((1, 2, 16000, 0, "NONE", ""))
         wav.writeframes(bytes(100))
-    with pytest.raises(RecordingError, match="expected 16 bit stereo at 48000 Hz"):
+    with pytest.raises(RecordingError, match="expected a recording, 16 bit stereo at 48000 Hz"):
         read_recording(path)
     run = sca("replay", path)
     assert run.returncode == 1
