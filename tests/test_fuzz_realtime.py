@@ -65,9 +65,15 @@ class ServedClient:
         """Send an event and wait until the server has handled it; return its id."""
         self._sent += 1
         event_id = f"event {self._sent}"
+        if kind == "conversation.item.create":  # an id, because the server adds items of responses at the same time
+            fields["item"] = {"id": f"item {self._sent}", **fields["item"]}
         self.ledger.request(event_id, kind, fields)
         self.socket.send(json.dumps({"type": kind, "event_id": event_id, **fields}))
-        self.ledger.expect_reply(event_id, [event for event in self._probe() if not _names_another(event, event_id)])
+        events = [event for event in self._probe() if not _names_another(event, event_id)]
+        if kind == "conversation.item.create":
+            created = fields["item"]["id"]
+            events = [event for event in events if event.get("item", {}).get("id", created) == created]
+        self.ledger.expect_reply(event_id, events)
         return event_id
 
     def send_malformed(self, frame: str | bytes) -> None:
